@@ -1,0 +1,83 @@
+"""Returns and advantages over one trajectory, time on axis 0; any further axes are streams side by side.
+
+`terminated` and `truncated` come apart, as bool or 0/1. A termination has no successor value; a truncation has one, and ends the sum.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from flatirons.types import Array
+
+
+def td_target(reward: Array, terminated: Array, next_value: Array, gamma: float | Array) -> jax.Array:
+    """One-step target y = r + gamma (1 - terminated) V(s'), all of one shape (Mnih 2015, Algorithm 1)."""
+    return reward + gamma * (1.0 - jnp.asarray(terminated, jnp.float32)) * next_value
+
+
+def gae(
+    reward: Array,
+    value: Array,
+    next_value: Array,
+    terminated: Array,
+    truncated: Array,
+    gamma: float | Array,
+    gae_lambda: float | Array,
+) -> jax.Array:
+    """Generalised advantage estimates, `[T, ...]` each (Schulman 2016, equation 16; PPO paper, equations 11 and 12).
+
+    `next_value` is the value of the true successor, so that a truncated row bootstraps from where its episode was cut.
+    """
+    terminated = jnp.asarray(terminated, jnp.float32)
+    ended = jnp.maximum(terminated, jnp.asarray(truncated, jnp.float32))
+    delta = td_target(reward, terminated, next_value, gamma) - value
+    decay = gamma * gae_lambda * (1.0 - ended)
+
+    def backwards(carry: jax.Array, row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        carry = row[0] + row[1] * carry
+        return carry, carry
+
+    return jax.lax.scan(backwards, jnp.zeros_like(delta[0]), (delta, decay), reverse=True, unroll=min(8, delta.shape[0]))[1]
+
+
+def lambda_return(
+    reward: Array,
+    value: Array,
+    next_value: Array,
+    terminated: Array,
+    truncated: Array,
+    gamma: float | Array,
+    lambda_: float | Array,
+) -> jax.Array:
+    """TD(lambda) returns `[T, ...]`: the advantages of `gae` plus the values. lambda = 1 is the T-step estimator with a bootstrap."""
+    return value + gae(reward, value, next_value, terminated, truncated, gamma, lambda_)
+
+
+def n_step_return(
+    reward: Array, next_value: Array, terminated: Array, truncated: Array, gamma: float | Array, n: int
+) -> jax.Array:
+    """n-step returns `[T, ...]`: up to n rewards, then gamma^k V of the last successor; sums stop at the end of an episode or trajectory."""
+    terminated = jnp.asarray(terminated, jnp.float32)
+    ended = jnp.maximum(terminated, jnp.asarray(truncated, jnp.float32))
+    bootstrap = td_target(reward, terminated, next_value, gamma)
+    target = bootstrap
+    for _ in range(n - 1):
+        later = jnp.concatenate([target[1:], target[-1:]], axis=0)
+        is_last = jnp.zeros_like(ended).at[-1].set(1.0)
+        stop = jnp.maximum(ended, is_last)
+        target = stop * bootstrap + (1.0 - stop) * (reward + gamma * later)
+    return target
+
+
+def discounted_sum(reward: Array, ended: Array, start: Array, gamma: float | Array) -> tuple[jax.Array, jax.Array]:
+    """Running forward sums R_t = r_t + gamma R_{t-1}, restarted after each end: (the sum to carry on from, `[T, ...]`).
+
+    This is the quantity whose deviation scales rewards (Engstrom 2020, "reward scaling").
+    """
+
+    def forwards(carry: jax.Array, row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        total = row[0] + gamma * carry
+        return total * (1.0 - row[1]), total
+
+    return jax.lax.scan(forwards, start, (jnp.asarray(reward), jnp.asarray(ended, jnp.float32)))

@@ -1,0 +1,176 @@
+"""Experience replay held as arrays in State, each frame stored once.
+
+Per environment there are two rings. *Rows* hold frames: every observation of an episode one after the other, its true last one included (the
+successor of a terminated or truncated step), so a next observation is the row after. An observation that is a stack of k frames is k
+consecutive rows; an episode begins with all k frames of its first stack, so no stack ever crosses an episode. *Starts* hold, per
+transition, action, reward, flags and the row of its observation. A transition leaves when the write head reaches any row of it.
+
+All functions are in-graph with fixed shapes; donated to a compiled update, the arrays are written in place.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flatirons.types import ArraySpec, Discrete, Key, MultiDiscrete, Spec, Transition
+
+
+class Replay(NamedTuple):
+    """frames: pytree of `[R, B, *frame]`; action `[S, B, ...]`; reward, terminated, truncated, row: `[S, B]`.
+
+    head int32 `[B]`: the row that holds the newest successor, written over when the episode goes on. next int32 `()`: the start to write
+    next. size int32 `[B]`: transitions that can be sampled, the newest ones.
+    """
+
+    frames: Any
+    action: Any
+    reward: Any
+    terminated: Any
+    truncated: Any
+    row: Any
+    head: Any
+    next: Any
+    size: Any
+
+
+class Sample(NamedTuple):
+    """A minibatch `[n, ...]`."""
+
+    obs: Any
+    action: Any
+    reward: Any
+    next_obs: Any
+    terminated: Any
+
+
+def _is_spec(x: Any) -> bool:
+    return isinstance(x, ArraySpec)
+
+
+def _specs(spec: Spec) -> list[ArraySpec]:
+    return jax.tree.leaves(spec.obs, is_leaf=_is_spec)
+
+
+def _stack(spec: Spec) -> int:
+    return max(s.stack for s in _specs(spec))
+
+
+def create(spec: Spec, num_envs: int, capacity: int) -> Replay:
+    """An empty replay of `capacity` transitions in all (num_envs must divide it).
+
+    An eighth more rows than transitions are kept for the frames that begin and end episodes: where episodes are shorter than eight stacks,
+    a little less than `capacity` is held.
+    """
+    starts = capacity // num_envs
+    rows = starts + starts // 8 + 2 * _stack(spec) + 2
+
+    def frames(s: ArraySpec) -> jax.Array:
+        return jnp.zeros((rows, num_envs, *(s.shape[1:] if s.stack > 1 else s.shape)), s.dtype)
+
+    discrete = isinstance(spec.action, (Discrete, MultiDiscrete))
+    action_shape = () if isinstance(spec.action, Discrete) else (len(spec.action.nvec),) if discrete else spec.action.shape
+    return Replay(
+        frames=jax.tree.map(frames, spec.obs, is_leaf=_is_spec),
+        action=jnp.zeros((starts, num_envs, *action_shape), jnp.int32 if discrete else jnp.float32),
+        reward=jnp.zeros((starts, num_envs)),
+        terminated=jnp.zeros((starts, num_envs), bool),
+        truncated=jnp.zeros((starts, num_envs), bool),
+        row=jnp.zeros((starts, num_envs), jnp.int32),
+        head=jnp.zeros(num_envs, jnp.int32),
+        next=jnp.int32(0),
+        size=jnp.zeros(num_envs, jnp.int32),
+    )
+
+
+def num_bytes(spec: Spec, num_envs: int, capacity: int) -> int:
+    """Bytes that `create` takes."""
+    shapes = jax.eval_shape(lambda: create(spec, num_envs, capacity))
+    return sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(shapes))
+
+
+def add(replay: Replay, spec: Spec, experience: Transition) -> Replay:
+    """Store a trajectory `[T, B, ...]` that goes on where the last one stopped."""
+    stack = _stack(spec)
+    num_rows = jax.tree.leaves(replay.frames)[0].shape[0]
+    num_starts, num_envs = replay.row.shape
+    num_steps = experience.reward.shape[0]
+    ended = (experience.terminated | experience.truncated).astype(jnp.int32)
+    begun = experience.first.astype(jnp.int32) * (stack - 1)
+    # Distance of each observation's row from the head: one row a step, one more for each last frame, stack - 1 for each beginning.
+    after = jnp.cumsum(1 + ended + begun, axis=0)
+    offset = after - 1 - ended
+    advance = after[-1]
+    rows = (jnp.expand_dims(replay.head, 0) + offset) % num_rows
+    envs = jnp.broadcast_to(jnp.arange(num_envs)[None], (num_steps, num_envs))
+
+    def write(s: ArraySpec, frames: jax.Array, obs: jax.Array, next_obs: jax.Array) -> jax.Array:
+        if s.stack == 1:
+            both = jnp.stack([jnp.asarray(obs), jnp.asarray(next_obs)]).astype(frames.dtype)
+            at = jnp.stack([rows, (rows + 1) % num_rows])
+        else:
+            parts = [*(obs[:, :, k] for k in range(s.stack)), next_obs[:, :, -1]]
+            both = jnp.stack([jnp.asarray(x) for x in parts]).astype(frames.dtype)
+            at = jnp.stack([(rows + k - (s.stack - 1)) % num_rows for k in range(s.stack + 1)])
+        return frames.at[at, jnp.broadcast_to(envs[None], at.shape)].set(both)
+
+    frames = jax.tree.map(write, spec.obs, replay.frames, experience.obs, experience.next_obs, is_leaf=_is_spec)
+
+    # The oldest transitions any of whose rows the head has come to. Fewer than `reach` can go at once.
+    reach = min(num_steps * (stack + 1), num_starts)
+    candidate = (replay.next - jnp.expand_dims(replay.size, 0) + jnp.arange(reach)[:, None]) % num_starts
+    row = jnp.take_along_axis(replay.row, candidate, axis=0)
+    distance = (jnp.expand_dims(replay.head, 0) - row) % num_rows + jnp.expand_dims(advance, 0)
+    lost = (jnp.arange(reach)[:, None] < jnp.expand_dims(replay.size, 0)) & (distance >= num_rows - (stack - 1))
+    size = jnp.minimum(replay.size - jnp.sum(lost, axis=0, dtype=jnp.int32) + num_steps, num_starts)
+
+    starts = (replay.next + jnp.arange(num_steps)) % num_starts
+    return Replay(
+        frames=frames,
+        action=replay.action.at[starts].set(experience.action),
+        reward=replay.reward.at[starts].set(experience.reward.astype(jnp.float32)),
+        terminated=replay.terminated.at[starts].set(experience.terminated),
+        truncated=replay.truncated.at[starts].set(experience.truncated),
+        row=replay.row.at[starts].set(rows),
+        head=(replay.head + advance) % num_rows,
+        next=(replay.next + num_steps) % num_starts,
+        size=size,
+    )
+
+
+def sample(replay: Replay, spec: Spec, key: Key, num: int) -> Sample:
+    """`num` transitions, uniform over environments and then over each one's transitions, with replacement."""
+    num_rows = jax.tree.leaves(replay.frames)[0].shape[0]
+    num_starts, num_envs = replay.row.shape
+    key_env, key_age = jax.random.split(key)
+    env = jax.random.randint(key_env, (num,), 0, num_envs)
+    age = jax.random.randint(key_age, (num,), 0, jnp.maximum(replay.size[env], 1))
+    start = (replay.next - 1 - age) % num_starts
+    row = replay.row[start, env]
+
+    def read(s: ArraySpec, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if s.stack == 1:
+            return frames[row, env], frames[(row + 1) % num_rows, env]
+        at = (row[:, None] + jnp.arange(1 - s.stack, 2)[None]) % num_rows
+        window = frames[at, jnp.broadcast_to(env[:, None], at.shape)]
+        return window[:, :-1], window[:, 1:]
+
+    pairs = jax.tree.map(read, spec.obs, replay.frames, is_leaf=_is_spec)
+    obs = jax.tree.map(lambda _, pair: pair[0], spec.obs, pairs, is_leaf=_is_spec)
+    next_obs = jax.tree.map(lambda _, pair: pair[1], spec.obs, pairs, is_leaf=_is_spec)
+    return Sample(obs, replay.action[start, env], replay.reward[start, env], next_obs, replay.terminated[start, env])
+
+
+def interrupt(replay: Replay) -> Replay:
+    """Cut the running episodes as truncated: what is added next begins new ones, and the newest successors are kept."""
+    num_rows = jax.tree.leaves(replay.frames)[0].shape[0]
+    last = (replay.next - 1) % replay.row.shape[0]
+    running = (replay.size > 0) & ~(replay.terminated[last] | replay.truncated[last])
+    return replay._replace(
+        truncated=replay.truncated.at[last].set(replay.truncated[last] | running),
+        head=(replay.head + running.astype(jnp.int32)) % num_rows,
+    )

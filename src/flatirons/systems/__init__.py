@@ -1,0 +1,40 @@
+"""One file per paper family. `SYSTEMS` is what the list, the command line and the contract test read."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from types import ModuleType
+from typing import Any
+
+from flatirons.systems import dqn, ppo
+from flatirons.types import FlatironsError
+
+SYSTEMS: tuple[ModuleType, ...] = (ppo, dqn)
+
+
+def system_name(module: ModuleType) -> str:
+    """The name of a system: its file's."""
+    return module.__name__.rpartition(".")[2]
+
+
+def find(name: str) -> tuple[ModuleType, dict[str, Any], str | None]:
+    """(module, its settings, preset or None) of a system's or a preset's name. Raises FlatironsError with the nearest name."""
+    names = []
+    for module in SYSTEMS:
+        if name == system_name(module):
+            return module, {}, None
+        if name in module.PRESETS:
+            return module, dict(module.PRESETS[name].config), name
+        names += [system_name(module), *module.PRESETS]
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise FlatironsError(f"unknown system {name!r}: {hint}`flatirons list` names them all")
+
+
+def choose_preset(module: ModuleType, task_name: str) -> str | None:
+    """The preset tuned for this task, if there is one: the first whose `tasks` patterns match."""
+    for name, preset in module.PRESETS.items():
+        if any(fnmatch.fnmatchcase(task_name, pattern) for pattern in preset.tasks):
+            return name
+    return None
