@@ -1,0 +1,288 @@
+"""The one door to environments: `make(task) -> Task`, in-graph or on the host, and `check(task) -> list[Finding]`.
+
+Names: `CartPole-v1` (any Gymnasium id), `ALE/Pong-v5` (Atari through ale-py's vector environment), `envpool:HalfCheetah-v5`,
+`jax:CartPole-v1`, `pgx:minatar-breakout`, `probe:constant-reward` (these three in-graph). Simulators are imported when one is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import importlib
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from flatirons.types import FlatironsError, Task
+
+if TYPE_CHECKING:
+    from flatirons.envs.checker import Finding
+
+__all__ = ["VECTORISERS", "check", "make", "names"]
+
+VECTORISERS = ("auto", "serial", "threads", "processes", "gymnasium")
+"""How a batch of Gymnasium environments may be stepped; `auto` chooses and says so in the task's notes."""
+
+_EXTRAS = {
+    "ale_py": "atari",
+    "mujoco": "mujoco",
+    "imageio": "mujoco",
+    "Box2D": "box2d",
+    "box2d": "box2d",
+    "pygame": "box2d",
+    "pgx": "games",
+    "pgx_minatar": "games",
+    "mctx": "games",
+    "envpool": "envpool",
+}
+
+
+def make(
+    task: Any,
+    num_envs: int = 1,
+    *,
+    seed: int = 0,
+    training: bool = True,
+    vectoriser: str = "auto",
+    timeout_s: float | None = 60.0,
+    **options: Any,
+) -> Task:
+    """Make a task: a batch of `num_envs` environments that resets itself.
+
+    task: a name (see the top of this file), a `gymnasium.Env` instance (num_envs must be 1), a factory `() -> gymnasium.Env`, or an
+    in-graph environment (an object with `init`, `step`, `observe`, `legal` and its specs).
+    seed: of a host task's first episodes; in-graph tasks take a key at `reset` instead.
+    training: False makes the evaluation twin: raw rewards and whole games in Atari; time limits stay.
+    vectoriser: one of `VECTORISERS`, for Gymnasium's environments.
+    timeout_s: after how long a host environment that does not return is an error; None to wait for ever.
+    options: the environment's own (Gymnasium's `make` arguments such as `render_mode`, the fields of `AtariOptions`, an in-graph
+    environment's fields).
+
+    Raises FlatironsError for an unknown name (with the nearest ones), a missing extra (with the line that installs it), an unknown option.
+    """
+    if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
+        raise FlatironsError(f"num_envs is {num_envs!r}; it is a whole number from 1 up")
+    if vectoriser not in VECTORISERS:
+        raise FlatironsError(
+            f"the vectoriser {vectoriser!r} is unknown{_nearest(vectoriser, VECTORISERS)}; there are {', '.join(VECTORISERS)}"
+        )
+    if timeout_s is not None and not timeout_s > 0:
+        raise FlatironsError(f"timeout_s is {timeout_s!r}; it is a number of seconds above 0, or None to wait for ever")
+    if not isinstance(task, str):
+        return _from_object(task, num_envs, seed, vectoriser, timeout_s, options)
+    prefix, colon, rest = task.partition(":")
+    if colon and prefix in ("jax", "pgx", "probe"):
+        if vectoriser != "auto":
+            raise FlatironsError(f"{task} runs in-graph, where there is nothing to vectorise; leave the vectoriser at 'auto'")
+        return _in_graph(task, prefix, rest, num_envs, options)
+    if colon and prefix == "envpool":
+        _import("envpool")
+        from flatirons.envs.envpool import make_envpool
+
+        return make_envpool(rest, num_envs, seed=seed, timeout_s=timeout_s, **options)
+    if task.startswith("ALE/"):
+        _import("ale_py")
+        from flatirons.envs.atari import make_atari
+
+        if vectoriser != "auto":
+            raise FlatironsError(f"{task} is stepped by ale-py's own vector environment; leave the vectoriser at 'auto'")
+        return make_atari(task, num_envs, seed=seed, training=training, timeout_s=timeout_s, **options)
+    return _from_gymnasium(task, num_envs, seed, vectoriser, timeout_s, options)
+
+
+def check(task: Any, **options: Any) -> list[Finding]:
+    """Check an environment: a name, a `gymnasium.Env`, a factory or an in-graph environment. See `flatirons.envs.checker`."""
+    from flatirons.envs import checker
+
+    return checker.check(task, **options)
+
+
+def names() -> list[str]:
+    """Every name that `make` knows here: our in-graph ones and Gymnasium's ids (Atari's where ale-py is installed)."""
+    import gymnasium
+
+    found = [f"{prefix}:{name}" for prefix, table in _tables().items() for name in table]
+    with contextlib.suppress(ImportError):
+        gymnasium.register_envs(importlib.import_module("ale_py"))
+    return found + [name for name in gymnasium.registry if not name.startswith(("phys2d/", "tabular/", "GymV"))]
+
+
+def _tables() -> Mapping[str, Any]:
+    from flatirons.envs import classic, minatar, probes
+
+    return {"jax": tuple(classic.ENVS), "pgx": tuple(minatar.NAMES), "probe": tuple(probes.ENVS)}
+
+
+def _nearest(name: str, known: Any) -> str:
+    """Words that offer the nearest names, or nothing."""
+    lower = {other.lower(): other for other in known}
+    close = [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)]
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _unknown(task: str) -> FlatironsError:
+    offer = _nearest(task, names()) or "; `flatirons list` names the tasks, and any Gymnasium id that is registered will do"
+    return FlatironsError(f"the task {task!r} is unknown{offer}")
+
+
+def _missing(task: str, module: str) -> FlatironsError:
+    extra = _EXTRAS.get(module.split(".")[0])
+    line = f"pip install 'flatirons[{extra}]'" if extra else f"pip install {module.split('.')[0]}"
+    return FlatironsError(f"{task} needs the package {module}, which is not installed; install it with: {line}")
+
+
+def _import(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise _missing("this task", error.name or module) from None
+
+
+def _in_graph(task: str, prefix: str, name: str, num_envs: int, options: dict[str, Any]) -> Task:
+    from flatirons.envs.ingraph import InGraph
+
+    known = _tables()[prefix]
+    if name not in known:
+        offer = _nearest(name, known)
+        raise FlatironsError(f"the task {task!r} is unknown{offer or f'; {prefix}: has {chr(44).join(known)}'}")
+    if prefix == "pgx":
+        from flatirons.envs import minatar
+
+        try:
+            env: Any = minatar.make(name, **options)
+        except TypeError as error:
+            raise FlatironsError(f"{task} does not take these options: {error}") from None
+        except ModuleNotFoundError as error:
+            raise _missing(task, error.name or "pgx") from None
+    else:
+        from flatirons.envs import classic, probes
+
+        env = (classic.ENVS if prefix == "jax" else probes.ENVS)[name]
+        if options:
+            fields = [field.name for field in dataclasses.fields(env)]
+            for option in options:
+                if option not in fields:
+                    raise FlatironsError(f"{task} has no option {option!r}{_nearest(option, fields)}; it has {', '.join(fields) or 'none'}")
+            env = dataclasses.replace(env, **options)
+    return InGraph(env, num_envs, task)
+
+
+def _from_object(task: Any, num_envs: int, seed: int, vectoriser: str, timeout_s: float | None, options: dict[str, Any]) -> Task:
+    from flatirons.envs.ingraph import Env, InGraph
+
+    if options:
+        raise FlatironsError(f"the option {next(iter(options))!r} is for named tasks; set it on the environment that you pass")
+    if isinstance(task, Env) and not isinstance(task, type):
+        return InGraph(task, num_envs, type(task).__name__)
+    import gymnasium
+
+    from flatirons.envs import host
+
+    if isinstance(task, gymnasium.Env):
+        if num_envs != 1:
+            raise FlatironsError(
+                f"one environment instance was given for num_envs={num_envs}; pass a factory, a function that makes a new one"
+            )
+        if vectoriser not in ("auto", "serial"):
+            raise FlatironsError(
+                f"one environment instance cannot be stepped by the vectoriser {vectoriser!r}; pass a factory, or leave it at 'auto'"
+            )
+        name = task.spec.id if task.spec is not None else type(task.unwrapped).__name__
+        # Nothing is taken off an instance: it stays usable by the person who made it.
+        return host.batch(name, host.Source(lambda _: task, None, False), 1, seed=seed, vectoriser="serial", timeout_s=timeout_s)
+    if not callable(task):
+        raise FlatironsError(
+            f"a {type(task).__name__} is not a task; give a name, a gymnasium.Env, a function that makes one, or an in-graph environment"
+        )
+    made: list[Any] = [task()]
+    if isinstance(made[0], Env):
+        return InGraph(made[0], num_envs, type(made[0]).__name__)
+    if not isinstance(made[0], gymnasium.Env):
+        raise FlatironsError(f"the factory returned a {type(made[0]).__name__}; it must return a gymnasium.Env or an in-graph environment")
+    module, qualified = getattr(task, "__module__", None), getattr(task, "__qualname__", "")
+    importable = module not in (None, "__main__") and qualified and "<" not in qualified
+    remote = {"module": module, "name": qualified} if importable else None
+    name = made[0].spec.id if made[0].spec is not None else type(made[0].unwrapped).__name__
+
+    def again(_: bool) -> Any:
+        return made.pop() if made else task()
+
+    return host.batch(name, host.Source(again, remote, True), num_envs, seed=seed, vectoriser=vectoriser, timeout_s=timeout_s)
+
+
+def _from_gymnasium(task: str, num_envs: int, seed: int, vectoriser: str, timeout_s: float | None, options: dict[str, Any]) -> Task:
+    import gymnasium
+
+    from flatirons.envs import host
+
+    atari = re.fullmatch(r"(?:ALE/)?([A-Z]\w*?)(?:NoFrameskip|Deterministic)-v\d+", task)
+    if atari:
+        raise FlatironsError(f"the task {task!r} is an old Atari name; use 'ALE/{atari[1]}-v5', whose preprocessing is set by options")
+    notes: list[str] = []
+    try:
+        with host.warnings_as(notes):
+            spec = gymnasium.spec(task)
+    except ModuleNotFoundError as error:
+        raise FlatironsError(f"the task {task!r} names the module {error.name}, which is not installed") from None
+    except (gymnasium.error.UnregisteredEnv, gymnasium.error.Error):
+        raise _unknown(task) from None
+    render = {"render_mode": options.pop("render_mode")} if options.get("render_mode") is not None else {}
+    options.pop("render_mode", None)
+
+    def one(first: bool) -> gymnasium.Env:
+        extra = render if first else {}
+        try:
+            with host.quiet_mujoco(spec):
+                return gymnasium.make(task, disable_env_checker=True, **options, **extra)
+        except gymnasium.error.DependencyNotInstalled as error:
+            module = _module_named_by(error)
+            if module is None:
+                raise FlatironsError(f"{task} cannot be made: {error}") from None
+            raise _missing(task, module) from None
+        except ModuleNotFoundError as error:
+            raise _missing(task, error.name or "its simulator") from None
+        except TypeError as error:
+            raise FlatironsError(f"{task} does not take these options: {error}") from None
+        except (gymnasium.error.Error, ImportError) as error:
+            raise FlatironsError(f"{task} cannot be made: {' '.join(str(error).split())}") from None
+
+    cartpole = None
+    if spec.entry_point == "gymnasium.envs.classic_control.cartpole:CartPoleEnv" and not render:
+        arguments = {"max_episode_steps": spec.max_episode_steps, **spec.kwargs, **options}
+        if set(arguments) <= {"max_episode_steps", "sutton_barto_reward"} and (arguments["max_episode_steps"] or 0) > 0:
+            cartpole = arguments
+    made = host.batch(
+        task,
+        host.Source(one, _remote(spec, options, render), True),
+        num_envs,
+        seed=seed,
+        vectoriser=vectoriser,
+        timeout_s=timeout_s,
+        cartpole=cartpole,
+    )
+    made.notes = (*made.notes, *(note for note in notes if note not in made.notes))
+    return made
+
+
+def _module_named_by(error: Exception) -> str | None:
+    """The package that a simulator's own complaint is about."""
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, ModuleNotFoundError) and cause.name:
+        return cause.name
+    text = str(error).lower()
+    return next((module for module in ("mujoco", "box2d", "pygame", "ale_py") if module.lower() in text), None)
+
+
+def _remote(spec: Any, options: dict[str, Any], render: dict[str, Any]) -> dict[str, Any] | None:
+    """What a worker process needs to make a registered environment, or None where its class or its options cannot be written down."""
+    import json
+
+    if not isinstance(spec.entry_point, str) or spec.entry_point.startswith("__main__"):
+        return None
+    try:
+        remote = {"spec": spec.to_json(), "options": options, "render": render}
+        json.dumps(remote)
+    except (TypeError, ValueError):
+        return None
+    return remote

@@ -1,0 +1,304 @@
+"""Environments in processes of their own, for simulators that are slow to step.
+
+A worker is a fresh Python started with this file's `main`; nothing is forked and nothing pickled. It is told as JSON what to make, and
+observations, rewards and actions pass through one piece of shared memory; a socket carries one line per step each way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import importlib
+import json
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+
+from flatirons.envs import spaces
+from flatirons.envs.host import EnvFault, Leaves, Rows, Stepped, quiet_mujoco, unwrap
+from flatirons.types import Box, Discrete, FlatironsError, MultiDiscrete, Spec
+
+_START = "import json, sys; a = json.loads(sys.argv[1]); sys.path[:] = a['path']; from flatirons.envs.worker import main; main(a)"
+START_LIMIT_S = 180.0
+
+
+class Shared:
+    """The arrays that parent and workers see both: a row per environment, and per worker the row that it is stepping."""
+
+    def __init__(
+        self, handle: int | None, obs: Sequence[tuple[tuple[int, ...], str]], action: Any, num_envs: int, num_workers: int
+    ) -> None:
+        action_shape = () if isinstance(action, Discrete) else (len(action.nvec if isinstance(action, MultiDiscrete) else action.low),)
+        action_dtype = "float32" if isinstance(action, Box) else "int32"
+        parts: list[tuple[tuple[int, ...], str]] = [((num_envs, *shape), dtype) for shape, dtype in obs] * 2
+        parts += [((num_envs,), "float64"), ((num_envs,), "bool"), ((num_envs,), "bool")]
+        parts += [((num_envs, *action_shape), action_dtype), ((num_workers,), "int64")]
+        # 64-byte steps keep two workers from writing one cache line.
+        sizes = [-(-max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize) // 64) * 64 for shape, dtype in parts]
+        if handle is None:
+            handle, path = tempfile.mkstemp(prefix="flatirons-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+            os.unlink(path)
+            os.ftruncate(handle, sum(sizes))
+        self.handle = handle
+        memory = mmap.mmap(handle, sum(sizes))
+        arrays, offset = [], 0
+        for (shape, dtype), size in zip(parts, sizes, strict=True):
+            arrays.append(np.ndarray(shape, dtype, memory, offset))
+            offset += size
+        count = len(obs)
+        self.obs, self.final = arrays[:count], arrays[count : 2 * count]
+        self.reward, self.terminated, self.truncated, self.action, self.at = arrays[2 * count :]
+
+
+class ProcessEngine:
+    """The batch cut into one slice per worker process.
+
+    A worker that dies, or that does not answer within `timeout_s` (its stack is then written to stderr and it is killed), is an `EnvFault`
+    of the environment it was stepping.
+    """
+
+    def __init__(
+        self,
+        remote: dict[str, Any],
+        strip: bool,
+        obs_space: gymnasium.Space,
+        spec: Spec,
+        num_envs: int,
+        num_workers: int,
+        timeout_s: float | None,
+    ) -> None:
+        obs = [(leaf.shape, leaf.dtype) for _, _, leaf, _ in spaces.leaves(obs_space)]
+        self._timeout_s = timeout_s
+        self._shared = Shared(None, obs, spec.action, num_envs, num_workers)
+        self._edges = [int(edge) for edge in np.linspace(0, num_envs, num_workers + 1).astype(int)]
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self._sockets: list[socket.socket] = []
+        self._buffers = [b""] * num_workers
+        # Runs at close, at garbage collection or at the interpreter's end, whichever comes first.
+        self._end = weakref.finalize(self, _end, self._sockets, self.workers)
+        variables = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+        try:
+            for number in range(num_workers):
+                ours, theirs = socket.socketpair()
+                about = {
+                    "path": [entry or os.getcwd() for entry in sys.path],
+                    "remote": remote,
+                    "strip": strip,
+                    "socket": theirs.fileno(),
+                    "memory": self._shared.handle,
+                    "first": self._edges[number],
+                    "count": self._edges[number + 1] - self._edges[number],
+                    "number": number,
+                    "num_envs": num_envs,
+                    "num_workers": num_workers,
+                }
+                fds = (theirs.fileno(), self._shared.handle)
+                self.workers.append(subprocess.Popen([sys.executable, "-c", _START, json.dumps(about)], pass_fds=fds, env=variables))
+                theirs.close()
+                self._sockets.append(ours)
+            os.close(self._shared.handle)
+            for number in range(num_workers):
+                self._answer(number, START_LIMIT_S)
+        except EnvFault as fault:
+            self.close()
+            if fault.details:
+                print(fault.details, file=sys.stderr, end="")
+            raise FlatironsError(f"worker processes could not be started: {fault.message}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def reset(self, seeds: Sequence[int | None]) -> Leaves:
+        """Reset all, each with its seed; new obs arrays `[B, ...]`."""
+        for number in range(len(self.workers)):
+            part = list(seeds[self._edges[number] : self._edges[number + 1]])
+            self._send(number, json.dumps({"reset": part}).encode())
+        for number in range(len(self.workers)):
+            self._answer(number, self._timeout_s)
+        return [array.copy() for array in self._shared.obs]
+
+    def step(self, actions: np.ndarray) -> Stepped:
+        """Step all with checked actions `[B, ...]`."""
+        shared = self._shared
+        shared.action[...] = actions
+        for number in range(len(self.workers)):
+            self._send(number, b"step")
+        ended = False
+        for number in range(len(self.workers)):
+            ended |= self._answer(number, self._timeout_s) == "ended"
+        obs = [array.copy() for array in shared.obs]
+        final = [array.copy() for array in shared.final] if ended else obs
+        return Stepped(shared.reward.copy(), shared.terminated.copy(), shared.truncated.copy(), final, obs)
+
+    def busy_with(self) -> int:
+        """The environment that the first worker is stepping."""
+        return int(self._shared.at[0])
+
+    def render(self) -> np.ndarray | None:
+        """The frame of environment 0."""
+        self._send(0, b"render")
+        shape = self._answer(0, self._timeout_s)
+        if not shape:
+            return None
+        size = int(np.prod(shape))
+        while len(self._buffers[0]) < size:
+            self._buffers[0] += self._sockets[0].recv(1 << 20) or self._gone(0)
+        data, self._buffers[0] = self._buffers[0][:size], self._buffers[0][size:]
+        return np.frombuffer(data, np.uint8).reshape(shape).copy()
+
+    def close(self) -> None:
+        """End the workers: asked first, killed after two seconds."""
+        self._end()
+
+    def _send(self, number: int, line: bytes) -> None:
+        try:
+            self._sockets[number].sendall(line + b"\n")
+        except OSError:
+            self._gone(number)
+
+    def _answer(self, number: int, limit_s: float | None) -> Any:
+        connection = self._sockets[number]
+        while b"\n" not in self._buffers[number]:
+            connection.settimeout(limit_s)
+            try:
+                self._buffers[number] += connection.recv(1 << 16) or self._gone(number)
+            except TimeoutError:
+                self._stuck(number, limit_s or 0.0)
+            except OSError:
+                self._gone(number)
+        line, self._buffers[number] = self._buffers[number].split(b"\n", 1)
+        answer = json.loads(line)
+        if isinstance(answer, dict):
+            raise EnvFault(answer["index"], answer["message"], answer["details"])
+        return answer
+
+    def _gone(self, number: int) -> bytes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.workers[number].wait(1.0)
+        status = self.workers[number].returncode
+        how = f"by signal {-status}" if status is not None and status < 0 else f"with status {status}"
+        memory = "; if the machine ran out of memory, use fewer environments" if status == -signal.SIGKILL else ""
+        raise EnvFault(int(self._shared.at[number]), f"its worker process ended {how}{memory}")
+
+    def _stuck(self, number: int, limit_s: float) -> None:
+        worker = self.workers[number]
+        with contextlib.suppress(OSError, AttributeError):
+            worker.send_signal(signal.SIGUSR1)
+            time.sleep(0.2)
+        worker.kill()
+        raise EnvFault(
+            int(self._shared.at[number]),
+            f"it has not returned for {limit_s:g} s and its worker was ended; its stack is above (a longer limit: timeout_s=...)",
+        )
+
+
+def _end(sockets: list[socket.socket], workers: list[subprocess.Popen[bytes]]) -> None:
+    for connection in sockets:
+        with contextlib.suppress(OSError):
+            connection.close()
+    limit = time.monotonic() + 2.0
+    for worker in workers:
+        try:
+            worker.wait(max(0.01, limit - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+
+
+def make_remote(remote: dict[str, Any], render: bool) -> gymnasium.Env:
+    """An environment from its JSON description: a registered spec, or a factory as `module` and `name`."""
+    if "spec" in remote:
+        options = {**remote["options"], **(remote["render"] if render else {})}
+        registered = EnvSpec.from_json(remote["spec"])
+        with quiet_mujoco(registered):
+            return gymnasium.make(registered, disable_env_checker=True, **options)
+    made: Any = importlib.import_module(remote["module"])
+    for part in remote["name"].split("."):
+        made = getattr(made, part)
+    return made()
+
+
+class _Noting(Rows):
+    """Rows that write into the shared memory which environment they are at, for whoever finds the worker dead."""
+
+    note: np.ndarray
+
+    @property
+    def at(self) -> int:
+        return self._at
+
+    @at.setter
+    def at(self, row: int) -> None:
+        self._at = row
+        if hasattr(self, "note"):
+            self.note[...] = self.first + row
+
+
+def main(about: dict[str, Any]) -> None:
+    """What a worker does until its parent closes the socket."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(faulthandler, "register"):
+        faulthandler.register(signal.SIGUSR1, all_threads=True)
+    connection = socket.socket(fileno=about["socket"])
+
+    def say(answer: Any) -> None:
+        connection.sendall(json.dumps(answer).encode() + b"\n")
+
+    try:
+        import warnings
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            envs = [make_remote(about["remote"], about["first"] + index == 0) for index in range(about["count"])]
+        pairs = [unwrap(env) if about["strip"] else (env, None) for env in envs]
+        rows = _Noting([env for env, _ in pairs], [limit for _, limit in pairs], about["first"])
+        obs = [(leaf.shape, leaf.dtype) for _, _, leaf, _ in spaces.leaves(envs[0].observation_space)]
+        action = spaces.action_spec(envs[0].action_space)
+        shared = Shared(about["memory"], obs, action, about["num_envs"], about["num_workers"])
+        rows.note = shared.at[about["number"] :][:1]
+        decode = spaces.decode_actions(envs[0].action_space)
+    except Exception as error:
+        import traceback
+
+        say({"index": about["first"], "message": f"{type(error).__name__}: {error}", "details": traceback.format_exc()})
+        return
+    say("ready")
+    mine = slice(about["first"], about["first"] + about["count"])
+    reward, terminated, truncated, actions = (array[mine] for array in (shared.reward, shared.terminated, shared.truncated, shared.action))
+    out, final = [array[mine] for array in shared.obs], [array[mine] for array in shared.final]
+    for line in connection.makefile("rb"):
+        command = line.strip()
+        try:
+            if command == b"step":
+                ended = rows.step(decode(actions), reward, terminated, truncated, out)
+                for into, array in zip(final, out, strict=True):
+                    into[...] = array
+                for row, parts in ended:
+                    for into, part in zip(final, parts, strict=True):
+                        into[row] = part
+                say("ended" if ended else "")
+            elif command == b"render":
+                frame = rows.render()
+                say(None if frame is None else list(frame.shape))
+                if frame is not None:
+                    connection.sendall(frame.tobytes())
+            else:
+                rows.reset(json.loads(command)["reset"], out)
+                say("")
+        except EnvFault as fault:
+            say({"index": fault.index, "message": fault.message, "details": fault.details})
+        except Exception as error:
+            say({"index": about["first"] + rows.at, "message": f"{type(error).__name__}: {error}", "details": ""})
+    rows.close()

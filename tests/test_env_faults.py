@@ -1,0 +1,318 @@
+"""Environments that raise, lie, hang or die: one sentence that names the environment, the step and the action, and never a hang."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces as gs
+
+from flatirons import envs
+from flatirons.envs import host
+from flatirons.types import FlatironsError
+
+LIMIT_S = 1.0
+HERE = Path(__file__).resolve().parent
+
+
+class Faulty(gymnasium.Env):
+    """Well until its third step, then `fault` happens."""
+
+    observation_space = gs.Box(-1, 1, (3,), np.float32)
+    action_space = gs.Discrete(2)
+    fault = ""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        if self.fault.startswith("reset") and self.steps:
+            if self.fault == "reset raises":
+                raise ValueError("broken\nreset")
+            if self.fault == "reset nan":
+                return np.full(3, np.nan, np.float32), {}
+            return np.zeros(3, np.float32)
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        obs: Any = np.zeros(3, np.float32)
+        good = (obs, 1.0, False, False, {})
+        if self.steps < 3:
+            return good
+        answers: dict[str, Any] = {
+            "obs nan": (np.array([0, np.nan, 0], np.float32), *good[1:]),
+            "obs inf": (np.array([0, 0, np.inf], np.float32), *good[1:]),
+            "obs -inf": (np.array([-np.inf, 0, 0], np.float32), *good[1:]),
+            "final nan": (np.array([0, 0, np.nan], np.float32), 1.0, True, False, {}),
+            "obs shape": (np.zeros(2, np.float32), *good[1:]),
+            "obs scalar": (np.float32(0), *good[1:]),
+            "obs dtype": (np.zeros(3, np.int64), *good[1:]),
+            "obs list": ([0.0, 0.0, 0.0], *good[1:]),
+            "reward nan": (obs, float("nan"), False, False, {}),
+            "reward inf": (obs, -float("inf"), False, False, {}),
+            "reward huge": (obs, 1e300, False, False, {}),
+            "reward array": (obs, np.ones(1), False, False, {}),
+            "reward none": (obs, None, False, False, {}),
+            "flag": (obs, 1.0, "no", False, {}),
+            "flag int": (obs, 1.0, False, 0, {}),
+            "old gym": (obs, 1.0, False, {}),
+            "step none": None,
+            "reset raises": (obs, 1.0, True, False, {}),
+            "reset nan": (obs, 1.0, True, False, {}),
+            "reset signature": (obs, 1.0, True, False, {}),
+        }
+        if self.fault == "raises":
+            raise RuntimeError("the wheel came off")
+        if self.fault == "hangs":
+            time.sleep(1000)
+        if self.fault == "exits":
+            os._exit(9)
+        return answers[self.fault]
+
+
+def make_hanging() -> gymnasium.Env:
+    env = Faulty()
+    env.fault = "hangs"
+    return env
+
+
+def make_raising() -> gymnasium.Env:
+    env = Faulty()
+    env.fault = "raises"
+    return env
+
+
+def make_exiting() -> gymnasium.Env:
+    env = Faulty()
+    env.fault = "exits"
+    return env
+
+
+def make_nan() -> gymnasium.Env:
+    env = Faulty()
+    env.fault = "obs nan"
+    return env
+
+
+def make_nothing() -> gymnasium.Env:
+    raise RuntimeError("no licence")
+
+
+FAULTS = [
+    ("raises", "step raised RuntimeError: the wheel came off"),
+    ("obs nan", r"obs\[1\] is nan"),
+    ("obs inf", r"obs\[2\] is inf"),
+    ("obs -inf", r"obs\[0\] is -inf"),
+    ("final nan", r"obs\[2\] is nan"),
+    ("obs shape", r"obs has shape \(2,\) where the observation space says \(3,\)"),
+    ("obs scalar", "obs is a float32; return a numpy array"),
+    ("obs dtype", "obs has dtype int64 where the observation space says float32"),
+    ("obs list", "obs is a list; return a numpy array"),
+    ("reward nan", "reward is nan"),
+    ("reward inf", "reward is -inf"),
+    ("reward huge", r"reward is 1e\+300"),
+    ("reward array", r"reward is an array of shape \(1,\); return one float"),
+    ("reward none", "reward is a NoneType"),
+    ("flag", "terminated is 'no', a str"),
+    ("flag int", "truncated is 0, a int"),
+    ("old gym", "4 values as old Gym did"),
+    ("step none", "step raised TypeError|step returned"),
+    ("reset raises", "reset raised ValueError: broken reset"),
+    ("reset nan", r"obs\[0\] is nan"),
+    ("reset signature", r"reset returned a ndarray; return \(obs, info\)"),
+]
+
+
+def three_of(fault: str) -> list[Faulty]:
+    made = [Faulty() for _ in range(3)]
+    made[1].fault = fault
+    for env in (made[0], made[2]):
+        env.step = lambda action: (np.zeros(3, np.float32), 1.0, False, False, {})  # type: ignore[method-assign]
+    return made
+
+
+@pytest.mark.parametrize("vectoriser", ["serial", "threads"])
+@pytest.mark.parametrize(("fault", "words"), FAULTS)
+def test_a_fault_is_named(fault: str, words: str, vectoriser: str) -> None:
+    made = iter(three_of(fault))
+    task = envs.make(lambda: next(made), 3, vectoriser=vectoriser)
+    for _ in range(2):
+        task.step(np.array([0, 1, 0], np.int32))
+    before = task.current
+    with pytest.raises(FlatironsError, match=words) as caught:
+        task.step(np.array([0, 1, 0], np.int32))
+    text = str(caught.value)
+    assert "environment 1 of Faulty" in text and "at step 2" in text and "last action 1" in text and "\n" not in text
+    assert task.current is before, "a fault must not become the observation to act on"
+    with pytest.raises(FlatironsError, match="cannot go on"):
+        task.step(np.array([0, 1, 0], np.int32))
+    task.close()
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_a_float64_observation_beyond_float32_is_not_finite() -> None:
+    env = Faulty()
+    env.observation_space = gs.Box(-np.inf, np.inf, (3,), np.float64)
+    env.step = lambda action: (np.array([0, 1e300, 0]), 1.0, False, False, {})  # type: ignore[method-assign]
+    task = envs.make(env)
+    with pytest.raises(FlatironsError, match=r"obs\[1\] is inf"):
+        task.step(np.array([0]))
+
+
+def test_large_but_finite_numbers_pass() -> None:
+    env = Faulty()
+    env.step = lambda action: (np.full(3, 3e38, np.float32), 3e38, False, False, {})  # type: ignore[method-assign]
+    outcome, _ = envs.make(env).step(np.array([0]))
+    assert outcome.reward[0] == np.float32(3e38) and (outcome.next_obs == np.float32(3e38)).all()
+
+
+def test_the_key_of_a_dict_observation_is_named() -> None:
+    class Nested(Faulty):
+        observation_space: gymnasium.Space = gs.Dict({"arm": gs.Dict({"angle": gs.Box(-1, 1, (2,), np.float32)}), "hand": gs.Discrete(2)})
+        value: Any = 0.0
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            return {"arm": {"angle": np.zeros(2, np.float32)}, "hand": 1}, {}
+
+        def step(self, action: Any) -> Any:
+            arm = {"angle": np.array([0, self.value], np.float32)} if self.value is not None else {}
+            return {"arm": arm, "hand": 1}, 1.0, False, False, {}
+
+    for value, words in ((np.nan, r"obs\['arm'\]\['angle'\]\[1\] is nan"), (None, r"obs\['arm'\]\['angle'\] is missing")):
+        env = Nested()
+        env.value = value
+        with pytest.raises(FlatironsError, match=words):
+            envs.make(env).step(np.array([0]))
+
+
+@pytest.mark.parametrize("vectoriser", ["serial", "threads"])
+def test_a_hanging_environment_is_interrupted(vectoriser: str, capfd: pytest.CaptureFixture[str]) -> None:
+    made = iter(three_of("hangs"))
+    task = envs.make(lambda: next(made), 3, vectoriser=vectoriser, timeout_s=LIMIT_S)
+    for _ in range(2):
+        task.step(np.array([0, 1, 0], np.int32))
+    start = time.monotonic()
+    with pytest.raises(FlatironsError, match=r"of Faulty, at step 2 .*has not returned for 1 s"):
+        task.step(np.array([0, 1, 0], np.int32))
+    assert LIMIT_S * 0.8 < time.monotonic() - start < LIMIT_S + 4
+    assert "test_env_faults.py" in capfd.readouterr().err, "the stack that shows where it waits"
+    task.close()
+
+
+def test_a_loop_that_never_returns_to_python_ends_the_process() -> None:
+    script = """
+import ctypes, numpy as np
+from flatirons import envs
+from flatirons.envs import host
+from test_env_faults import Faulty
+host.Watchdog.GRACE_S = 0.5
+class Stuck(Faulty):
+    def step(self, action):
+        ctypes.CDLL(None).pthread_mutex_lock(mutex); ctypes.CDLL(None).pthread_mutex_lock(mutex)
+mutex = ctypes.create_string_buffer(64)
+envs.make(Stuck(), timeout_s=0.5).step(np.array([0]))
+"""
+    variables = {**os.environ, "PYTHONPATH": f"{HERE.parent / 'src'}{os.pathsep}{HERE}"}
+    done = subprocess.run([sys.executable, "-c", script], env=variables, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3, done.stderr
+    assert "environment 0 of Stuck" in done.stderr and "the process ends" in done.stderr and "File" in done.stderr
+
+
+def test_a_slow_but_living_environment_is_left_alone() -> None:
+    env = Faulty()
+
+    def step(action: Any) -> Any:
+        time.sleep(0.3)
+        return np.zeros(3, np.float32), 1.0, False, False, {}
+
+    env.step = step  # type: ignore[method-assign]
+    task = envs.make(env, timeout_s=0.6)
+    for _ in range(4):
+        task.step(np.array([0]))
+    task.close()
+
+
+@pytest.mark.parametrize(
+    ("factory", "words"),
+    [
+        (make_raising, "step raised RuntimeError: the wheel came off"),
+        (make_nan, r"obs\[1\] is nan"),
+        (make_exiting, "worker process ended with status 9"),
+        (make_hanging, "has not returned for 1 s and its worker was ended"),
+    ],
+)
+def test_faults_in_workers(factory: Any, words: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "usable_cores", lambda: 1)
+    task = envs.make(factory, 3, vectoriser="processes", timeout_s=LIMIT_S if factory is make_hanging else 60.0)
+    for _ in range(2):
+        task.step(np.array([1, 0, 0], np.int32))
+    with pytest.raises(FlatironsError, match=words) as caught:
+        task.step(np.array([1, 0, 0], np.int32))
+    assert "environment 0 of Faulty, at step 2 (last action 1)" in str(caught.value)
+    if factory is make_hanging:
+        assert "in step" in capfd.readouterr().err
+    task.close()
+    assert all(worker.poll() is not None for worker in task.engine.workers)
+
+
+def test_a_killed_worker_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "usable_cores", lambda: 2)
+    task = envs.make(make_raising, 4, vectoriser="processes")
+    task.step(np.zeros(4, np.int32))
+    last = task.engine.workers[-1]
+    os.kill(last.pid, signal.SIGKILL)
+    start = time.monotonic()
+    with pytest.raises(FlatironsError, match=r"environment \d of Faulty, at step 1 .*ended by signal 9; if the machine ran out of memory"):
+        task.step(np.zeros(4, np.int32))
+    assert time.monotonic() - start < 5
+    task.close()
+
+
+def test_a_worker_that_cannot_start_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "usable_cores", lambda: 1)
+    calls = iter([Faulty()])
+
+    def once() -> gymnasium.Env:
+        return next(calls)
+
+    once.__qualname__, once.__module__ = "make_nothing", make_nothing.__module__
+    with pytest.raises(FlatironsError, match="worker processes could not be started: RuntimeError: no licence"):
+        envs.make(once, 2, vectoriser="processes")
+
+
+def test_workers_end_with_their_parent() -> None:
+    script = """
+import os, signal
+from flatirons import envs
+from test_env_faults import make_nan
+task = envs.make(make_nan, 2, vectoriser="processes")
+print(*[worker.pid for worker in task.engine.workers], flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    variables = {**os.environ, "PYTHONPATH": f"{HERE.parent / 'src'}{os.pathsep}{HERE}"}
+    done = subprocess.run([sys.executable, "-c", script], env=variables, capture_output=True, text=True, timeout=120)
+    pids = [int(pid) for pid in re.findall(r"\d+", done.stdout)]
+    assert len(pids) >= 1, done.stderr
+    limit = time.monotonic() + 20
+    while time.monotonic() < limit and any(_alive(pid) for pid in pids):
+        time.sleep(0.1)
+    assert not any(_alive(pid) for pid in pids)
+
+
+def _alive(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False

@@ -1,0 +1,454 @@
+"""Host environments: one answer whatever steps them, true successors, every kind of space, and the door's errors."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import gymnasium
+import jax
+import numpy as np
+import pytest
+from gymnasium import spaces as gs
+
+from flatirons import envs
+from flatirons.envs import host, spaces
+from flatirons.envs.ingraph import InGraph
+from flatirons.envs.render import render_frame
+from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, MultiDiscrete
+
+
+class Counter(gymnasium.Env):
+    """Counts its steps into the observation, ends at `length`, and gives every kind of observation at once."""
+
+    observation_space = gs.Dict(
+        {
+            "vector": gs.Box(-np.inf, np.inf, (2,), np.float64),
+            "count": gs.Discrete(100, start=5),
+            "inner": gs.Dict({"pair": gs.Tuple((gs.MultiDiscrete([4, 9]), gs.Box(0, 1, (1, 2), np.bool_)))}),
+            "picture": gs.Box(0, 255, (2, 3), np.uint8),
+            "bits": gs.MultiBinary(3),
+        }
+    )
+    action_space: gymnasium.Space = gs.Discrete(3, start=-1)
+
+    def __init__(self, length: int = 4) -> None:
+        self.length = length
+        self.steps = 0
+        self.actions: list[Any] = []
+
+    def _obs(self) -> dict[str, Any]:
+        return {
+            "picture": np.full((2, 3), self.steps, np.uint8),
+            "vector": np.array([self.steps, self.np_random.normal()]),
+            "count": 5 + self.steps,
+            "inner": {"pair": (np.array([1, self.steps % 9]), np.array([[True, False]]))},
+            "bits": np.array([0, 1, 1], np.int8),
+        }
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._obs(), {}
+
+    def step(self, action: Any) -> Any:
+        self.actions.append(action)
+        self.steps += 1
+        return self._obs(), float(self.steps), self.steps >= self.length, False, {}
+
+
+class Reusing(gymnasium.Env):
+    """Writes every observation into one buffer, aligned so that nothing but a copy can protect it."""
+
+    observation_space = gs.Box(-1e9, 1e9, (16,), np.float32)
+    action_space = gs.Box(np.array([[-1.0, 0.0]], np.float32), np.array([[1.0, 5.0]], np.float32))
+
+    def __init__(self) -> None:
+        self.buffer = np.zeros(16, np.float32)
+        self.actions: list[np.ndarray] = []
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.buffer[:] = 0
+        return self.buffer, {}
+
+    def step(self, action: np.ndarray) -> Any:
+        self.actions.append(action)
+        self.buffer += 1
+        return self.buffer, np.float32(1), np.bool_(self.buffer[0] >= 3), False, {}
+
+
+class Slow(Counter):
+    """A millisecond a step: worth a process."""
+
+    def step(self, action: Any) -> Any:
+        time.sleep(0.001)
+        return super().step(action)
+
+
+def make_slow() -> gymnasium.Env:
+    return Slow()
+
+
+def by_hand(name: str, num_envs: int, seed: int, actions: np.ndarray) -> list[tuple[Any, ...]]:
+    """What Gymnasium itself answers, one environment at a time: (reward, next_obs, terminated, truncated, obs) per step."""
+    made = [gymnasium.make(name) for _ in range(num_envs)]
+    for env, env_seed in zip(made, host.env_seeds(seed, num_envs), strict=True):
+        env.reset(seed=env_seed)
+    answers = []
+    for row in actions:
+        found = []
+        for env, action in zip(made, row, strict=True):
+            obs, reward, terminated, truncated, _ = env.step(action)
+            after = env.reset()[0] if terminated or truncated else obs
+            found.append((reward, obs, terminated, truncated, after))
+        answers.append(tuple(np.array(part) for part in zip(*found, strict=True)))
+    for env in made:
+        env.close()
+    return answers
+
+
+@pytest.mark.parametrize("vectoriser", ["auto", "serial", "threads", "processes", "gymnasium"])
+def test_cartpole_equals_gymnasium_bit_for_bit(vectoriser: str) -> None:
+    actions = np.random.default_rng(0).integers(0, 2, (120, 6))
+    task = envs.make("CartPole-v1", 6, seed=3, vectoriser=vectoriser, max_episode_steps=25)
+    expected = by_hand_limited(actions)
+    ended = both = 0
+    for row, (reward, next_obs, terminated, truncated, obs) in zip(actions, expected, strict=True):
+        outcome, after = task.step(row.astype(np.int32))
+        np.testing.assert_array_equal(outcome.reward, reward.astype(np.float32))
+        np.testing.assert_array_equal(outcome.next_obs, next_obs)
+        np.testing.assert_array_equal(outcome.terminated, terminated)
+        np.testing.assert_array_equal(outcome.truncated, truncated)
+        np.testing.assert_array_equal(after.obs, obs)
+        np.testing.assert_array_equal(after.first, terminated | truncated)
+        assert outcome.reward.dtype == np.float32 and after.obs.dtype == np.float32 and after.first.dtype == np.bool_
+        assert after.legal == () and after.model == () and task.current is after
+        ended += int(after.first.sum())
+        both += int(truncated.sum())
+    assert ended > 20 and both > 0
+    assert task.notes[0].startswith("vectoriser: ")
+    task.close()
+    task.close()
+
+
+def by_hand_limited(actions: np.ndarray) -> list[tuple[Any, ...]]:
+    gymnasium.register("Short-v0", "gymnasium.envs.classic_control.cartpole:CartPoleEnv", max_episode_steps=25)
+    try:
+        return by_hand("Short-v0", 6, 3, actions)
+    finally:
+        del gymnasium.registry["Short-v0"]
+
+
+@pytest.mark.parametrize("name", ["Pendulum-v1", "HalfCheetah-v5"])
+def test_box_actions_equal_gymnasium(name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shape = gymnasium.spec(name).make().action_space.shape
+    actions = np.random.default_rng(0).uniform(-1, 1, (15, 4, *shape)).astype(np.float32)
+    for vectoriser in ("serial", "threads"):
+        task = envs.make(name, 4, seed=1, vectoriser=vectoriser)
+        for row, (reward, next_obs, *_) in zip(actions, by_hand(name, 4, 1, actions), strict=True):
+            outcome, _ = task.step(row)
+            np.testing.assert_array_equal(outcome.reward, reward.astype(np.float32))
+            np.testing.assert_array_equal(outcome.next_obs, next_obs.astype(np.float32))
+        task.close()
+
+
+def test_seeds_do_not_depend_on_the_number_of_environments() -> None:
+    assert host.env_seeds(7, 2) == host.env_seeds(7, 5)[:2]
+    assert len(set(host.env_seeds(7, 100))) == 100 and host.env_seeds(7, 3) != host.env_seeds(8, 3)
+    few, many = envs.make("CartPole-v1", 2, seed=7, vectoriser="serial"), envs.make("CartPole-v1", 8, seed=7, vectoriser="gymnasium")
+    np.testing.assert_array_equal(few.current.obs, many.current.obs[:2])
+    start = few.current.obs
+    again = few.reset()
+    assert not np.array_equal(start, again.obs) and again.first.all()
+    np.testing.assert_array_equal(few.reset(7).obs, start)
+    with pytest.raises(FlatironsError, match="seed is -1"):
+        few.reset(-1)
+
+
+@pytest.mark.parametrize("vectoriser", ["serial", "threads", "processes"])
+def test_every_space_and_the_true_last_observation(vectoriser: str) -> None:
+    task = envs.make(Counter, 3, vectoriser=vectoriser)
+    assert task.spec.obs["vector"] == ArraySpec((2,), "float32")
+    assert task.spec.obs["count"] == ArraySpec((), "int32", 0, 99)
+    assert task.spec.obs["inner"]["pair"] == (ArraySpec((2,), "int32", 0, 8), ArraySpec((1, 2), "bool", 0, 1))
+    assert task.spec.obs["bits"] == ArraySpec((3,), "int8", 0, 1) and task.spec.action == Discrete(3)
+    assert jax.tree.structure(task.spec.obs) == jax.tree.structure(task.current.obs)
+    for step in range(1, 9):
+        outcome, after = task.step(np.array([0, 1, 2], np.int32))
+        inside = (step - 1) % 4 + 1
+        assert outcome.next_obs["count"].tolist() == [inside] * 3 and outcome.next_obs["count"].dtype == np.int32
+        assert outcome.next_obs["vector"][:, 0].tolist() == [inside] * 3 and outcome.next_obs["vector"].dtype == np.float32
+        assert outcome.next_obs["inner"]["pair"][0].tolist() == [[1, inside]] * 3
+        assert outcome.next_obs["inner"]["pair"][1].dtype == np.bool_ and outcome.next_obs["picture"].dtype == np.uint8
+        assert outcome.terminated.tolist() == [inside == 4] * 3 and not outcome.truncated.any()
+        assert after.obs["count"].tolist() == [inside % 4] * 3
+        for array, spec in zip(jax.tree.leaves(after.obs), jax.tree.leaves(task.spec.obs), strict=True):
+            assert array.shape == (3, *spec.shape) and array.dtype == spec.dtype
+    if vectoriser == "serial":
+        assert [env.actions[0] for env in task.engine.rows.envs] == [-1, 0, 1]
+    task.close()
+
+
+def test_a_reused_buffer_does_not_change_what_was_handed_out() -> None:
+    task = envs.make(Reusing, 2, vectoriser="serial")
+    first = task.current.obs
+    kept = [task.step(np.zeros((2, 2), np.float32)) for _ in range(4)]
+    assert (first == 0).all()
+    assert [outcome.next_obs[0, 0] for outcome, _ in kept] == [1, 2, 3, 1]
+    assert [after.obs[0, 0] for _, after in kept] == [1, 2, 0, 1]
+    later = [np.asarray(jax.jit(lambda x: x + 0)(outcome.next_obs)) for outcome, _ in kept]
+    task.step(np.zeros((2, 2), np.float32))
+    assert [float(array[0, 0]) for array in later] == [1, 2, 3, 1]
+
+
+def test_box_actions_are_clipped_and_shaped() -> None:
+    task = envs.make(Reusing, 2, vectoriser="serial")
+    assert task.spec.action == Box((-1.0, 0.0), (1.0, 5.0))
+    given = np.array([[-9, 9], [0.5, -3]], np.float32)
+    task.step(given)
+    seen = [env.actions[0] for env in task.engine.rows.envs]
+    np.testing.assert_array_equal(seen, [[[-1, 5]], [[0.5, 0]]])
+    assert given[0, 0] == -9
+
+
+def test_multi_discrete_actions() -> None:
+    space = gs.MultiDiscrete([3, 2], start=[1, 0])
+    assert spaces.action_spec(space) == MultiDiscrete((3, 2))
+    decoded = spaces.decode_actions(space)(np.array([[0, 1], [2, 0]], np.int32))
+    assert [action.tolist() for action in decoded] == [[1, 1], [3, 0]] and all(action in space for action in decoded)
+    assert spaces.action_spec(gs.MultiBinary(2)) == MultiDiscrete((2, 2))
+    for spec in (Discrete(4), MultiDiscrete((2, 3)), Box((0.0,), (1.0,))):
+        assert spaces.action_spec(spaces.space_of(spec)) == spec
+    nested = {"a": ArraySpec((2,), "float32"), "b": (ArraySpec((3,), "uint8", 0, 255), ArraySpec((1,), "bool", 0, 1))}
+    assert spaces.obs_spec(spaces.space_of(nested)) == nested
+
+
+@pytest.mark.parametrize("bad", [gs.Text(5), gs.Graph(gs.Discrete(2), None), gs.Dict({"a": gs.Sequence(gs.Discrete(2))})])
+def test_spaces_without_a_shape_are_refused(bad: gymnasium.Space) -> None:
+    with pytest.raises(FlatironsError, match="no fixed array shape"):
+        spaces.obs_spec(bad)
+
+
+def test_bad_actions_are_refused() -> None:
+    task = envs.make("CartPole-v1", 2)
+    for bad, words in (
+        (np.array([0, 2], np.int32), "action 2 of environment 1 is outside 0 ... 1"),
+        (np.array([0], np.int32), r"take int32\[2\]"),
+        (np.array([0.0, 1.0]), "float64"),
+    ):
+        with pytest.raises(FlatironsError, match=words):
+            task.step(bad)
+    task.step(np.array([0, 1], np.int32))
+    box = envs.make("Pendulum-v1", 2)
+    with pytest.raises(FlatironsError, match=r"action .* of environment 1 is not finite"):
+        box.step(np.array([[0], [np.nan]], np.float32))
+    with pytest.raises(FlatironsError, match=r"float32\[2, 1\]"):
+        box.step(np.zeros((2, 2), np.float32))
+
+
+def test_time_limits_stay_with_the_evaluation_twin() -> None:
+    task = envs.make("Pendulum-v1", 1, training=False)
+    assert task.spec.max_episode_steps == 200
+    truncated = [bool(task.step(np.zeros((1, 1), np.float32))[0].truncated[0]) for _ in range(201)]
+    assert truncated.index(True) == 199 and sum(truncated) == 1
+
+
+def test_slow_environments_get_processes_and_fast_ones_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "usable_cores", lambda: 2)
+    slow = envs.make(make_slow, 2)
+    assert "processes (2 workers" in slow.notes[0] and "steps in" in slow.notes[0]
+    slow.step(np.zeros(2, np.int32))
+    slow.close()
+    alone = envs.make(make_slow, 1)
+    assert "serial" in alone.notes[0]
+    local = envs.make(lambda: Slow(), 2)
+    assert "serial" in local.notes[0] and "cannot be made again" in local.notes[0]
+    assert "gymnasium (CartPoleVectorEnv" in envs.make("CartPole-v1", 8).notes[0]
+    assert "serial" in envs.make("CartPole-v1", 2).notes[0]
+    with pytest.raises(FlatironsError, match="not importable"):
+        envs.make(lambda: Counter(), 2, vectoriser="processes")
+
+
+def test_the_measurement_leaves_no_trace() -> None:
+    auto, plain = envs.make("Acrobot-v1", 3, seed=5), envs.make("Acrobot-v1", 3, seed=5, vectoriser="serial")
+    for _ in range(5):
+        a, b = auto.step(np.zeros(3, np.int32)), plain.step(np.zeros(3, np.int32))
+        np.testing.assert_array_equal(a[0].next_obs, b[0].next_obs)
+
+
+def test_instances_factories_and_in_graph_objects() -> None:
+    instance = Counter()
+    task = envs.make(instance)
+    task.step(np.zeros(1, np.int32))
+    assert instance.actions == [-1] and task.name == "Counter"
+    wrapped = gymnasium.make("CartPole-v1")
+    task = envs.make(wrapped)
+    assert task.spec.max_episode_steps == 500 and task.engine.rows.envs[0] is wrapped
+    with pytest.raises(FlatironsError, match="pass a factory"):
+        envs.make(instance, 2)
+    with pytest.raises(FlatironsError, match="returned a int"):
+        envs.make(lambda: 3)
+    with pytest.raises(FlatironsError, match="a float is not a task"):
+        envs.make(3.0)
+    with pytest.raises(FlatironsError, match="for named tasks"):
+        envs.make(instance, length=3)
+    named = envs.make("jax:CartPole-v1", 3, max_episode_steps=7)
+    assert isinstance(named, InGraph) and named.spec.max_episode_steps == 7 and named.num_envs == 3 and named.name == "jax:CartPole-v1"
+    assert envs.make(named.env, 2).in_graph and envs.make("probe:constant-reward", 2).in_graph
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (dict(task="CartPol-v1"), "did you mean CartPole-v1"),
+        (dict(task="jax:cartpole-v1"), "did you mean CartPole-v1"),
+        (dict(task="probe:constant-rewrd"), "did you mean constant-reward"),
+        (dict(task="ALE/Brekout-v5"), "did you mean Breakout"),
+        (dict(task="PongNoFrameskip-v4"), "ALE/Pong-v5"),
+        (dict(task="HalfCheetah-v9"), "HalfCheetah-v5"),
+        (dict(task="HalfCheetah-v3"), "cannot be made"),
+        (dict(task="zzzzzz"), "flatirons list"),
+        (dict(task="CartPole-v1", num_envs=0), "num_envs is 0"),
+        (dict(task="CartPole-v1", vectoriser="seriel"), "did you mean serial"),
+        (dict(task="CartPole-v1", timeout_s=-1.0), "timeout_s"),
+        (dict(task="CartPole-v1", gravty=3), "does not take these options"),
+        (dict(task="Pendulum-v1", vectoriser="gymnasium"), "no vector environment"),
+        (dict(task="jax:CartPole-v1", gravty=3), "has no option 'gravty'"),
+        (dict(task="jax:CartPole-v1", vectoriser="serial"), "nothing to vectorise"),
+        (dict(task="ALE/Pong-v5", frame_skip=3), "did you mean frameskip"),
+        (dict(task="ALE/Pong-v5", sticky=1.5), "probability"),
+    ],
+)
+def test_the_door_names_what_is_wrong(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(FlatironsError, match=words) as caught:
+        envs.make(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("task", "module", "extra"),
+    [
+        ("ALE/Pong-v5", "ale_py", "atari"),
+        ("HalfCheetah-v5", "mujoco", "mujoco"),
+        ("LunarLander-v3", "Box2D", "box2d"),
+        ("envpool:Pong-v5", "envpool", "envpool"),
+    ],
+)
+def test_a_missing_extra_is_said_with_its_line(task: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("gymnasium.envs.box2d") or name.startswith("gymnasium.envs.mujoco")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(FlatironsError, match="pip install 'flatirons\\[" + extra + "\\]'"):
+        envs.make(task)
+
+
+def test_render_gives_frames_of_environment_0() -> None:
+    for vectoriser in ("serial", "processes"):
+        task = envs.make("CartPole-v1", 2, render_mode="rgb_array", vectoriser=vectoriser)
+        frame = task.render()
+        assert frame.shape == (400, 600, 3) and frame.dtype == np.uint8 and frame.std() > 0
+        task.step(np.zeros(2, np.int32))
+        assert task.render().shape == frame.shape
+        task.close()
+
+
+def test_in_graph_worlds_are_drawn() -> None:
+    state = np.array([0.5, 0, 0.1, 0], np.float32)
+    frame = render_frame("jax:CartPole-v1", state)
+    assert frame.shape == (400, 600, 3) and not np.array_equal(frame, render_frame("jax:CartPole-v1", -state))
+    assert render_frame("jax:Pendulum-v1", np.array([1, 0], np.float32)).std() > 0
+    assert render_frame("probe:constant-reward", state) is None
+    from flatirons.envs import render
+
+    obs = np.zeros((10, 10, 4), bool)
+    obs[2, 3, 1] = True
+    cells = render._cells(obs)
+    assert cells.shape == (320, 320, 3) and tuple(cells[2 * 32 + 5, 3 * 32 + 5]) == tuple(render._COLOURS[1]) and not cells[5, 5].any()
+
+
+# ------------------------------------------------------------------------------------------------------------- Atari
+
+
+def test_atari_lives_final_frames_and_clipping() -> None:
+    pytest.importorskip("ale_py")
+    task = envs.make("ALE/Breakout-v5", 2, seed=1, threads=1)
+    assert task.spec.obs == ArraySpec((4, 84, 84), "uint8", 0, 255, stack=4) and task.spec.action == Discrete(4)
+    assert any("sticky=0.0" in note for note in task.notes)
+    before, lives, games, kept = task.current, 0, [], []
+    rng = np.random.default_rng(0)
+    for _ in range(260):
+        outcome, after = task.step(rng.integers(0, 4, 2))
+        # The successor is what was acted on, one picture older: also where a life or the game ended.
+        np.testing.assert_array_equal(outcome.next_obs[:, :3], before.obs[:, 1:])
+        for index in np.flatnonzero(after.first):
+            assert not after.obs[index, :3].any() and after.obs[index, 3].any() and outcome.terminated[index]
+            lives += 1
+        for index in np.flatnonzero(~after.first):
+            np.testing.assert_array_equal(after.obs[index], outcome.next_obs[index])
+        assert set(outcome.reward.tolist()) <= {-1.0, 0.0, 1.0}
+        kept.append((after.obs, after.obs.copy()))
+        games += task.pop_game_returns()
+        before = after
+    assert all(np.array_equal(shown, copied) for shown, copied in kept)
+    assert len(games) >= 2 and 5 * len(games) <= lives < 5 * len(games) + 10
+    task.close()
+
+
+def test_atari_evaluation_twin_plays_whole_games() -> None:
+    pytest.importorskip("ale_py")
+    task = envs.make("ALE/Breakout", 2, seed=1, training=False, threads=1)
+    rng = np.random.default_rng(0)
+    ended, total, last = 0, 0.0, 0.0
+    games: list[float] = []
+    for _ in range(300):
+        outcome, after = task.step(rng.integers(0, 4, 2))
+        ended += int(after.first.sum())
+        total += float(outcome.reward.sum())
+        games += task.pop_game_returns()
+        if after.first.all():
+            last = total
+    assert ended == len(games) >= 2 and sum(games) <= total and last <= total
+    task.close()
+
+
+def test_atari_starts_differ_and_repeat() -> None:
+    pytest.importorskip("ale_py")
+
+    def play(seed: int, **options: Any) -> list[np.ndarray]:
+        task = envs.make("ALE/Pong-v5", 3, seed=seed, threads=1, **options)
+        found = [task.current.obs, *(task.step(np.full(3, 2 + step % 2))[1].obs for step in range(30))]
+        task.close()
+        return found
+
+    first, again = play(0), play(0)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not (np.array_equal(first[-1][0], first[-1][1]) and np.array_equal(first[-1][0], first[-1][2])), "no-op starts"
+    same = play(0, noop_max=0)
+    assert all(np.array_equal(obs[0], obs[1]) for obs in same), "without no-ops and sticky actions the games are one"
+    sticky = play(0, noop_max=0, sticky=0.25)
+    assert not all(np.array_equal(obs[0], obs[1]) for obs in sticky)
+
+
+# ------------------------------------------------------------------------------------------------------------- EnvPool
+
+
+def test_envpool_resets_in_the_step_that_ends() -> None:
+    pytest.importorskip("envpool")
+    task, twin = envs.make("envpool:CartPole-v1", 4, seed=1), envs.make("envpool:CartPole-v1", 4, seed=1)
+    rng = np.random.default_rng(0)
+    ended = 0
+    for _ in range(100):
+        action = rng.integers(0, 2, 4)
+        outcome, after = task.step(action)
+        np.testing.assert_array_equal(outcome.next_obs, twin.step(action)[0].next_obs)
+        assert (outcome.reward == 1).all(), "no row of a reset"
+        for index in np.flatnonzero(after.first):
+            ended += 1
+            assert np.abs(after.obs[index]).max() <= 0.05
+            assert abs(outcome.next_obs[index, 2]) > 0.2 or abs(outcome.next_obs[index, 0]) > 2.4
+    assert ended > 4
+    with pytest.raises(FlatironsError, match="did you mean CartPole-v1"):
+        envs.make("envpool:CartPol-v1")
