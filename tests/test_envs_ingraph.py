@@ -409,9 +409,9 @@ def test_minatar_through_the_batch_resets_and_truncates() -> None:
 
 
 @pytest.mark.parametrize(("sticky", "share"), [(0.0, 0.0), (0.1, 0.1)])
-def test_sticky_actions_repeat_as_often_as_said(sticky: float, share: float) -> None:
+def test_sticky_repeat_as_often_as_said(sticky: float, share: float) -> None:
     """From Breakout's start (last action 0) the paddle fails to move right exactly where the last action was repeated."""
-    env = minatar.make("minatar-breakout", sticky_actions=sticky)
+    env = minatar.make("minatar-breakout", sticky=sticky)
     start = jax.jit(env.init)(jax.random.key(0))
     keys = jax.random.split(jax.random.key(1), 4000)
     new, _, _ = jax.jit(jax.vmap(env.step, in_axes=(0, None, None)))(keys, start, jnp.int32(3))
@@ -421,7 +421,7 @@ def test_sticky_actions_repeat_as_often_as_said(sticky: float, share: float) -> 
 
 def test_ramping_makes_space_invaders_faster() -> None:
     """With the last alien about to be hit, the next wave comes and moves sooner, as in the original."""
-    env = minatar.make("minatar-space_invaders", sticky_actions=0.0)
+    env = minatar.make("minatar-space_invaders", sticky=0.0)
     state = jax.jit(env.init)(jax.random.key(0))
     before = int(state["_enemy_move_interval"])
     state = {
@@ -440,7 +440,7 @@ def test_minimal_actions_as_in_pgx() -> None:
         env = minatar.make(name, minimal_actions=True)
         theirs = _pgx_game(name, use_minimal_action_set=True) if name != "minatar-seaquest" else None
         assert env.action_spec == Discrete(len(theirs.legal_action_mask) if theirs is not None else 6)
-    env = minatar.make("minatar-breakout", minimal_actions=True, sticky_actions=0.0)
+    env = minatar.make("minatar-breakout", minimal_actions=True, sticky=0.0)
     new, _, _ = jax.jit(lambda key: env.step(key, env.init(key), jnp.int32(2)))(jax.random.key(0))
     assert env.observe(new)[9, 5, 0] == 1, "action 2 of Breakout's three is right"
 
@@ -464,8 +464,8 @@ def test_minatar_made_within_jit_leaks_nothing(monkeypatch: pytest.MonkeyPatch) 
 def test_minatar_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FlatironsError, match="'minatar-pong'"):
         minatar.make("minatar-pong")
-    with pytest.raises(FlatironsError, match=r"sticky_actions is 1\.5"):
-        minatar.make("minatar-breakout", sticky_actions=1.5)
+    with pytest.raises(FlatironsError, match=r"sticky is 1\.5"):
+        minatar.make("minatar-breakout", sticky=1.5)
     monkeypatch.setitem(sys.modules, "pgx_minatar.asterix", None)
     minatar._pgx.cache_clear()
     with pytest.raises(FlatironsError, match=r"pip install 'flatirons\[games\]'"):

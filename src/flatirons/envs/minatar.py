@@ -34,13 +34,13 @@ _DERIVED = frozenset(
 class MinAtar:
     """One of MinAtar's games. State: pgx's own fields by name, without what follows from them.
 
-    `minimal_actions` keeps only the actions that do something in the game. `sticky_actions` is the probability that the last action is
+    `minimal_actions` keeps only the actions that do something in the game. `sticky` is the probability that the last action is
     played in place of the one given. Episodes are truncated after `max_episode_steps`, for pgx's Breakout has no end of its own.
     """
 
     game: str
     minimal_actions: bool = False
-    sticky_actions: float = 0.1
+    sticky: float = 0.1
     max_episode_steps: int | None = 5000
 
     @property
@@ -55,18 +55,18 @@ class MinAtar:
 
     def init(self, key: Key) -> dict[str, jax.Array]:
         """The game's own start."""
-        return _own_fields(_pgx(self.game, self.minimal_actions, self.sticky_actions).init(key))
+        return _own_fields(_pgx(self.game, self.minimal_actions, self.sticky).init(key))
 
     def step(self, key: Key, state: Mapping[str, jax.Array], action: Any) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
         """The game's own step; all its chances come from `key`."""
-        pgx_env = _pgx(self.game, self.minimal_actions, self.sticky_actions)
+        pgx_env = _pgx(self.game, self.minimal_actions, self.sticky)
         new = pgx_env.step(_full(self, state), action, key)
         return _own_fields(new), new.rewards[0], new.terminated
 
     def observe(self, state: Mapping[str, jax.Array]) -> jax.Array:
         """Channels as 0 and 1."""
         full = _full(self, state)
-        return _pgx(self.game, self.minimal_actions, self.sticky_actions).observe(full).astype(jnp.uint8)
+        return _pgx(self.game, self.minimal_actions, self.sticky).observe(full).astype(jnp.uint8)
 
     def legal(self, state: Mapping[str, jax.Array]) -> tuple[()]:
         """All actions are."""
@@ -74,28 +74,28 @@ class MinAtar:
         return ()
 
 
-def make(name: str, *, minimal_actions: bool = False, sticky_actions: float = 0.1, max_episode_steps: int | None = 5000) -> MinAtar:
+def make(name: str, *, minimal_actions: bool = False, sticky: float = 0.1, max_episode_steps: int | None = 5000) -> MinAtar:
     """Make the game called `name`, one of `NAMES`.
 
     Raises `FlatironsError` for an unknown name, a probability outside [0, 1] or where pgx is not installed.
     """
     if name not in NAMES:
         raise FlatironsError(f"unknown MinAtar game {name!r}: there are {', '.join(NAMES)}")
-    if not 0.0 <= sticky_actions <= 1.0:
-        raise FlatironsError(f"sticky_actions is {sticky_actions}: give a probability, between 0 and 1")
-    env = MinAtar(name.removeprefix("minatar-"), minimal_actions, float(sticky_actions), max_episode_steps)
-    _pgx(env.game, env.minimal_actions, env.sticky_actions)
+    if not 0.0 <= sticky <= 1.0:
+        raise FlatironsError(f"sticky is {sticky}: give a probability, between 0 and 1")
+    env = MinAtar(name.removeprefix("minatar-"), minimal_actions, float(sticky), max_episode_steps)
+    _pgx(env.game, env.minimal_actions, env.sticky)
     return env
 
 
 @functools.cache
-def _pgx(game: str, minimal_actions: bool, sticky_actions: float) -> Any:
+def _pgx(game: str, minimal_actions: bool, sticky: float) -> Any:
     try:
         # Importing pgx makes arrays; within someone's jit they would be tracers, and would outlive it.
         with jax.ensure_compile_time_eval():
             module = importlib.import_module(f"pgx_minatar.{game}")
             return vars(module)[f"MinAtar{game.title().replace('_', '')}"](
-                use_minimal_action_set=minimal_actions, sticky_action_prob=sticky_actions
+                use_minimal_action_set=minimal_actions, sticky_action_prob=sticky
             )
     except ImportError as error:
         raise FlatironsError(f"minatar-{game} needs pgx and pgx-minatar: pip install 'flatirons[games]'") from error

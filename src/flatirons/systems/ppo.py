@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from flatirons.core import distributions, losses, normalise, optimisers, returns, schedules, trees
+from flatirons.core.shuffle import permutation
 from flatirons.data import rollout as data
 from flatirons.nets.mlp import Activation, dense, dense_init
 from flatirons.nets.torso import torso
@@ -394,7 +395,7 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
     if config.num_minibatches == 1:
         indices = None  # every epoch is one step on all rows, and their order does not matter
     else:
-        shuffle = jax.vmap(lambda k: jax.random.permutation(k, rows))
+        shuffle = jax.vmap(lambda k: permutation(k, rows))
         indices = shuffle(jax.random.split(key_shuffle, config.num_epochs)).reshape(config.num_epochs * config.num_minibatches, -1)
     (params, opt_state), metrics = jax.lax.scan(
         one_minibatch, (state.params, state.opt_state), indices, length=config.num_epochs * config.num_minibatches

@@ -1,0 +1,53 @@
+"""The table of learning benchmarks: what is trained, for how long, and the bar it is held to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One benchmark. `budget` is in decisions; the run takes the largest multiple of the system's turn that does not pass it.
+
+    A rule says when a bar is held: "lower bound" (of the mean's 95 % interval over seeds), "every seed", or "K of N" (seeds' means).
+    `config` is on top of the preset the task gets by itself.
+    """
+
+    system: str
+    task: str
+    budget: int
+    seeds: int
+    reach: float
+    aim: float | None = None
+    rule: str = ""
+    aim_rule: str = ""
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def reach_rule(self) -> str:
+        """The rule of `reach`: as given, else by the number of seeds."""
+        return self.rule or ("lower bound" if self.seeds >= 5 else "every seed")
+
+
+ROWS: dict[str, Row] = {
+    "ppo-cartpole-host": Row(
+        system="ppo", task="CartPole-v1", budget=100_000, seeds=10, reach=475, aim=500, rule="9 of 10", aim_rule="10 of 10"
+    ),
+    "ppo-cartpole-ingraph": Row(
+        system="ppo", task="jax:CartPole-v1", budget=100_000, seeds=10, reach=475, aim=500, rule="9 of 10", aim_rule="10 of 10"
+    ),
+    "dqn-cartpole-host": Row(
+        system="dqn", task="CartPole-v1", budget=50_000, seeds=10, reach=475, aim=500, rule="8 of 10", aim_rule="10 of 10"
+    ),
+    "dqn-cartpole-ingraph": Row(
+        system="dqn", task="jax:CartPole-v1", budget=50_000, seeds=10, reach=475, aim=500, rule="8 of 10", aim_rule="10 of 10"
+    ),
+    "ppo-halfcheetah": Row(system="ppo", task="HalfCheetah-v5", budget=1_000_000, seeds=3, reach=1668, aim=5784),
+    "dqn-minatar-breakout": Row(system="dqn", task="pgx:minatar-breakout", budget=1_000_000, seeds=3, reach=8, aim=10),
+    # What else a newcomer tries first. The aims are single agents of RL Zoo at these or larger budgets; Hopper: OpenAI Baselines, Tianshou.
+    "ppo-pendulum": Row(system="ppo", task="Pendulum-v1", budget=100_000, seeds=5, reach=-250, aim=-172),
+    "ppo-acrobot": Row(system="ppo", task="Acrobot-v1", budget=300_000, seeds=5, reach=-100, aim=-81),
+    "ppo-lunarlander": Row(system="ppo", task="LunarLander-v3", budget=1_000_000, seeds=3, reach=200, aim=242),
+    "ppo-hopper": Row(system="ppo", task="Hopper-v5", budget=1_000_000, seeds=3, reach=2316, aim=2609),
+}

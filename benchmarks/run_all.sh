@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Every benchmark, timings first (they want the machine to themselves), then learning (two seeds side by side). Hours.
+#   bash benchmarks/run_all.sh            all of it
+#   bash benchmarks/run_all.sh speed      timings only
+#   bash benchmarks/run_all.sh learning   learning only; finished seeds are kept, cut ones go on from their checkpoint
+# One that fails does not stop the others; the exit status says whether any did.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+which="${1:-all}"
+python=.venv/bin/python
+failed=()
+
+run() {
+    echo "== $*"
+    "$python" -m "$@" || failed+=("$*")
+}
+
+if [ "$which" = all ] || [ "$which" = speed ]; then
+    [ -x .venv-peers-torch/bin/python ] && [ -x .venv-peers-jax/bin/python ] || bash benchmarks/peers/install.sh || exit 1
+    run benchmarks.speed.startup
+    run benchmarks.speed.ppo_cartpole_rejax
+    run benchmarks.speed.ppo_cartpole_sb3
+    run benchmarks.speed.ppo_halfcheetah_sb3
+    run benchmarks.speed.dqn_cartpole_sb3
+fi
+if [ "$which" = all ] || [ "$which" = learning ]; then
+    for row in ppo-cartpole-ingraph ppo-cartpole-host dqn-cartpole-ingraph dqn-cartpole-host \
+        dqn-minatar-breakout ppo-halfcheetah ppo-pendulum ppo-acrobot ppo-lunarlander ppo-hopper; do
+        run benchmarks.learning.run "$row"
+    done
+fi
+"$python" benchmarks/tables.py || failed+=(tables)
+if [ ${#failed[@]} -gt 0 ]; then
+    printf 'failed: %s\n' "${failed[@]}"
+    exit 1
+fi

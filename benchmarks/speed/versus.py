@@ -1,0 +1,134 @@
+"""Ours against a peer in one run: A B A B A B, a fresh process for every measurement so that neither warms the other."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import OURS, RESULTS, ROOT, clean_environment, header, write
+from benchmarks.speed.measure import MARK
+
+
+def arguments(doc: str | None) -> argparse.Namespace:
+    """--pairs, --seconds, --only, --out: the same for every speed benchmark."""
+    parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument("--pairs", type=int, default=3, help="measurements of each side")
+    parser.add_argument("--seconds", type=float, default=8.0, help="how long one measurement runs, about")
+    parser.add_argument("--only", default="", help="only the settings whose name contains this")
+    parser.add_argument("--out", type=Path, default=RESULTS / "speed", help="folder of the result files")
+    return parser.parse_args()
+
+
+def measurement(python: Path, module: str, job: dict[str, Any]) -> dict[str, Any]:
+    """Run one measurement in its own process and return what it answered. Exits with the process's own words where it failed."""
+    if not python.exists():
+        raise SystemExit(f"{python.relative_to(ROOT)} is missing: run `make install` (ours), `make peers` (the peers)")
+    command = [str(python), "-m", module, json.dumps(job)]
+    with tempfile.TemporaryDirectory() as scratch:
+        done = subprocess.run(command, cwd=scratch, env=clean_environment(), capture_output=True, text=True)
+    answers = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
+    if done.returncode or not answers:
+        raise SystemExit(f"{module} failed with status {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    return json.loads(answers[-1].removeprefix(MARK))
+
+
+def flops_per_step(system: str, settings: dict[str, Any], obs: int, actions: int) -> float:
+    """Floating-point operations a decision costs in matrix products: what the roof divides by. Forward 2mn, backward twice that."""
+    widths = [obs, *settings["hidden"]]
+    tower = sum(2 * m * n for m, n in itertools.pairwise(widths))
+    if system == "ppo":
+        both = 2 * tower + 2 * widths[-1] * (actions + 1)
+        return both + 3 * both * settings["num_epochs"]
+    q = tower + 2 * widths[-1] * actions
+    per_update = settings["batch_size"] * 4 * q
+    return q + per_update * settings["gradient_steps"] / settings["train_every"]
+
+
+def compare(
+    name: str,
+    module: str,
+    args: argparse.Namespace,
+    *,
+    system: str,
+    task: str,
+    peer_task: str,
+    settings: dict[str, Any],
+    sizes: tuple[int, int],
+    peer_name: str,
+    peer: tuple[Path, str],
+    peer_threads: tuple[int | None, ...] = (None,),
+    notes: tuple[str, ...] = (),
+) -> dict[str, Any] | None:
+    """Measure, print and write `<out>/<name>.json`; None where `--only` leaves it out.
+
+    `sizes` are (values of an observation, outputs of the policy or Q head). With more than one entry in `peer_threads` (None: the peer's
+    default) each is tried once first and the pairs use the peer's best.
+    """
+    if args.only not in name:
+        return None
+    result = header(name, module)
+    job = {"system": system, "task": task, "settings": settings, "seconds": args.seconds, "seed": 0, "threads": None}
+    peer_job = job | {"task": peer_task}
+    if result["machine"]["load_before"] > 0.5:
+        print(f"{name}: load average {result['machine']['load_before']}: this machine is busy, its timings will be off", file=sys.stderr)
+
+    roof_job = {"task": task, "num_envs": settings["num_envs"], "seconds": min(3.0, args.seconds)}
+    roof = measurement(OURS, "benchmarks.speed.roof", roof_job)["roof"]
+    flops = flops_per_step(system, settings, *sizes)
+    roof["matrix_flops_per_step"] = flops
+    roof["steps_per_second_at_roof"] = 1 / (flops / (roof["matrix_product_gflops"] * 1e9) + 1 / roof["environment_steps_per_second"])
+
+    trials: dict[str, float] = {}
+    if len(peer_threads) > 1:
+        for threads in peer_threads:
+            trials[str(threads or "default")] = measurement(*peer, peer_job | {"threads": threads})["steps_per_second"]
+        peer_job["threads"] = max(peer_threads, key=lambda threads: trials[str(threads or "default")])
+
+    ours_runs, peer_runs = [], []
+    for index in range(args.pairs):
+        ours_runs.append(measurement(OURS, "benchmarks.speed.ours", job | {"seed": index}))
+        peer_runs.append(measurement(*peer, peer_job | {"seed": index}))
+        a, b = ours_runs[-1]["steps_per_second"], peer_runs[-1]["steps_per_second"]
+        print(f"{name}: pair {index + 1}: ours {a:,.0f} steps/s, {peer_name} {b:,.0f} steps/s, ratio {a / b:.2f}", flush=True)
+
+    pairs = [
+        {"ours": a["steps_per_second"], "peer": b["steps_per_second"], "ratio": a["steps_per_second"] / b["steps_per_second"]}
+        for a, b in zip(ours_runs, peer_runs, strict=True)
+    ]
+    ratios = [pair["ratio"] for pair in pairs]
+    result |= {
+        "system": system,
+        "task": task,
+        "peer_name": peer_name,
+        "peer_task": peer_task,
+        "versions": {"ours": ours_runs[0]["versions"], "peer": peer_runs[0]["versions"]},
+        "settings": settings,
+        "notes": list(notes),
+        "pairs": pairs,
+        "ratio_median": statistics.median(ratios),
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
+        "ours_steps_per_second": statistics.median(pair["ours"] for pair in pairs),
+        "peer_steps_per_second": statistics.median(pair["peer"] for pair in pairs),
+        "ours_compile_s": statistics.median(run["compile_s"] for run in ours_runs),
+        "peer_compile_s": statistics.median(run["compile_s"] for run in peer_runs),
+        "ours_return_after": [run["return_after"] for run in ours_runs],
+        "peer_return_after": [run["return_after"] for run in peer_runs],
+        "peer_threads": peer_job["threads"] or "default",
+        "peer_thread_trials": trials,
+        "seconds_per_measurement": args.seconds,
+        "roof": roof,
+    }
+    write(args.out / f"{name}.json", result)
+    print(
+        f"{name}: median ratio {result['ratio_median']:.2f} ({min(ratios):.2f} to {max(ratios):.2f}), {args.out / f'{name}.json'}",
+        flush=True,
+    )
+    return result

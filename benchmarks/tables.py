@@ -1,0 +1,155 @@
+"""Fill the tables of README.md and docs/ from benchmarks/results: every number there comes from a result file.
+
+A page asks for a table with a pair of markers, and what stands between them is replaced:
+
+    <!-- results:learning -->          all learning results          <!-- /results -->
+    <!-- results:learning:ppo -->      those of one system           <!-- /results -->
+    <!-- results:speed -->             all speed results             <!-- /results -->
+    <!-- results:speed:ppo -->         those whose name begins so    <!-- /results -->
+
+`python benchmarks/tables.py` writes; `--check` only says (exit status 1) which page is behind its results.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+MARKED = re.compile(r"(<!-- results:(?P<kind>learning|speed)(?::(?P<name>[\w.-]+))? -->\n).*?(<!-- /results -->)", re.DOTALL)
+NOTHING = "Not measured yet.\n"
+
+
+def load(folder: Path) -> list[dict[str, Any]]:
+    """The results in a folder, by file name."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+
+
+def number(value: Any) -> str:
+    """A number as a table shows it: about three significant digits, thousands apart."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return str(value) if value not in (None, "") else "–"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def seeds_of(result: dict[str, Any]) -> int:
+    seeds = result.get("seeds", result.get("means", []))
+    return seeds if isinstance(seeds, int) else len(seeds)
+
+
+def minutes(seconds: Any) -> str:
+    values = list(seconds.values()) if isinstance(seconds, dict) else seconds if isinstance(seconds, list) else [seconds]
+    known = [v for v in values if isinstance(v, int | float)]
+    return f"{sum(known) / len(known) / 60:.1f}" if known else "–"
+
+
+def learning(results: Sequence[dict[str, Any]]) -> str:
+    """One row per benchmark: return of the final greedy policy, its interval over seeds, the bar, and the time a seed took."""
+    head = ["benchmark", "task", "decisions", "seeds", "return (95 % interval)", "worst seed", "to reach", "aim", "reached", "min/seed"]
+    rows = []
+    for r in results:
+        low, high = r.get("ci95") or (None, None)
+        span = f" ({number(low)} to {number(high)})" if low is not None else ""
+        worst = number(min(r["means"])) if r.get("means") else "–"
+        measured = [number(r["mean"]) + span, worst]
+        bars = [number(r.get("reach")), number(r.get("aim")), "yes" if r.get("reached") else "**no**"]
+        run = [f"`{r['name']}`", r["task"], f"{r['total_steps']:,}", str(seeds_of(r))]
+        rows.append([*run, *measured, *bars, minutes(r.get("seconds_per_seed"))])
+    return table(head, rows) + provenance(results)
+
+
+def speed(results: Sequence[dict[str, Any]]) -> str:
+    """One row per comparison: steps per second of both, the median ratio of alternating pairs, and the spread."""
+    head = ["benchmark", "setting", "ours, steps/s", "peer, steps/s", "ratio (median)", "from – to", "compile, s"]
+    rows = []
+    for r in results:
+        for setting, part in flat(r):
+            pairs = part["pairs"]
+            middle = sorted(pairs, key=lambda p: p["ratio"])[len(pairs) // 2]
+            spread = f"{part['ratio_min']:.2f} – {part['ratio_max']:.2f}"
+            cells = [
+                number(middle["ours"]),
+                number(middle["peer"]),
+                f"{part['ratio_median']:.2f}×",
+                spread,
+                number(part.get("ours_compile_s")),
+            ]
+            rows.append([f"`{r['name']}`", setting, *cells])
+    return (table(head, rows) if rows else "") + provenance(results)
+
+
+def flat(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The comparisons in a result file: its own pairs, or those of each named setting under `settings` or `results`."""
+    if result.get("pairs"):
+        return [(settings_words(result.get("settings")), result)]
+    for key in ("results", "settings", "rows"):
+        parts = result.get(key)
+        named = parts.items() if isinstance(parts, dict) else [(p.get("name", ""), p) for p in parts or [] if isinstance(p, dict)]
+        found = [(str(name), part) for name, part in named if isinstance(part, dict) and part.get("pairs")]
+        if found:
+            return found
+    return []
+
+
+def settings_words(settings: Any) -> str:
+    if isinstance(settings, str):
+        return settings
+    known = settings if isinstance(settings, dict) else {}
+    return ", ".join(f"{k} {v}" for k, v in known.items() if isinstance(v, int | float | str))[:90] or "–"
+
+
+def provenance(results: Sequence[dict[str, Any]]) -> str:
+    """Where and when: machine, commit and dates of the rows above."""
+    machines = sorted({f"{r['machine'].get('cpu', '?')}, {r['machine'].get('cores', '?')} cores" for r in results if r.get("machine")})
+    commits = sorted({str(r["commit"])[:10] for r in results if r.get("commit")})
+    days = sorted({str(r["date"])[:10] for r in results if r.get("date")})
+    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}" if days else "?"
+    where = f"{when} on {'; '.join(machines) or '?'}, commit {', '.join(commits) or '?'}"
+    return f"\nMeasured {where}. Commands, seeds and versions: `benchmarks/results`.\n"
+
+
+def fill(text: str, learned: Sequence[dict[str, Any]], timed: Sequence[dict[str, Any]]) -> str:
+    """The page `text` with every marked table made anew."""
+
+    def made(match: re.Match[str]) -> str:
+        name = match["name"]
+        if match["kind"] == "learning":
+            chosen = [r for r in learned if name is None or r["system"] == name]
+            body = learning(chosen) if chosen else NOTHING
+        else:
+            chosen = [r for r in timed if flat(r) and (name is None or r["name"].startswith(name))]
+            body = speed(chosen) if chosen else NOTHING
+        return f"{match[1]}{body}{match[4]}"
+
+    return MARKED.sub(made, text)
+
+
+def main(arguments: Sequence[str]) -> int:
+    learned, timed = load(ROOT / "benchmarks/results/learning"), load(ROOT / "benchmarks/results/speed")
+    behind = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        old = page.read_text(encoding="utf-8")
+        new = fill(old, learned, timed)
+        if new != old:
+            behind.append(str(page.relative_to(ROOT)))
+            if "--check" not in arguments:
+                page.write_text(new, encoding="utf-8")
+    if behind:
+        print(("behind its results: " if "--check" in arguments else "written: ") + ", ".join(behind))
+    return 1 if behind and "--check" in arguments else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,39 @@
+"""A random order without sorting: XLA's sort on a CPU costs more than the gradient steps whose minibatches it would shuffle."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from flatirons.types import Key
+
+ROUNDS = 4
+SORT_UP_TO = 64
+"""So few rows are sorted after all: it is cheap, and gives every order."""
+
+
+def permutation(key: Key, n: int) -> jax.Array:
+    """0 ... n-1 in a pseudo-random order, int32 `[n]`.
+
+    Each round multiplies by a random odd number, adds a random one and folds the high half of the bits onto the low half: bijections of
+    the k-bit numbers, and so is their product. Results at or past n are sent through again until they fall below it ("cycle walking"),
+    which keeps it a bijection. Not every one of the n! orders can come out; each row's place, and which rows meet, are uniform to within
+    what the tests can see.
+    """
+    if n <= SORT_UP_TO:
+        return jax.random.permutation(key, n).astype(jnp.int32)
+    bits = (n - 1).bit_length()
+    mask, half = (1 << bits) - 1, (bits + 1) // 2
+    factors, terms = jax.random.bits(key, (2, ROUNDS), jnp.uint32)
+
+    def mix(x: jax.Array) -> jax.Array:
+        for i in range(ROUNDS):
+            x = (x * (factors[i] | 1) + terms[i]) & mask
+            x = x ^ (x >> half)
+        return x
+
+    def walk(x: jax.Array) -> jax.Array:
+        return jnp.where(x >= n, mix(x), x)
+
+    x = jax.lax.while_loop(lambda x: jnp.any(x >= n), walk, mix(jnp.arange(n, dtype=jnp.uint32)))
+    return x.astype(jnp.int32)

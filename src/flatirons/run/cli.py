@@ -1,0 +1,544 @@
+"""The commands behind `flatirons`. Flags of `train` come from the systems' Config dataclasses, with their docstrings as help.
+
+Each command imports what it needs when it runs, so that `flatirons eval --help` answers without JAX.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+SIGINT_STATUS, USER_ERROR_STATUS = 130, 2
+
+
+class UsageError(Exception):
+    """A mistake on the command line, in one sentence. Becomes exit status 2."""
+
+
+def run(command: str, arguments: Sequence[str]) -> int:
+    """Run one command with its arguments and return the exit status. Errors of the user's input are one sentence on stderr."""
+    try:
+        return COMMANDS[command](list(arguments)) or 0
+    except UsageError as error:
+        return _fail(str(error))
+    except SystemExit as stop:  # --help, from argparse and tyro
+        return int(stop.code or 0)
+    except BrokenPipeError:  # `flatirons list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt as stop:
+        # train saves before it raises this; SIGTERM arrives as the same exception, with its own status.
+        print(f"\nflatirons: {stop or 'stopped'}", file=sys.stderr)
+        return int(vars(stop).get("exit_status", SIGINT_STATUS))
+    except Exception as error:
+        known = sys.modules.get("flatirons.types")
+        if known is not None and isinstance(error, known.FlatironsError):
+            return _fail(str(error))
+        raise
+
+
+def _fail(sentence: str) -> int:
+    sys.stdout.flush()
+    print(f"flatirons: {sentence}", file=sys.stderr)
+    return USER_ERROR_STATUS
+
+
+# -------------------------------------------------------------------------------------------------- flags of small commands
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are one sentence with the nearest flag."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message[:1].lower()}{message[1:]}; `{self.prog} --help` shows what it takes.")
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Like parse_args, with the nearest match of an unknown flag."""
+        found, unknown = self.parse_known_args(arguments)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+            raise UsageError(_unknown_flag(unknown[0], flags, self.prog))
+        return found
+
+
+def _parser(command: str, description: str) -> _Parser:
+    return _Parser(prog=f"flatirons {command}", description=description, allow_abbrev=False)
+
+
+def _unknown_flag(token: str, flags: Sequence[str], prog: str) -> str:
+    if not token.startswith("-"):
+        return f"{token!r} is one argument too many; `{prog} --help` shows what it takes."
+    flag = token.split("=")[0]
+    near = get_close_matches(flag.replace("_", "-"), flags, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"`{prog} --help` lists the flags."
+    return f"there is no flag {flag}; {hint}"
+
+
+def integer(text: str) -> int:
+    """A whole number: 100000, 100_000 or 1e5. Raises ValueError with a sentence otherwise."""
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    value = number(text)
+    if value != int(value):
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(value)
+
+
+def number(text: str) -> float:
+    """A finite number. Raises ValueError with a sentence otherwise."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number") from None
+    if not math.isfinite(value):
+        raise ValueError(f"{text!r} is not a finite number")
+    return value
+
+
+def _whole(text: str) -> int:
+    try:
+        return integer(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+# ------------------------------------------------------------------------------------------------------------------ train
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags:
+    """Flags of `train` that every system has. Lengths are in decisions, counted over all environments."""
+
+    seed: int = 0
+    """Seed of the first run."""
+    seeds: int = 1
+    """Number of runs, with seeds seed, seed+1, ...: in one program for in-graph tasks, in turn for others."""
+    out: str | None = None
+    """Run folder; none: runs/SYSTEM-TASK-seedSEED."""
+    eval_every: int | None = None
+    """Evaluate the greedy policy this often, on an environment of its own; the best policy is kept beside the last."""
+    eval_episodes: int = 20
+    """Episodes of each evaluation."""
+    checkpoint_every: int | None = None
+    """Save a checkpoint this often; none: about every minute, and at the end."""
+    keep: int = 3
+    """Checkpoints kept, newest first."""
+    from_run: str | None = None
+    """Start from the parameters of this run folder."""
+    stop_at: int | None = None
+    """Stop cleanly here, to go on later with `flatirons resume`."""
+    preset: str | None = None
+    """Named settings that replace the defaults shown here; none: the system's choice for the task."""
+    workers: int = 1
+    """Processes for several seeds of a task outside JAX."""
+    tensorboard: bool = False
+    """Write TensorBoard events too (pip install 'flatirons[tensorboard]')."""
+    quiet: bool = False
+    """No progress."""
+    overwrite: bool = False
+    """Delete a run folder that stands at --out."""
+
+
+# The flag where it cannot be the field's own name: `from` is a word of Python's.
+_FLAG_OF = {"from_run": "from"}
+
+
+def train(arguments: list[str]) -> int:
+    """`flatirons train SYSTEM TASK [flags]`."""
+    names = []
+    while arguments and not arguments[0].startswith("-"):
+        names.append(arguments.pop(0))
+    wants_help = any(a in ("-h", "--help") for a in arguments)
+    if len(names) < 2 and not (wants_help and names):
+        if wants_help:
+            print(_TRAIN_HELP, end="")
+            return 0
+        missing = "a system and a task" if not names else "a task"
+        raise UsageError(f"train needs {missing} first, as in `flatirons train ppo CartPole-v1 --seed 0`; `flatirons list` has them all.")
+    if len(names) > 2:
+        raise UsageError(f"{names[2]!r} is one argument too many; train takes one system and one task, then flags.")
+
+    import flatirons
+    from flatirons import systems
+
+    name, task = names[0], names[1] if len(names) > 1 else None
+    module, _, _ = systems.find(name)
+    env_options, rest = split_env_options(arguments)
+    given_preset = _value_of("preset", rest)
+    from flatirons.run import listing
+
+    _, defaults = listing.settings(name, task, given_preset)
+    flags, chosen = parse_train(f"flatirons train {name} {task or 'TASK'}", module, defaults, rest)
+    finished = flatirons.train(name, task, **dataclasses.asdict(flags), env_options=env_options or None, **chosen)
+    if not flags.quiet:
+        _say_what_next(finished.path)
+    return 0
+
+
+def _say_what_next(path: Path) -> None:
+    seeds = seeds_in(path)
+    for command, run in (("eval", path), ("play", seeds[0] if seeds else path), ("plot", path)):
+        print(f"  flatirons {command} {run}")
+
+
+def split_env_options(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Take `--env.KEY VALUE` and `--env.KEY=VALUE` out of the arguments: (options, the rest). Raises UsageError for a missing value.
+
+    A value is a number, true, false or none where it reads as one, and a string otherwise.
+    """
+    options: dict[str, Any] = {}
+    rest: list[str] = []
+    position = 0
+    while position < len(arguments):
+        token = arguments[position]
+        position += 1
+        if not token.startswith("--env."):
+            rest.append(token)
+            continue
+        key, equals, text = token.removeprefix("--env.").partition("=")
+        if not equals:
+            if position == len(arguments) or arguments[position].startswith("--"):
+                raise UsageError(f"--env.{key} needs a value, as in `--env.{key} 4`.")
+            text = arguments[position]
+            position += 1
+        if not key.isidentifier():
+            raise UsageError(f"--env.{key} is not an environment option; write --env.NAME VALUE.")
+        options[key] = _plain_value(text)
+    return options, rest
+
+
+def _plain_value(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    with contextlib.suppress(ValueError):
+        return int(text)
+    with contextlib.suppress(ValueError):
+        return number(text)
+    return text
+
+
+def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    for position, token in enumerate(arguments):
+        if token == f"--{flag}" and position + 1 < len(arguments):
+            return arguments[position + 1]
+        if token.startswith(f"--{flag}="):
+            return token.partition("=")[2]
+    return None
+
+
+def parse_train(prog: str, module: Any, defaults: Any, arguments: Sequence[str]) -> tuple[RunFlags, dict[str, Any]]:
+    """Parse the flags of `train` into (RunFlags, the Config fields that were given).
+
+    `defaults` is the Config whose values the help shows. `--help` prints and raises SystemExit(0); every mistake is a UsageError.
+    """
+    run_fields, config_fields = dataclasses.fields(RunFlags), [field for field, _ in flag_fields(module.Config)]
+    flag_of = {f.name: "--" + _FLAG_OF.get(f.name, f.name).replace("_", "-") for f in (*run_fields, *config_fields)}
+    field_of = {flag: field for field, flag in flag_of.items()}
+    field_of |= {"--no-" + f[2:]: field for f, field in field_of.items()}
+    given = []
+    for token in arguments:
+        if not token.startswith("--"):
+            continue
+        flag = token.split("=")[0].replace("_", "-")
+        if flag not in field_of and flag != "--help":
+            raise UsageError(_unknown_flag(token, list(flag_of.values()), prog))
+        given.append(field_of.get(flag))
+
+    flags_class = _flags_class("run", RunFlags, RunFlags(), flag_of, pairs=False)
+    system = module.__name__.rsplit(".", 1)[-1]
+    config_class = _flags_class(system, module.Config, defaults, flag_of, pairs=True)
+    command_line = dataclasses.make_dataclass("CommandLine", [("run", flags_class), (system, config_class)])
+    parsed = _parse_with_tyro(command_line, prog, (module.__doc__ or "").split("\n")[0], [_as_none(t) for t in arguments])
+    flags = RunFlags(**{f.name: getattr(parsed.run, f.name) for f in run_fields})
+    return flags, {f.name: getattr(getattr(parsed, system), f.name) for f in config_fields if f.name in given}
+
+
+def flag_fields(config_class: type) -> list[tuple[dataclasses.Field[Any], Any]]:
+    """The fields of a Config that can be given on a command line, each with its type (a Network of one's own is left to Python)."""
+    hints = typing.get_type_hints(config_class)
+    found = [(field, _command_line_type(hints[field.name])) for field in dataclasses.fields(config_class)]
+    return [(field, kind) for field, kind in found if kind is not None]
+
+
+def _command_line_type(hint: Any) -> Any:
+    origin = typing.get_origin(hint)
+    if hint in (bool, int, float, str) or origin in (typing.Literal, tuple):
+        return hint
+    if origin in (typing.Union, types.UnionType):
+        kinds = [kind for kind in typing.get_args(hint) if kind is type(None) or _command_line_type(kind) is not None]
+        return None if all(kind is type(None) for kind in kinds) else typing.Union[tuple(kinds)]  # noqa: UP007 - built at run time
+    return None
+
+
+def _flags_class(name: str, source: type, defaults: Any, flag_of: Mapping[str, str], *, pairs: bool) -> Any:
+    """A dataclass for tyro with the fields of `source`, their docstrings as help and the values of `defaults`."""
+    import tyro
+
+    from flatirons.run.listing import field_docs
+
+    docs = field_docs(source)
+    fields = []
+    for field, kind in flag_fields(source):
+        argument = tyro.conf.arg(name=flag_of[field.name][2:], help=docs.get(field.name, ""))
+        if kind is bool and not pairs:
+            kind = tyro.conf.FlagCreatePairsOff[bool]
+        default = getattr(defaults, field.name)
+        if kind is float and isinstance(default, int):
+            default = float(default)
+        fields.append((field.name, typing.Annotated[kind, argument], dataclasses.field(default=default)))
+    made = dataclasses.make_dataclass(name, fields, frozen=True)
+    made.__doc__ = ""
+    return made
+
+
+def _as_none(token: str) -> str:
+    return "None" if token.lower() == "none" else token
+
+
+def _registry() -> Any:
+    """How tyro reads numbers: 100_000 and 1e5 are whole numbers, nan and inf are not numbers."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
+
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def _rule(info: Any) -> Any:
+        readers: dict[Any, tuple[str, Callable[[str], Any]]] = {int: ("INT", integer), float: ("FLOAT", number), str: ("TEXT", str)}
+        optional = {frozenset((kind, type(None))): kind for kind in readers}
+        members = frozenset(typing.get_args(info.type))
+        may_be_none = members in optional
+        kind = optional.get(members, info.type)
+        if kind not in readers or info.type is str:
+            return None
+        metavar, read = readers[kind]
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=f"{metavar}|none" if may_be_none else metavar,
+            instance_from_str=lambda words: None if may_be_none and words[0] == "None" else read(words[0]),
+            is_instance=lambda value: (value is None and may_be_none) or isinstance(value, (int, float, str)),
+            str_from_instance=lambda value: ["none" if value is None else _readable(value)],
+        )
+
+    return registry
+
+
+def _readable(value: float | str) -> str:
+    return f"{value:_}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)
+
+
+def _parse_with_tyro(command_line: Any, prog: str, description: str, arguments: Sequence[str]) -> Any:
+    import tyro
+
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            return tyro.cli(
+                command_line,
+                prog=prog,
+                description=description,
+                args=arguments,
+                config=(tyro.conf.OmitArgPrefixes,),
+                registry=_registry(),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(f"{_first_sentence(printed.getvalue())}; `{prog} --help` shows every flag.") from None
+
+
+def _first_sentence(box: str) -> str:
+    """What tyro's error box says above its first rule, on one line."""
+    lines = [line.strip("│ ") for line in box.splitlines()]
+    body = []
+    for line in lines[1:]:
+        if not line.strip("─╭╮╰╯├┤ "):
+            break
+        body.append(line)
+    text = " ".join(body).strip().rstrip(".")
+    return text[:1].lower() + text[1:] if text else "these flags cannot be read"
+
+
+_TRAIN_HELP = """usage: flatirons train SYSTEM TASK [flags]
+
+Train a system on a task. The flags are those of the run (--seed, --out, --eval-every, ...) and the settings of the system.
+
+  flatirons train SYSTEM --help          every flag of a system, with its default
+  flatirons train SYSTEM TASK --help     the same, with the defaults of the preset chosen for that task
+  flatirons list                         systems, tasks and presets
+  --env.NAME VALUE                       an option of the environment
+"""
+
+
+# ------------------------------------------------------------------------------------------------------- the other commands
+
+
+def resume(arguments: list[str]) -> int:
+    """`flatirons resume RUN [--total-steps N] [--stop-at N]`."""
+    parser = _parser("resume", "Go on with a run from its newest intact checkpoint.")
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("--total-steps", type=_whole, metavar="INT", help="train to this many decisions instead of the recorded budget")
+    parser.add_argument("--stop-at", type=_whole, metavar="INT", help="stop cleanly here, to be resumed again")
+    parser.add_argument("--workers", type=_whole, default=1, metavar="INT", help="processes for several seeds of a task outside JAX")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    chosen = parser.parse(arguments)
+    import flatirons
+
+    finished = flatirons.resume(
+        existing_run(chosen.run), total_steps=chosen.total_steps, stop_at=chosen.stop_at, quiet=chosen.quiet, workers=chosen.workers
+    )
+    if not chosen.quiet:
+        _say_what_next(finished.path)
+    return 0
+
+
+def evaluate(arguments: list[str]) -> int:
+    """`flatirons eval RUN [--episodes N] [--seed S] [--json]`."""
+    parser = _parser("eval", "Score a run's policy, acting greedily, on an environment of its own.")
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("--episodes", type=_whole, default=20, metavar="INT", help="episodes (default: 20)")
+    parser.add_argument("--seed", type=_whole, default=0, metavar="INT", help="seed of the evaluation (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    chosen = parser.parse(arguments)
+    if chosen.episodes < 1:
+        raise UsageError(f"--episodes is {chosen.episodes}; it must be at least 1.")
+    path = existing_run(chosen.run)
+    seeds = seeds_in(path)
+    if seeds and chosen.json:
+        raise UsageError(f"{path} holds {len(seeds)} runs, one per seed, and --json is for one; choose one, such as {seeds[0]}.")
+    import flatirons
+
+    for folder in seeds or [path]:
+        with contextlib.redirect_stdout(sys.stderr):  # whatever loading has to say must not mix with the result
+            result = flatirons.load(folder).evaluate(episodes=chosen.episodes, seed=chosen.seed)
+        if chosen.json:
+            print(json.dumps(result))
+        else:
+            print((f"{folder.name}: " if seeds else "") + _in_words(result))
+    return 0
+
+
+def _in_words(result: Mapping[str, Any]) -> str:
+    what = f"{result['system']} on {result['task']}: "
+    if "returns" not in result:
+        return what + ", ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items())
+    length = sum(result["lengths"]) / len(result["lengths"])
+    spread = f"{result['mean']:.2f} ± {result['std']:.2f} (min {result['min']:.2f}, max {result['max']:.2f})"
+    return f"{what}return {spread} over {result['episodes']} episodes of {length:.0f} decisions on average"
+
+
+def existing_run(path: str) -> Path:
+    """The run folder `path`. Raises UsageError with the nearest one where there is none."""
+    folder = Path(path)
+    if (folder / "config.json").is_file():
+        return folder
+    siblings = [str(p) for p in folder.parent.glob("*") if (p / "config.json").exists()] if folder.parent.is_dir() else []
+    near = get_close_matches(str(folder), siblings, n=1)
+    hint = f"did you mean {near[0]}?" if near else "give the --out of a training run."
+    raise UsageError(f"{path} {'is no run folder' if folder.exists() else 'does not exist'}; {hint}")
+
+
+def seeds_in(folder: Path) -> list[Path]:
+    """The runs of a folder trained with several seeds, by seed; none of a single run."""
+    found = [p for p in folder.glob("seed_*") if p.name[5:].isdigit() and (p / "config.json").exists()]
+    return sorted(found, key=lambda p: int(p.name[5:]))
+
+
+def play(arguments: list[str]) -> int:
+    """`flatirons play RUN [--video FILE] [--episodes N] [--seed S]`."""
+    parser = _parser("play", "Watch a run's policy: in a window where there is a display, else as a video file.")
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("--video", metavar="FILE", help="write a video (.mp4 or .gif) instead of opening a window")
+    parser.add_argument("--episodes", type=_whole, default=1, metavar="INT", help="episodes (default: 1)")
+    parser.add_argument("--seed", type=_whole, default=0, metavar="INT", help="seed of the episodes (default: 0)")
+    parser.add_argument("--max-steps", type=_whole, default=2000, metavar="INT", help="decisions shown per episode (default: 2000)")
+    chosen = parser.parse(arguments)
+    if chosen.episodes < 1 or chosen.max_steps < 1:
+        raise UsageError("--episodes and --max-steps must be at least 1.")
+    folder = existing_run(chosen.run)
+    if seeds := seeds_in(folder):
+        raise UsageError(f"{folder} holds {len(seeds)} runs, one per seed; choose one, such as {seeds[0]}.")
+    from flatirons.run import play as player
+
+    print(player.play(folder, video=chosen.video, episodes=chosen.episodes, seed=chosen.seed, max_steps=chosen.max_steps))
+    return 0
+
+
+def plot(arguments: list[str]) -> int:
+    """`flatirons plot RUN [RUN ...] --out FILE`."""
+    parser = _parser("plot", "Draw learning curves: mean and 95 % interval over the seeds of each run folder, several runs side by side.")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folder, of one seed or of several")
+    parser.add_argument("--out", metavar="FILE", help="picture to write (default: RUN/curve.png, or curves.png for several runs)")
+    parser.add_argument("--metric", default="episode_return", help="what to draw, a name from metrics.jsonl (default: episode_return)")
+    chosen = parser.parse(arguments)
+    for path in chosen.runs:
+        existing_run(path)
+    from flatirons.run import report
+
+    default = Path(chosen.runs[0]) / "curve.png" if len(chosen.runs) == 1 else Path("curves.png")
+    print(report.draw(chosen.runs, chosen.out or default, metric=chosen.metric))
+    return 0
+
+
+def listing(arguments: list[str]) -> int:
+    """`flatirons list [SYSTEM]`."""
+    parser = _parser("list", "List systems, tasks and presets; with a system, its presets, what to expect of them, and its settings.")
+    parser.add_argument("system", metavar="SYSTEM", nargs="?", help="a system or a preset")
+    chosen = parser.parse(arguments)
+    from flatirons.run import listing as lists
+
+    print(lists.system(chosen.system) if chosen.system else lists.everything())
+    return 0
+
+
+def check(arguments: list[str]) -> int:
+    """`flatirons check TASK [--env.NAME VALUE]`; exit status 1 when an error was found."""
+    parser = _parser("check", "Check an environment and print each finding, with a fix. Exit status 1 when there is an error.")
+    parser.add_argument("task", metavar="TASK", help="such as CartPole-v1, jax:CartPole-v1, ALE/Pong-v5; --env.NAME VALUE sets an option")
+    options, rest = split_env_options(arguments)
+    chosen = parser.parse(rest)
+    from flatirons import envs
+
+    found = envs.check(chosen.task, **options)
+    for finding in found:
+        fix = f" Fix: {finding.fix}" if finding.fix and finding.level != "ok" else ""
+        print(f"{finding.level:<8} {finding.name}" + (f": {finding.message}" if finding.message else "") + fix)
+    errors, warnings = (sum(f.level == level for f in found) for level in ("error", "warning"))
+    print(f"{chosen.task}: {len(found)} checks, {errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}")
+    return 1 if errors else 0
+
+
+def doctor(arguments: list[str]) -> int:
+    """`flatirons doctor`."""
+    _parser("doctor", "Say what this machine and installation can do, with the line that installs what is missing.").parse(arguments)
+    from flatirons.run import doctor as diagnosis
+
+    for line in diagnosis.lines():
+        print(line, flush=True)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
+    "train": train,
+    "resume": resume,
+    "eval": evaluate,
+    "play": play,
+    "plot": plot,
+    "list": listing,
+    "check": check,
+    "doctor": doctor,
+}

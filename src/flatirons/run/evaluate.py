@@ -1,0 +1,132 @@
+"""Scoring a policy: greedy episodes of raw reward on an environment of their own, the same for a given seed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flatirons.data import rollout
+from flatirons.run import folder
+from flatirons.types import FlatironsError, HostTask, InGraphTask, Key, Task
+
+EPISODE_CAP = 27_000
+"""Decisions after which an episode of a task without a time limit is cut: 30 minutes of Atari at 60 frames and 4 a decision."""
+HOST_ENVS = 8
+
+
+def envs_for(episodes: int, *, in_graph: bool) -> int:
+    """How many environments to score that many episodes on: one each in-graph (at most 1024), at most 8 on a host."""
+    return min(episodes, 1024 if in_graph else HOST_ENVS)
+
+
+def evaluate(system: Any, config: Any, task: Task, actor: Any, episodes: int, seed: int) -> dict[str, Any]:
+    """Score `actor` on `episodes` greedy episodes of `task`, an evaluation twin (`envs.make(..., training=False)`).
+
+    Every environment gives a number of episodes fixed beforehand, so that short episodes do not count for more. Observation moments are
+    part of the actor and stay as they are. Returns {"system", "task", "episodes", "mean", "std", "min", "max", "returns", "lengths"}:
+    undiscounted returns, lengths in decisions, std over episodes (population). Deterministic for a seed, as far as the environment is.
+    Raises FlatironsError when episodes < 1, or when the task is a host's that faults.
+    """
+    if episodes < 1:
+        raise FlatironsError(f"episodes is {episodes}: give at least 1")
+    cap = task.spec.max_episode_steps or EPISODE_CAP
+    score: Callable = _in_graph if task.in_graph else _on_host
+    returns, lengths, cut = score(system.policy, config, task, actor, episodes, seed, cap)
+    returns = np.asarray(returns, np.float64)
+    if cut and task.spec.max_episode_steps is None:
+        folder.warn(f"{task.name} has no time limit, so {cut} of {episodes} episodes were cut at {cap} decisions and count as they stood")
+    return {
+        "system": system.__name__.rsplit(".", 1)[-1],
+        "task": task.name,
+        "episodes": episodes,
+        "mean": float(np.mean(returns)),
+        "std": float(np.std(returns)),
+        "min": float(np.min(returns)),
+        "max": float(np.max(returns)),
+        "returns": [float(x) for x in returns],
+        "lengths": [int(x) for x in lengths],
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------- in-graph
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _first_episodes(policy: Callable, task: InGraphTask, cap: int, config: Any, actor: Any, key: Key) -> tuple[Any, Any, Any]:
+    """The first episode of each environment: returns float32 `[B]`, lengths int32 `[B]`, whether it ended before the cap `[B]`."""
+    acting = policy(config, task, actor, greedy=True)
+    key, key_reset = jax.random.split(key)
+    start = (
+        jnp.int32(0), key, task.reset(key_reset), acting.reset(task.num_envs),
+        jnp.zeros(task.num_envs), jnp.zeros(task.num_envs, jnp.int32), jnp.zeros(task.num_envs, bool),
+    )  # fmt: skip
+
+    def going(c: tuple[Any, ...]) -> Any:
+        return (c[0] < cap) & ~jnp.all(c[-1])
+
+    def one_step(c: tuple[Any, ...]) -> tuple[Any, ...]:
+        t, key, env, carry, returns, lengths, done = c
+        key, key_act, key_env = jax.random.split(key, 3)
+        action, carry, _ = acting.act(key_act, task.observe(env), carry)
+        env, outcome = task.step(key_env, env, action)
+        returns = returns + jnp.where(done, 0.0, outcome.reward)
+        lengths = lengths + jnp.where(done, 0, 1)
+        return t + 1, key, env, carry, returns, lengths, done | outcome.terminated | outcome.truncated
+
+    *_, returns, lengths, done = jax.lax.while_loop(going, one_step, start)
+    return returns, lengths, done
+
+
+def _in_graph(
+    policy: Callable, config: Any, task: InGraphTask, actor: Any, episodes: int, seed: int, cap: int
+) -> tuple[np.ndarray, np.ndarray, int]:
+    parts = [
+        jax.device_get(_first_episodes(policy, task, cap, config, actor, jax.random.fold_in(jax.random.key(seed), round_)))
+        for round_ in range(-(-episodes // task.num_envs))
+    ]
+    returns, lengths, done = (np.concatenate(xs)[:episodes] for xs in zip(*parts))
+    return returns, lengths, int(np.sum(~done))
+
+
+# --------------------------------------------------------------------------------------------------------------- on host
+
+
+def _on_host(
+    policy: Callable, config: Any, task: HostTask, actor: Any, episodes: int, seed: int, cap: int
+) -> tuple[np.ndarray, np.ndarray, int]:
+    num_envs = task.num_envs
+    wanted = [episodes // num_envs + (i < episodes % num_envs) for i in range(num_envs)]
+    found: list[list[tuple[float, int]]] = [[] for _ in range(num_envs)]
+    returns, lengths, cut = np.zeros(num_envs), np.zeros(num_envs, np.int64), 0
+    # An episode cut at the cap goes on in its environment, which cannot be reset alone: what follows is not counted until it ends.
+    counting = np.ones(num_envs, bool)
+    key = jax.random.key(seed)
+    carry = policy(config, task, actor, greedy=True).reset(num_envs)
+    timestep, resets = task.reset(seed), 0
+    while True:
+        missing = [len(found[i]) < wanted[i] for i in range(num_envs)]
+        if not any(missing):
+            break
+        if not any(counting[i] for i in range(num_envs) if missing[i]):
+            resets += 1
+            timestep = task.reset(seed + resets)
+            counting[:], returns[:], lengths[:] = True, 0.0, 0
+        key, action, carry, _ = rollout.act(policy, task, True, config, actor, key, timestep, carry)
+        outcome, timestep = task.step(np.asarray(action))
+        returns += outcome.reward
+        lengths += 1
+        ended = np.asarray(outcome.terminated | outcome.truncated)
+        capped = counting & ~ended & (lengths >= cap)
+        for i in np.flatnonzero((counting & ended) | capped):
+            if len(found[i]) < wanted[i]:
+                found[i].append((float(returns[i]), int(lengths[i])))
+                cut += int(capped[i])
+        counting = (counting & ~capped) | ended
+        returns[ended], lengths[ended] = 0.0, 0
+    flat = [pair for of_one in found for pair in of_one]
+    return np.array([r for r, _ in flat]), np.array([n for _, n in flat]), cut

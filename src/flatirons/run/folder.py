@@ -1,0 +1,242 @@
+"""The run folder: where it lies, what it holds and how its files are written so that a crash never leaves half of one.
+
+    config.json          everything needed to repeat the run: system, task, settings, seed, versions, commit, command line
+    metrics.jsonl        one line a report
+    evaluations.jsonl    one line an evaluation
+    checkpoints/         the newest whole States
+    policy/              the last policy            policy_best/  the policy of the best evaluation
+    curve.png            the learning curve         summary.json  how the run stands and where its time went
+
+With several seeds each `seed_<n>/` is such a folder, and the folder around them holds config.json and a common curve.png.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from flatirons.types import FlatironsError
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+EVALUATIONS = "evaluations.jsonl"
+SUMMARY = "summary.json"
+CURVE = "curve.png"
+CHECKPOINTS = "checkpoints"
+POLICY = "policy"
+POLICY_BEST = "policy_best"
+
+
+def slug(text: str) -> str:
+    """A name as part of a folder's name: letters, digits, dots and dashes only."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.") or "task"
+
+
+def default_path(system: str, task: str, seed: int) -> Path:
+    """`runs/<system>-<task>-seed<seed>`, with a counter behind it when that exists."""
+    base = Path("runs") / f"{slug(system)}-{slug(task)}-seed{seed}"
+    path, count = base, 2
+    while path.exists():
+        path, count = base.with_name(f"{base.name}-{count}"), count + 1
+    return path
+
+
+def create(path: Path, *, overwrite: bool = False) -> Path:
+    """Make a new run folder. A folder that holds a run is replaced only when `overwrite`, and one that holds anything else never is.
+
+    Raises FlatironsError when the folder exists or cannot be written.
+    """
+    if path.exists():
+        is_run = path.is_dir() and (path / CONFIG).exists()
+        empty = path.is_dir() and not any(path.iterdir())
+        if is_run and not overwrite:
+            raise FlatironsError(
+                f"the run folder {path} exists; resume it with `flatirons resume {path}`, choose another --out or pass --overwrite"
+            )
+        if not is_run and not empty:
+            raise FlatironsError(f"{path} exists and is not a run folder, so it will not be written to; choose another --out")
+        if is_run:
+            _remove_run(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable.tmp"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise FlatironsError(f"the run folder {path} cannot be written ({error.strerror}); choose another --out") from None
+    return path
+
+
+def _remove_run(path: Path) -> None:
+    """Remove what a run writes, by name; files a person put beside it stay."""
+    import shutil
+
+    for seed_folder in path.glob("seed_*"):
+        if (seed_folder / CONFIG).exists():
+            _remove_run(seed_folder)
+            if not any(seed_folder.iterdir()):
+                seed_folder.rmdir()
+    for entry in list(path.iterdir()):
+        if entry.is_dir() and (entry.name == CHECKPOINTS or entry.name.startswith((POLICY, "tensorboard"))):
+            shutil.rmtree(entry)
+        elif entry.name in (METRICS, EVALUATIONS, SUMMARY, CURVE, CONFIG) or entry.name.endswith(".tmp"):
+            entry.unlink()
+
+
+# ------------------------------------------------------------------------------------------------------------------ json
+
+
+def strict(value: Any) -> Any:
+    """A value as strict JSON: NumPy numbers become Python's, tuples lists, and what is not finite null."""
+    if isinstance(value, Mapping):
+        return {str(k): strict(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict(v) for v in value]
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    return strict(value.item() if value.ndim == 0 else value.tolist())
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file whole or not at all: a temporary file, synced, renamed over the old one."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(strict(value), file, indent=2, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise FlatironsError(f"{path} cannot be written ({error.strerror}); free some space or choose another --out") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises FlatironsError when it is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FlatironsError(f"{path} is missing; {path.parent} is not a whole run folder") from None
+    except (OSError, ValueError, RecursionError):
+        raise FlatironsError(f"{path} is damaged and cannot be read; take it from a copy of the run folder") from None
+    if not isinstance(value, dict):
+        raise FlatironsError(f"{path} is damaged: it holds no JSON object; take it from a copy of the run folder")
+    return value
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a .jsonl file; a last line that a crash cut short is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            lines.append(line)
+    return lines
+
+
+def cut_after(path: Path, step: int) -> None:
+    """Drop the lines of a .jsonl file whose `step` lies past `step`: a resumed run writes them again."""
+    if not path.exists():
+        return
+    kept = [line for line in read_lines(path) if isinstance(line.get("step"), int) and line["step"] <= step]
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in kept)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    """Add one line to a .jsonl file. A full disk costs the line, never the run: it is said on stderr."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(strict(line), allow_nan=False) + "\n")
+    except OSError as error:
+        print(f"flatirons: a line of {path} could not be written ({error.strerror})", file=sys.stderr)
+
+
+# --------------------------------------------------------------------------------------------------------------- records
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        answer = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def surroundings() -> dict[str, Any]:
+    """Versions, commit, machine, command line and time, for config.json."""
+    commit = _git("rev-parse", "HEAD")
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in ("flatirons", "jax", "jaxlib", "numpy", "optax", "gymnasium")},
+        },
+        "git_commit": commit,
+        "git_changed": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]] if sys.argv and sys.argv[0] else None,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def qualified_name(value: Any) -> str:
+    """`module.name` of a function, a class, or of an object's class: how a person's own environment or network is recorded."""
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def seed_folders(path: Path) -> list[Path]:
+    """The `seed_<n>` run folders in a group, by seed."""
+    found = [p for p in path.glob("seed_*") if p.name[5:].isdigit() and (p / CONFIG).exists()]
+    return sorted(found, key=lambda p: int(p.name[5:]))
+
+
+def tolerate(do: Callable[[], Any], what: str) -> None:
+    """Run something a training run can live without; a failure is said on stderr in one line."""
+    try:
+        do()
+    except Exception as error:
+        print(f"flatirons: {what} failed: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def say(lines: Iterable[str], *, quiet: bool) -> None:
+    """Print lines for the person who runs this, unless quiet."""
+    if not quiet:
+        for line in lines:
+            print(line, flush=True)
+
+
+def warn(text: str) -> None:
+    """Say on stderr what a person must not miss, also when quiet."""
+    print(f"flatirons: WARNING: {text}", file=sys.stderr, flush=True)

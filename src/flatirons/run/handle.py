@@ -1,0 +1,177 @@
+"""A run in one's hand: `Run`, what `train`, `resume` and `load` return."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from flatirons.data import rollout
+from flatirons.run import checkpoint, evaluate, folder
+from flatirons.run.job import Job, acting_task, is_instance, on_device, slots
+from flatirons.systems import system_name
+from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, TimeStep
+
+
+class Run:
+    """A training run: its folder, its policy, its numbers. `runs` holds one Run per seed where it was trained with several."""
+
+    def __init__(self, job: Job, *, actor: Any = None, step: int = 0, runs: Sequence[Run] = ()):
+        self.path: Path = job.path
+        self.system: Any = job.system
+        self.config: Any = job.config
+        self.seed: int = job.seed
+        self.step: int = step
+        """Decisions trained."""
+        self.runs: list[Run] = list(runs)
+        self.timing: dict[str, float] = {}
+        """Seconds by what they were spent on."""
+        self._job = job
+        self._actor = actor
+        self._state: Any = None
+        self._acting: Any = None
+        self._carry: Any = None
+        self._key: Any = None
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, {system_name(self.system)}, step={self.step})"
+
+    @property
+    def actor(self) -> Any:
+        """What acting needs (the system's Actor). While the run trains it is valid until the next report only."""
+        if self._job.seeds > 1:
+            raise FlatironsError(f"{self.path} holds {self._job.seeds} seeds; take one of them with run.runs[i]")
+        return self.system.actor(self._state) if self._state is not None else self._actor
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The reports, oldest first, as in metrics.jsonl; with several seeds, those of every seed one after the other."""
+        return [row for path in self._folders() for row in folder.read_lines(path / folder.METRICS)]
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The evaluations, as in evaluations.jsonl."""
+        return [row for path in self._folders() for row in folder.read_lines(path / folder.EVALUATIONS)]
+
+    def _folders(self) -> list[Path]:
+        return [self.path] if self._job.seeds == 1 else folder.seed_folders(self.path)
+
+    def policy(self, obs: Any, *, legal: Any = None, first: bool | None = None) -> Any:
+        """The greedy action for ONE raw observation, as the environment takes it: an int, or an array for Box and MultiDiscrete actions.
+
+        `legal` is the mask of legal actions where the task has one. Policies with memory need `first=True` at an episode's start
+        (without it the first call starts one). Raises FlatironsError for an observation that is not the task's.
+        """
+        actor = self.actor
+        if self._acting is None:
+            acting = acting_task(self._job)
+            self._acting = acting
+            self._key = jax.random.key(self.seed)
+            self._carry = self.system.policy(self.config, acting, actor, greedy=True).reset(1)
+            first = True if first is None else first
+        spec = self._acting.spec
+        timestep = TimeStep(
+            _one_row(spec.obs, obs, "obs"), () if legal is None else np.asarray(legal, np.bool_)[None], np.array([bool(first)]), ()
+        )
+        self._key, action, self._carry, _ = rollout.act(
+            self.system.policy, self._acting, True, self.config, actor, self._key, timestep, self._carry
+        )
+        action = np.asarray(action)[0]
+        if isinstance(spec.action, Discrete):
+            return int(action)
+        if isinstance(spec.action, Box):
+            return np.clip(action, np.asarray(spec.action.low, np.float32), np.asarray(spec.action.high, np.float32))
+        return np.array(action)
+
+    def evaluate(self, episodes: int = 20, seed: int | None = None, *, env: Any = None) -> Any:
+        """Score the policy on episodes of its own; see `flatirons.run.evaluate.evaluate`. seed defaults to 10_000 + the run's seed.
+
+        With several seeds: a list, one result per seed. `env` replaces the task of the run.
+        """
+        if self._job.seeds > 1:
+            return [run.evaluate(episodes, seed, env=env) for run in self.runs]
+        if episodes < 1:
+            raise FlatironsError(f"episodes is {episodes}: give at least 1")
+        job = self._job if env is None else dataclasses.replace(self._job, eval_source=env)
+        source = job.eval_source if job.eval_source is not None else job.source
+        if source is None:
+            raise FlatironsError(f"{self.path} was trained on an environment of your own ({job.recorded['own_env']}); pass env=... again")
+        chosen = 10_000 + self.seed if seed is None else seed
+        count = 1 if is_instance(source) else evaluate.envs_for(episodes, in_graph=job.recorded["in_graph"])
+        task = job.make(count, seed=chosen, training=False)
+        try:
+            return evaluate.evaluate(self.system, on_device(self.config), task, self.actor, episodes, chosen)
+        finally:
+            if not is_instance(source):
+                task.close()
+
+    def save(self) -> Path:
+        """Write the policy, and the whole State where this Run trained it; returns the folder. `train` does so by itself."""
+        if self.runs and self._state is None:
+            for run in self.runs:
+                run.save()
+            return self.path
+        meta = {"step": self.step, "system": system_name(self.system), "task": self._job.recorded["task"], "seed": self.seed}
+        if self._state is None:
+            checkpoint.save_policy(self.path / folder.POLICY, self.actor, meta)
+            return self.path
+        found = {**meta, "seconds": sum(self.timing.values()), "timing": self.timing, "best": [None] * self._job.seeds}
+        checkpoint.save(self.path / folder.CHECKPOINTS, self._state, found, step=self.step, keep=self._job.options.keep)
+        save_policies(self._job, self._state, found, folder.POLICY)
+        return self.path
+
+    def plot(self, out: str | os.PathLike[str] | None = None) -> Path:
+        """Draw the learning curve into `out` (default: curve.png in the run folder) and return where it is."""
+        from flatirons.run import report
+
+        place = Path(out) if out is not None else self.path / folder.CURVE
+        report.draw([self.path], place)
+        return place
+
+    def _settle(self) -> None:
+        """After training: a Run per seed."""
+        if self._job.seeds > 1:
+            actor = self.system.actor(self._state)
+            self.runs = [
+                Run(
+                    dataclasses.replace(self._job, path=slot, seed=self._job.seed + i, seeds=1),
+                    actor=jax.tree.map(operator.itemgetter(i), actor),
+                    step=self.step,
+                )
+                for i, slot in enumerate(slots(self._job))
+            ]
+
+
+def _one_row(spec: Any, obs: Any, name: str) -> Any:
+    """One raw observation as a batch of one, in the spec's dtypes. Raises FlatironsError where it is not as the spec says."""
+    if isinstance(spec, ArraySpec):
+        try:
+            array = np.asarray(obs).astype(spec.dtype)
+        except (TypeError, ValueError):
+            raise FlatironsError(f"{name} cannot be read as {spec.dtype}{list(spec.shape)}; pass one raw observation") from None
+        if array.shape != spec.shape:
+            raise FlatironsError(
+                f"{name} has shape {list(array.shape)}, the task's is {list(spec.shape)}; pass one raw observation, no batch"
+            )
+        return array[None]
+    if isinstance(spec, Mapping):
+        if not isinstance(obs, Mapping) or set(obs) != set(spec):
+            raise FlatironsError(f"{name} must be a dict with the keys {', '.join(map(str, spec))}")
+        return {key: _one_row(part, obs[key], f"{name}[{key!r}]") for key, part in spec.items()}
+    if not isinstance(obs, (tuple, list)) or len(obs) != len(spec):
+        raise FlatironsError(f"{name} must be a tuple of {len(spec)} parts")
+    return tuple(_one_row(part, each, f"{name}[{i}]") for i, (part, each) in enumerate(zip(spec, obs, strict=True)))
+
+
+def save_policies(job: Job, state: Any, meta: dict[str, Any], name: str) -> None:
+    """Save the actor of a State, of each seed into its own folder."""
+    actor = job.system.actor(state)
+    for i, slot in enumerate(slots(job)):
+        one = actor if job.seeds == 1 else jax.tree.map(operator.itemgetter(i), actor)
+        checkpoint.save_policy(slot / name, one, {k: meta[k] for k in ("step", "system", "task")} | {"seed": job.seed + i})

@@ -1,0 +1,409 @@
+"""What a run is made of: the door that its settings come through, its record in config.json, and the layout of its State."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flatirons import envs, systems
+from flatirons.run import folder
+from flatirons.systems import system_name
+from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, MultiDiscrete, Network, Spec, Task, TimeStep
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a run is looked after; recorded in config.json, so that `resume` goes on the same way. Lengths in decisions."""
+
+    eval_every: int | None = None
+    eval_episodes: int = 20
+    checkpoint_every: int | None = None
+    keep: int = 3
+    tensorboard: bool = False
+
+
+@dataclasses.dataclass
+class Job:
+    """All that one run folder is trained from."""
+
+    system: Any
+    preset: str | None
+    config: Any
+    source: Any
+    env_options: dict[str, Any]
+    eval_source: Any
+    seed: int
+    seeds: int
+    path: Path
+    options: Options
+    quiet: bool = False
+    callbacks: Sequence[Any] = ()
+    stop_at: int | None = None
+    from_run: Path | None = None
+    recorded: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The system's name."""
+        return system_name(self.system)
+
+    def make(self, num_envs: int, *, seed: int, training: bool) -> Task:
+        """The task of the run, or its evaluation twin."""
+        source = self.source if training or self.eval_source is None else self.eval_source
+        return envs.make(source, num_envs, seed=seed, training=training, **self.env_options)
+
+
+# --------------------------------------------------------------------------------------------------------------- the door
+
+
+def _near(word: str, words: Sequence[str]) -> str:
+    found = difflib.get_close_matches(word, words, n=1, cutoff=0.4)
+    return f"did you mean {found[0]!r}?" if found else f"it has {', '.join(words)}"
+
+
+def fits(hint: Any, value: Any) -> tuple[bool, Any]:
+    """Whether `value` may stand in a Config field of this type, and the value as that type: an integral float for an int, an int for a
+    float, a list for a tuple. Texts are never numbers, and bools never ints."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    origin = typing.get_origin(hint)
+    if hint is Any:
+        return True, value
+    if hint is type(None):
+        return value is None, None
+    if origin in (typing.Union, types.UnionType):
+        for part in typing.get_args(hint):
+            accepted, coerced = fits(part, value)
+            if accepted:
+                return True, coerced
+        return False, value
+    if origin is typing.Literal:
+        return value in typing.get_args(hint), value
+    if origin is tuple:
+        parts = typing.get_args(hint)
+        if not isinstance(value, (list, tuple)):
+            return False, value
+        kinds = [parts[0]] * len(value) if len(parts) == 2 and parts[1] is Ellipsis else list(parts)
+        if len(kinds) != len(value):
+            return False, value
+        found = [fits(kind, part) for kind, part in zip(kinds, value, strict=True)]
+        return all(accepted for accepted, _ in found), tuple(part for _, part in found)
+    if hint is float:
+        return number and math.isfinite(value), float(value) if number else value
+    if hint is int:
+        whole = number and math.isfinite(value) and float(value).is_integer()
+        return whole, int(value) if whole else value
+    return isinstance(value, hint if isinstance(hint, type) else object), value
+
+
+def _says(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(repr(choice) for choice in typing.get_args(hint))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_says(part) for part in typing.get_args(hint))
+    names = {float: "a finite number", int: "a whole number", bool: "True or False", str: "a text", type(None): "None"}
+    return names.get(hint) or (hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint))
+
+
+def make_config(system: Any, settings: Mapping[str, Any]) -> Any:
+    """A system's Config from settings by name, each brought to its field's type.
+
+    Raises FlatironsError for a name that is no field (with the nearest one) and for a value of another type.
+    """
+    hints = typing.get_type_hints(system.Config)
+    names = [field.name for field in dataclasses.fields(system.Config)]
+    values = {}
+    for name, value in settings.items():
+        if name not in names:
+            raise FlatironsError(f"{system_name(system)} has no setting {name!r}; {_near(name, names)}")
+        accepted, values[name] = fits(hints[name], value)
+        if not accepted:
+            raise FlatironsError(f"{name}={value!r} does not fit {system_name(system)}: give {_says(hints[name])}")
+    return system.Config(**values)
+
+
+def demand_divides(name: str, steps: Any, config: Any, system: Any) -> int:
+    """`steps` as an int. Raises FlatironsError, with the nearest that would do, where it is not a whole number of turns."""
+    whole, steps = fits(int, steps)
+    if not whole:
+        raise FlatironsError(f"{name}={steps!r} is not a whole number of decisions")
+    turn = system.steps_per_turn(config)
+    if steps < 1 or steps % turn:
+        low = steps // turn * turn
+        choices = " or ".join(f"{n:_}" for n in (low, low + turn) if n > 0)
+        raise FlatironsError(f"{name}={steps:_} is not a whole number of turns of {turn:_} decisions; choose {choices}")
+    return steps
+
+
+def name_of_task(source: Any) -> str:
+    """What a task is called before it is made: its name, or that of its class or factory."""
+    if isinstance(source, str):
+        return source
+    spec = vars(source).get("spec")
+    return (
+        spec.id if spec is not None and hasattr(spec, "id") else (source if hasattr(source, "__qualname__") else type(source)).__qualname__
+    )
+
+
+def is_instance(source: Any) -> bool:
+    """Whether the task is one Gymnasium environment that exists already (it cannot be made again)."""
+    if isinstance(source, str) or (callable(source) and not hasattr(source, "step")):
+        return False
+    import gymnasium
+
+    return isinstance(source, gymnasium.Env)
+
+
+def choose(system: Any, preset: str | None, task_name: str) -> tuple[Any, dict[str, Any], str | None]:
+    """(module, settings, preset name) of what the person asked for."""
+    if isinstance(system, str):
+        module, settings, named = systems.find(system)
+        if named is not None and preset is not None and named != preset:
+            raise FlatironsError(f"{system!r} is a preset itself; leave out preset={preset!r}, or name the system")
+        preset = preset or named
+    else:
+        module, settings = system, {}
+    if preset is None:
+        preset = systems.choose_preset(module, task_name)
+    if preset is not None:
+        if preset not in module.PRESETS:
+            known = list(module.PRESETS)
+            raise FlatironsError(f"{system_name(module)} has no preset {preset!r}; {_near(preset, known) if known else 'it has none'}")
+        settings = dict(module.PRESETS[preset].config)
+    return module, settings, preset
+
+
+def check_options(options: Options, seed: int, seeds: int, workers: int) -> Options:
+    """The options with integral floats as ints. Raises FlatironsError for a number that cannot be."""
+    for name, value, least in (
+        ("seed", seed, 0), ("seeds", seeds, 1), ("workers", workers, 1), ("keep", options.keep, 1), ("eval_every", options.eval_every, 1),
+        ("eval_episodes", options.eval_episodes, 1), ("checkpoint_every", options.checkpoint_every, 1),
+    ):  # fmt: skip
+        if value is None and name.endswith("every"):
+            continue
+        if value is None or not fits(int, value)[0] or value < least:
+            raise FlatironsError(f"{name}={value!r} must be a whole number, at least {least}")
+    whole = {f.name: int(v) for f in dataclasses.fields(options) if isinstance(v := getattr(options, f.name), float)}
+    return dataclasses.replace(options, **whole)
+
+
+# ---------------------------------------------------------------------------------------------------------------- records
+
+
+def record_of(job: Job, made: Task, *, vmapped: bool) -> dict[str, Any]:
+    """What config.json says."""
+    custom_network = isinstance(vars(job.config).get("network"), Network)
+    settings = {f.name: getattr(job.config, f.name) for f in dataclasses.fields(job.config)}
+    if custom_network:
+        settings["network"] = None
+    return {
+        "format": 1,
+        "system": job.name,
+        "preset": job.preset,
+        "task": made.name,
+        "env": job.source if isinstance(job.source, str) else None,
+        "own_env": None if isinstance(job.source, str) else folder.qualified_name(job.source),
+        "own_network": folder.qualified_name(job.config.network.apply) if custom_network else None,
+        "own_eval_env": None if job.eval_source is None or isinstance(job.eval_source, str) else folder.qualified_name(job.eval_source),
+        "eval_env": job.eval_source if isinstance(job.eval_source, str) else None,
+        "env_options": job.env_options,
+        "in_graph": made.in_graph,
+        "spec": spec_to_json(made.spec),
+        "seed": job.seed,
+        "seeds": job.seeds,
+        "vmapped": vmapped,
+        "total_steps": job.config.total_steps,
+        "config": settings,
+        "options": dataclasses.asdict(job.options),
+        "from_run": None if job.from_run is None else str(job.from_run),
+        **folder.surroundings(),
+    }
+
+
+def slots(job: Job) -> list[Path]:
+    """The folders that hold the metrics and policies: one per seed of a vmapped run."""
+    return [job.path] if job.seeds == 1 else [job.path / f"seed_{job.seed + i}" for i in range(job.seeds)]
+
+
+def write_records(job: Job) -> None:
+    """Write config.json, and that of every seed of a vmapped run."""
+    folder.write_json(job.path / folder.CONFIG, job.recorded)
+    if job.seeds > 1:
+        for i, slot in enumerate(slots(job)):
+            slot.mkdir(exist_ok=True)
+            alone = {**job.recorded, "seed": job.seed + i, "seeds": 1, "vmapped": False, "part_of": job.path.name}
+            folder.write_json(slot / folder.CONFIG, alone)
+
+
+def record_budget(job: Job) -> None:
+    """Write a changed `total_steps` into config.json."""
+    if job.recorded["total_steps"] != job.config.total_steps:
+        job.recorded["total_steps"] = job.recorded["config"]["total_steps"] = job.config.total_steps
+        if job.recorded["vmapped"] or job.seeds == 1:
+            write_records(job)
+        else:
+            folder.write_json(job.path / folder.CONFIG, job.recorded)
+
+
+def reopen(path: Path, *, env: Any, network: Any, system: Any, eval_env: Any = None, config: Any = None, acting_only: bool = False) -> Job:
+    """The job of a run folder."""
+    if not path.is_dir():
+        raise FlatironsError(f"there is no run folder {path}; give the --out of a training run")
+    recorded = folder.read_json(path / folder.CONFIG)
+    if recorded.get("part_of") and not acting_only:
+        raise FlatironsError(f"{path} is one seed of a run that was trained as one program; resume {path.parent}")
+    try:
+        if system is None:
+            try:
+                system = systems.find(recorded["system"])[0]
+            except FlatironsError:
+                raise FlatironsError(
+                    f"{path} was trained with {recorded['system']!r}, a system of your own; pass system=... again"
+                ) from None
+        elif isinstance(system, str):
+            system = systems.find(system)[0]
+        settings = dict(recorded["config"])
+        if recorded["own_network"] is not None and config is None:
+            if network is None:
+                raise FlatironsError(f"{path} was trained with a network of your own ({recorded['own_network']}); pass network=... again")
+            settings["network"] = network
+        config = config or make_config(system, settings)
+        source = recorded["env"] if recorded["env"] is not None else env
+        if source is None and (not acting_only or recorded["in_graph"]):
+            raise FlatironsError(f"{path} was trained on an environment of your own ({recorded['own_env']}); pass env=... again")
+        eval_source = recorded["eval_env"] or eval_env
+        if eval_source is None and recorded["own_eval_env"] is not None and not acting_only:
+            raise FlatironsError(
+                f"{path} was evaluated on an environment of your own ({recorded['own_eval_env']}); pass eval_env=... again"
+            )
+        options = Options(**recorded["options"])
+        return Job(
+            system, recorded["preset"], config, source, dict(recorded["env_options"]), eval_source, recorded["seed"], recorded["seeds"],
+            path, options, quiet=True, recorded=recorded,
+        )  # fmt: skip
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise FlatironsError(f"{path / folder.CONFIG} is damaged or of another version; take it from a copy of the run folder") from None
+
+
+def spec_to_json(spec: Spec) -> dict[str, Any]:
+    """A Spec as JSON, so that a policy can be used without its environment."""
+
+    def obs(part: Any) -> Any:
+        if isinstance(part, ArraySpec):
+            return {"array": dataclasses.asdict(part)}
+        if isinstance(part, Mapping):
+            return {"dict": {name: obs(inner) for name, inner in part.items()}}
+        return {"tuple": [obs(inner) for inner in part]}
+
+    action = {"kind": type(spec.action).__name__, **dataclasses.asdict(spec.action)}
+    return {"obs": obs(spec.obs), "action": action, "max_episode_steps": spec.max_episode_steps}
+
+
+def spec_from_json(value: Mapping[str, Any]) -> Spec:
+    """The way back. Raises KeyError, TypeError or ValueError for what is not a spec."""
+
+    def bound(number: float | None, otherwise: float) -> float:
+        return otherwise if number is None else number
+
+    def obs(part: Mapping[str, Any]) -> Any:
+        if "array" in part:
+            a = part["array"]
+            return ArraySpec(tuple(a["shape"]), a["dtype"], bound(a["low"], -np.inf), bound(a["high"], np.inf), a["stack"])
+        if "dict" in part:
+            return {name: obs(inner) for name, inner in part["dict"].items()}
+        return tuple(obs(inner) for inner in part["tuple"])
+
+    action = dict(value["action"])
+    kind = action.pop("kind")
+    if kind == "Box":
+        made: Any = Box(tuple(bound(x, -np.inf) for x in action["low"]), tuple(bound(x, np.inf) for x in action["high"]))
+    elif kind == "MultiDiscrete":
+        made = MultiDiscrete(tuple(action["nvec"]))
+    else:
+        made = Discrete(int(action["n"]))
+    return Spec(obs(value["obs"]), made, value["max_episode_steps"])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SpecTask:
+    """A host task that only says what it is like: enough to lay out a State and to act."""
+
+    name: str
+    num_envs: int
+    spec: Spec
+    notes: tuple[str, ...] = ()
+    in_graph: bool = False
+
+    @property
+    def current(self) -> TimeStep:
+        """Zeros of the right shapes."""
+        zeros = jax.tree.map(
+            lambda s: np.zeros((self.num_envs, *s.shape), s.dtype), self.spec.obs, is_leaf=lambda x: isinstance(x, ArraySpec)
+        )
+        return TimeStep(zeros, (), np.ones(self.num_envs, np.bool_), ())
+
+
+def acting_task(job: Job) -> Any:
+    """A task to act for, one observation at a time; no environment is made for a host's."""
+    if job.recorded["in_graph"]:
+        return job.make(job.config.num_envs, seed=job.seed, training=False)
+    try:
+        return SpecTask(job.recorded["task"], job.config.num_envs, spec_from_json(job.recorded["spec"]))
+    except (KeyError, TypeError, ValueError):
+        raise FlatironsError(
+            f"{job.path / folder.CONFIG} is damaged: its spec cannot be read; take it from a copy of the run folder"
+        ) from None
+
+
+# ------------------------------------------------------------------------------------------------------------- its State
+
+
+def seed_keys(job: Job) -> Any:
+    """The key of the run, or keys `[seeds]`."""
+    if job.seeds == 1:
+        return jax.random.key(job.seed)
+    return jnp.stack([jax.random.key(job.seed + i) for i in range(job.seeds)])
+
+
+def init_function(job: Job, task: Task) -> Callable[[Any, Any], Any]:
+    """`init(config, key) -> State`, over a leading axis of seeds where there are several; to be jitted."""
+
+    def init(config: Any, key: Any) -> Any:
+        return strong(job.system.init(config, task, key))
+
+    return init if job.seeds == 1 else jax.vmap(init, in_axes=(None, 0))
+
+
+def state_like(job: Job, task: Task) -> Any:
+    """The State as `ShapeDtypeStruct`s, without computing anything."""
+    return jax.eval_shape(init_function(job, task), job.config, seed_keys(job))
+
+
+def strong(tree: Any) -> Any:
+    """Without weak types, so that a State from a step, a checkpoint and `init` are one type to the compiler."""
+    return jax.tree.map(
+        lambda x: x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jax.lax.convert_element_type(x, np.dtype(x.dtype)), tree
+    )
+
+
+def owned(leaf: Any) -> Any:
+    """An array of JAX's own: memory that NumPy gave may neither be donated nor read later."""
+    if isinstance(leaf, jax.Array):
+        return leaf
+    return jnp.array(leaf, copy=True)
+
+
+def on_device(config: Any) -> Any:
+    """The Config with its floats as float32 scalars on the device, sent there once."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), config)

@@ -1,0 +1,132 @@
+"""`flatirons list`: the systems, their presets and settings, and the tasks, read from the modules themselves."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+from difflib import get_close_matches
+from types import SimpleNamespace
+from typing import Any
+
+from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, MultiDiscrete, Spec
+
+WIDTH = 110
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The string below each field of a dataclass, by the field's name, on one line."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    docs: dict[str, str] = {}
+    previous = None
+    for statement in body.body if isinstance(body, ast.ClassDef) else []:
+        value = statement.value.value if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant) else None
+        if isinstance(value, str) and isinstance(previous, ast.AnnAssign) and isinstance(previous.target, ast.Name):
+            docs[previous.target.id] = " ".join(value.split())
+        previous = statement
+    return docs
+
+
+def settings(name: str, task: str | None, preset: str | None) -> tuple[str | None, Any]:
+    """The preset that `train(name, task, preset=preset)` uses (None for plain defaults) and its Config.
+
+    Raises FlatironsError for an unknown system or preset.
+    """
+    from flatirons import systems
+
+    module, overrides, chosen = systems.find(name)
+    if preset is not None:
+        if preset not in module.PRESETS:
+            near = get_close_matches(preset, module.PRESETS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(module.PRESETS) or 'none'}."
+            raise FlatironsError(f"{systems.system_name(module)} has no preset {preset!r}; {hint}")
+        chosen, overrides = preset, dict(module.PRESETS[preset].config)
+    elif chosen is None and task is not None:
+        chosen = systems.choose_preset(module, task)
+        overrides = dict(module.PRESETS[chosen].config) if chosen else {}
+    return chosen, module.Config(**overrides)
+
+
+def _title(module: Any) -> str:
+    return (inspect.getdoc(module) or "").split("\n")[0]
+
+
+def actions(module: Any) -> list[str]:
+    """The kinds of action a system accepts, found by asking its `check`."""
+    kinds = {"Discrete": Discrete(2), "MultiDiscrete": MultiDiscrete((2, 2)), "Box": Box((-1.0,), (1.0,))}
+    accepted = []
+    for kind, action in kinds.items():
+        config = module.Config()
+        task = SimpleNamespace(name="a task", num_envs=config.num_envs, spec=Spec(ArraySpec((4,)), action, 100), in_graph=True, notes=())
+        try:
+            module.check(config, task)
+        except FlatironsError:
+            continue
+        accepted.append(kind)
+    return accepted
+
+
+def everything() -> str:
+    """Every system with its presets and the tasks each is for, then every family of tasks."""
+    from flatirons import systems
+
+    lines = ["systems (flatirons list SYSTEM says more)"]
+    for module in systems.SYSTEMS:
+        lines += ["", f"  {systems.system_name(module)}", f"    {_title(module)}", f"    actions: {', '.join(actions(module))}"]
+        width = max(map(len, module.PRESETS), default=0)
+        for preset, known in module.PRESETS.items():
+            lines.append(f"    {preset:<{width}}  {', '.join(known.tasks) or 'any task, when asked for'}")
+    lines += ["", "A preset can stand in the place of a system: `flatirons train PRESET TASK`.", "", "tasks", ""]
+    for family, what in tasks().items():
+        lines += textwrap.wrap(f"{family:<20}{what}", WIDTH, initial_indent="  ", subsequent_indent=" " * 22, break_on_hyphens=False)
+    return "\n".join(lines)
+
+
+def tasks() -> dict[str, str]:
+    """Families of task names, and what each holds."""
+    from flatirons.envs import classic, minatar, probes
+
+    return {
+        "NAME-vN": "any Gymnasium id, such as CartPole-v1; HalfCheetah-v5 needs flatirons[mujoco], LunarLander-v3 flatirons[box2d]",
+        "ALE/GAME-v5": "Atari through ALE's vector environment, such as ALE/Pong-v5; needs flatirons[atari]",
+        "jax:NAME": "in-graph: " + ", ".join(_without_prefix(classic.ENVS)),
+        "pgx:NAME": "in-graph: " + ", ".join(_without_prefix(minatar.NAMES)) + "; needs flatirons[games]",
+        "envpool:NAME": "EnvPool's tasks, such as envpool:HalfCheetah-v5; needs flatirons[envpool]",
+        "probe:NAME": "tiny environments with known answers: " + ", ".join(_without_prefix(probes.ENVS)),
+    }
+
+
+def _without_prefix(names: Any) -> list[str]:
+    return [str(name).split(":", 1)[-1] for name in names]
+
+
+def system(name: str) -> str:
+    """One system: its presets with what their benchmark measured, and every setting with its default.
+
+    Raises FlatironsError for an unknown name.
+    """
+    from flatirons import systems
+
+    module, overrides, chosen = systems.find(name)
+    config = module.Config(**overrides)
+    lines = [f"{systems.system_name(module)}: {_title(module)}", f"actions: {', '.join(actions(module))}", "", "presets"]
+    for preset, known in module.PRESETS.items():
+        lines += ["", f"  {preset}: {known.doc}", f"    for       {', '.join(known.tasks) or 'any task, when asked for'}"]
+        lines += [f"    expected  {known.expected or 'not measured yet'}", f"    hours     {known.hours or 'not measured yet'} (two cores)"]
+    lines += ["", f"settings{f' of {chosen}' if chosen else ''}, each a flag of `flatirons train {name}`", ""]
+    docs = field_docs(module.Config)
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    name_width, value_width = (max(len(str(x)) for x in column) for column in (values, [_shown(v) for v in values.values()]))
+    for field, value in values.items():
+        head = f"{field:<{name_width}}  {_shown(value):<{value_width}}  "
+        lines += textwrap.wrap(head + docs.get(field, ""), WIDTH, initial_indent="  ", subsequent_indent=" " * (2 + len(head)))
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(_shown, value))
+    if value is None:
+        return "none"
+    return f"{value:_}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

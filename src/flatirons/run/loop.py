@@ -1,0 +1,353 @@
+"""The loop that all systems share: turns in stretches of about half a second, which end early where an evaluation, a checkpoint or a
+stop is due. A stretch's length never changes State.
+
+In-graph one compiled program repeats `system.step` any number of times; on a host a Python loop calls it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from flatirons.core import trees
+from flatirons.data import rollout
+from flatirons.run import checkpoint, evaluate, folder, metrics
+from flatirons.run.handle import Run, save_policies
+from flatirons.run.job import Job, init_function, is_instance, on_device, seed_keys, slots, strong
+from flatirons.run.progress import Progress, breakdown, duration
+from flatirons.types import FlatironsError, Task
+
+REPORT_EVERY = 0.5
+"""Seconds between reports."""
+CHECKPOINT_SECONDS = 60.0
+"""Seconds between checkpoints when `checkpoint_every` does not say otherwise."""
+EVALUATION_SEED = 1_000_000
+"""Evaluations during a run with seed s use seed 1_000_000 + s each time, so that they differ by the policy alone."""
+
+
+class StopTraining(Exception):
+    """Raised by a callback to stop a run cleanly: a checkpoint is written and `train` returns."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal stopped the run after its checkpoint was written. `exit_status` is 130 (SIGINT) or 143 (SIGTERM)."""
+
+    def __init__(self, signal_number: int, path: Path, step: int | None = None):
+        saved = "each seed is saved" if step is None else f"saved at {step:_} decisions"
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}, {saved}; go on with `flatirons resume {path}`")
+        self.exit_status = 128 + signal_number
+
+
+# --------------------------------------------------------------------------------------------------------------- the engines
+
+
+class _Engine(Protocol):
+    timing: dict[str, float]
+
+    def advance(self, state: Any, max_turns: int) -> tuple[Any, int, list[dict[str, Any]]]: ...
+
+
+class _InGraph:
+    """`turns(config, state, n)`: one compiled loop over n turns, State donated. Stretches of about `REPORT_EVERY` seconds."""
+
+    def __init__(self, job: Job, task: Task, config: Any, state: Any, timing: dict[str, float]):
+        self.config, self.seeds, self.timing = config, job.seeds, timing
+        self._turn_seconds: float | None = None
+        self._last = 0
+        began = time.perf_counter()
+        self._turns = jax.jit(turns_function(job.system, task, job.seeds), donate_argnums=1).lower(config, state, jnp.int32(1)).compile()
+        timing["compile"] = timing.get("compile", 0.0) + time.perf_counter() - began
+
+    def advance(self, state: Any, max_turns: int) -> tuple[Any, int, list[dict[str, Any]]]:
+        wanted = 1 if self._turn_seconds is None else min(int(REPORT_EVERY / max(self._turn_seconds, 1e-9)), 10 * self._last)
+        turns = max(1, min(wanted, max_turns))
+        began = time.perf_counter()
+        state, total = self._turns(self.config, state, jnp.int32(turns))
+        total = jax.device_get(total)
+        spent = time.perf_counter() - began
+        self._turn_seconds, self._last = spent / turns, turns
+        self.timing["training (in-graph)"] = self.timing.get("training (in-graph)", 0.0) + spent
+        if self.seeds == 1:
+            return state, turns, [metrics.to_row(total, turns)]
+        return state, turns, [metrics.to_row(jax.tree.map(operator.itemgetter(i), total), turns) for i in range(self.seeds)]
+
+
+def turns_function(system: Any, task: Task, seeds: int = 1) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
+    """`turns(config, state, n) -> (state, sums of the metrics over n turns)`, to be jitted; n may be traced.
+
+    With seeds > 1 State and metrics have a leading axis `[seeds]`.
+    """
+
+    def one(config: Any, state: Any) -> tuple[Any, Any]:
+        state, found = system.step(config, task, state)
+        return strong(state), found
+
+    # Jitted within, so that the second use below finds the trace of the first.
+    step = jax.jit(one if seeds == 1 else jax.vmap(one, in_axes=(None, 0)), inline=True)
+
+    def turns(config: Any, state: Any, n: Any) -> tuple[Any, Any]:
+        _, shapes = jax.eval_shape(step, config, state)
+
+        def body(_: Any, c: tuple[Any, Any]) -> tuple[Any, Any]:
+            state, found = step(config, c[0])
+            return state, metrics.add(c[1], found)
+
+        return jax.lax.fori_loop(0, n, body, (state, metrics.zeros(shapes)))
+
+    return turns
+
+
+class _Host:
+    """A Python loop over `system.step` with one compiled update. Nothing in it waits for the device but acting itself."""
+
+    def __init__(self, job: Job, task: Any, config: Any, timing: dict[str, float], stopped: Callable[[], bool]):
+        self.system, self.config, self.task, self.timing, self._stopped = job.system, config, task, timing, stopped
+        self._kept = rollout.host_run(task).seconds
+        self._sum = metrics.HostSum()
+        update = jax.jit(job.system.update, static_argnums=(1,), donate_argnums=(2,))
+        self._learning = 0.0
+        clock = time.perf_counter
+
+        def timed_update(*arguments: Any, **keywords: Any) -> Any:
+            began = clock()
+            result = update(*arguments, **keywords)
+            self._learning += clock() - began
+            return result
+
+        self._update = timed_update
+
+    def advance(self, state: Any, max_turns: int) -> tuple[Any, int, list[dict[str, Any]]]:
+        before, learning, compiling = dict(self._kept), self._learning, _compiled_seconds()
+        began, turns = time.perf_counter(), 0
+        while turns < max_turns:
+            state, found = self.system.step(self.config, self.task, state, update=self._update)
+            self._sum.add(found)
+            turns += 1
+            if time.perf_counter() - began >= REPORT_EVERY or self._stopped():
+                break
+        row = self._sum.read()
+        compiling = _compiled_seconds() - compiling
+        parts = {name: seconds - before[name] for name, seconds in self._kept.items()}
+        parts["learning"] = self._learning - learning
+        # Compiling happens inside the first decision and the first update.
+        for name in ("learning", "inference"):
+            inside = min(compiling, parts.get(name, 0.0))
+            if compiling > 0 and inside > 0:
+                parts[name] -= inside
+                parts["compile"] = parts.get("compile", 0.0) + inside
+                compiling -= inside
+        for name, seconds in parts.items():
+            self.timing[name] = self.timing.get(name, 0.0) + seconds
+        return state, turns, [row]
+
+
+_COMPILE_SECONDS = [0.0]
+_COMPILE_LISTENER = threading.Event()
+
+
+def _compiled_seconds() -> float:
+    """Seconds this process has spent tracing and compiling since it was first asked."""
+    if not _COMPILE_LISTENER.is_set():
+        _COMPILE_LISTENER.set()
+
+        def listen(event: str, duration_secs: float, **_: Any) -> None:
+            if event.startswith("/jax/core/compile/"):
+                _COMPILE_SECONDS[0] += duration_secs
+
+        jax.monitoring.register_event_duration_secs_listener(listen)
+    return _COMPILE_SECONDS[0]
+
+
+# --------------------------------------------------------------------------------------------------------------- signals
+
+
+class Signals:
+    """While entered in the main thread, the first SIGINT or SIGTERM is noted, and the second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.caught: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, _frame: Any) -> None:
+        self.caught = number
+        # The operating system's own action, which needs no Python: it works within a compiled loop as well.
+        for each in self._before:
+            signal.signal(each, signal.SIG_DFL)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+# --------------------------------------------------------------------------------------------------------------- the loop
+
+
+def _is_due(every: int | None, before: int, now: int) -> bool:
+    return every is not None and before // every < now // every
+
+
+def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable[[Any], Any] | None) -> Run:
+    """Train from `state` (None: from the start) to the end, the stop or a signal; `meta` is the checkpoint's."""
+    system, options = job.system, job.options
+    turn = system.steps_per_turn(job.config)
+    step: int = meta.get("step", 0)
+    before_seconds: float = meta.get("seconds", 0.0)
+    timing: dict[str, float] = dict(meta.get("timing", {}))
+    best: list[float | None] = list(meta.get("best", [None] * job.seeds))
+    end = job.config.total_steps if job.stop_at is None else min(job.stop_at, job.config.total_steps)
+    config = on_device(job.config)
+    run = Run(job, step=step)
+    logs = [metrics.Log(slot, tensorboard=options.tensorboard) for slot in slots(job)]
+    began = time.perf_counter()
+    accounted = sum(timing.values())
+    eval_task: Task | None = None
+    finite = jax.jit(trees.all_finite)
+
+    def clocked(name: str, since: float) -> None:
+        timing[name] = timing.get(name, 0.0) + time.perf_counter() - since
+
+    def seconds() -> float:
+        return before_seconds + time.perf_counter() - began
+
+    def save() -> None:
+        since = time.perf_counter()
+        spent = seconds()
+        kept = {**timing, "other": timing.get("other", 0.0) + max(0.0, spent - before_seconds - (sum(timing.values()) - accounted))}
+        found = {"step": step, "seconds": spent, "timing": kept, "best": best, "system": job.name, "task": task.name, "seed": job.seed}
+        checkpoint.save(job.path / folder.CHECKPOINTS, state, found, step=step, keep=options.keep)
+        save_policies(job, state, found, folder.POLICY)
+        clocked("checkpoint", since)
+
+    def evaluate_now() -> None:
+        nonlocal eval_task
+        since = time.perf_counter()
+        if eval_task is None:
+            count = evaluate.envs_for(options.eval_episodes, in_graph=task.in_graph)
+            eval_task = job.make(1 if is_instance(job.eval_source) else count, seed=EVALUATION_SEED + job.seed, training=False)
+        for i, log in enumerate(logs):
+            actor = system.actor(state)
+            if job.seeds > 1:
+                actor = jax.tree.map(operator.itemgetter(i), actor)
+            result = evaluate.evaluate(system, config, eval_task, actor, options.eval_episodes, EVALUATION_SEED + job.seed + i)
+            line = {"step": step, "seconds": seconds(), **{k: v for k, v in result.items() if k not in ("system", "task")}}
+            log.evaluation(line)
+            progress.say(f"  evaluation at {step:_}: {result['mean']:.4g} ± {result['std']:.3g} over {result['episodes']} episodes")
+            if best[i] is None or result["mean"] > best[i]:  # type: ignore[operator]
+                best[i] = result["mean"]
+                meta = {"step": step, "system": job.name, "task": task.name, "seed": job.seed + i, "mean": result["mean"]}
+                checkpoint.save_policy(slots(job)[i] / folder.POLICY_BEST, actor, meta)
+        clocked("evaluation", since)
+
+    title = f"{job.name} {task.name}"
+    stopped_by_callback = False
+    with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(Signals())
+        progress = stack.enter_context(Progress(title, total=job.config.total_steps, start=step, quiet=job.quiet))
+        for log in logs:
+            stack.callback(log.close)
+        stack.callback(lambda: eval_task.close() if eval_task is not None and not is_instance(job.eval_source) else None)
+        if state is None:
+            since = time.perf_counter()
+            # `init` runs once, so its compiler is told to hurry: half the time for PPO on CartPole.
+            hurry = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+            state = jax.jit(init_function(job, task), compiler_options=hurry)(config, seed_keys(job))
+            if warm is not None:
+                state = warm(state)
+            jax.block_until_ready(state)
+            clocked("compile", since)
+        engine: _Engine = (
+            _InGraph(job, task, config, state, timing)
+            if task.in_graph
+            else _Host(job, task, config, timing, lambda: signals.caught is not None)
+        )
+        if step == 0:
+            # So that a run killed in its first minute resumes instead of failing.
+            save()
+        last_saved, last_saved_step = time.perf_counter(), step
+        while step < end and signals.caught is None and not stopped_by_callback:
+            due = [end, *((step // every + 1) * every for every in (options.eval_every, options.checkpoint_every) if every)]
+            max_turns = max(1, -(-(min(due) - step) // turn))
+            stretch = time.perf_counter()
+            state, turns, rows = engine.advance(state, max_turns)
+            spent = time.perf_counter() - stretch
+            before, step = step, step + turns * turn
+            ruined = next((name for row in rows if (name := metrics.first_not_finite(row))), None)
+            if ruined is None and not bool(finite(system.actor(state))):
+                ruined = "the policy's parameters"
+            if ruined is not None:
+                raise FlatironsError(
+                    f"{ruined} became NaN or infinite between decisions {before:_} and {step:_} of {job.path}; the checkpoints before "
+                    "it are good: lower the learning rate, or clip the gradient and the rewards"
+                )
+            rows = [
+                {"step": step, "seconds": round(seconds(), 4), "steps_per_second": round(turns * turn / spent, 1), **row} for row in rows
+            ]
+            for log, row in zip(logs, rows, strict=True):
+                log.report(row)
+            shown = rows[0] if len(rows) == 1 else _mean_row(rows)
+            progress.update(step, shown)
+            run._state, run.step = state, step
+            stopped_by_callback = _call(job.callbacks, run, shown)
+            if _is_due(options.eval_every, before, step) or (options.eval_every is not None and step >= job.config.total_steps):
+                evaluate_now()
+            by_clock = options.checkpoint_every is None and time.perf_counter() - last_saved >= CHECKPOINT_SECONDS
+            if by_clock or _is_due(options.checkpoint_every, before, step):
+                save()
+                last_saved, last_saved_step = time.perf_counter(), step
+        if step > last_saved_step:
+            save()
+        run._state, run.step = state, step
+        whole = seconds()
+        timing["other"] = timing.get("other", 0.0) + max(0.0, whole - before_seconds - (sum(timing.values()) - accounted))
+        run.timing = timing
+        finished = step >= job.config.total_steps
+        summary = {"step": step, "finished": finished, "seconds": whole, "timing": timing, "best": best}
+        for i, slot in enumerate(slots(job)):
+            folder.write_json(slot / folder.SUMMARY, {**summary, "best": best[i]})
+        if job.seeds > 1:
+            folder.write_json(job.path / folder.SUMMARY, summary)
+        run._settle()
+        if signals.caught is not None:
+            raise Interrupted(signals.caught, job.path, step)
+        folder.tolerate(run.plot, "drawing the learning curve")
+        if finished:
+            progress.say(f"done: {step:_} decisions in {duration(whole)}; {breakdown(timing)}")
+        else:
+            progress.say(f"stopped at {step:_} of {job.config.total_steps:_} decisions; go on with: flatirons resume {job.path}")
+    return run
+
+
+def _mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The mean over seeds, of what each seed has."""
+    row = {}
+    for name in rows[0]:
+        values = [r[name] for r in rows if r[name] is not None]
+        row[name] = sum(values) / len(values) if values else None
+    return {**row, "step": rows[0]["step"]}
+
+
+def _call(callbacks: Sequence[Any], run: Run, row: dict[str, Any]) -> bool:
+    """Call them all; whether one asked to stop."""
+    stop = False
+    for callback in callbacks:
+        function = callback.on_iteration if hasattr(callback, "on_iteration") else callback
+        try:
+            stop |= function(run, row) is False
+        except StopTraining:
+            stop = True
+    return stop

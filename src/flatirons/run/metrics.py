@@ -1,0 +1,148 @@
+"""From the metrics of turns to the rows of a report, and where those rows are written."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flatirons.run import folder
+from flatirons.types import Episodes, FlatironsError, Metrics
+
+FOLD = 32
+"""Turns whose metrics are added in one dispatch on a host."""
+
+
+def zeros(shapes: Metrics) -> Metrics:
+    """The sum over no turns, for metrics of these `ShapeDtypeStruct`s: float32, but for `Episodes`, which keep their dtypes."""
+    rest = {name: jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), leaf) for name, leaf in shapes.items() if name != "episodes"}
+    if "episodes" in shapes:
+        rest["episodes"] = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes["episodes"])
+    return rest
+
+
+def add(total: Metrics, metrics: Metrics) -> Metrics:
+    """One turn's metrics added to a sum made by `zeros`."""
+    return jax.tree.map(lambda t, m: t + jnp.asarray(m, t.dtype), total, metrics)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _fold(total: Metrics, turns: tuple[Metrics, ...]) -> Metrics:
+    return functools.reduce(add, turns, total)
+
+
+class HostSum:
+    """Sums of a host's metrics that never wait for the device: rows are added `FOLD` at a time, and read once a report."""
+
+    def __init__(self) -> None:
+        self._total: Metrics | None = None
+        self._waiting: list[Metrics] = []
+        self._count = 0
+
+    def add(self, metrics: Metrics) -> None:
+        """Take one turn's metrics."""
+        self._count += 1
+        self._waiting.append(metrics)
+        if len(self._waiting) == FOLD:
+            if self._total is None:
+                self._total = zeros(jax.eval_shape(lambda: jax.tree.map(jnp.asarray, metrics)))
+            self._total = _fold(self._total, tuple(self._waiting))
+            self._waiting = []
+
+    def read(self) -> dict[str, Any]:
+        """The row over every turn since the last read; waits for the device."""
+        parts: list[Metrics] = jax.device_get([*self._waiting, *([] if self._total is None else [self._total])])
+        total = jax.tree.map(lambda *leaves: np.sum([np.asarray(leaf, np.float64) for leaf in leaves], axis=0), *parts)
+        row = to_row(total, self._count)
+        self._total, self._waiting, self._count = None, [], 0
+        return row
+
+
+def to_row(total: Metrics, turns: int) -> dict[str, Any]:
+    """A report's row from sums over `turns` turns (host arrays, shape ()): means, then the episodes' count, mean return and length."""
+    row: dict[str, Any] = {}
+    episodes: Episodes | None = total.get("episodes")
+    if episodes is not None:
+        count = int(episodes.count)
+        row["episodes"] = count
+        row["episode_return"] = float(episodes.return_sum) / count if count else None
+        row["episode_length"] = float(episodes.length_sum) / count if count else None
+    row.update({name: float(value) / turns for name, value in total.items() if name != "episodes"})
+    return row
+
+
+def first_not_finite(row: dict[str, Any]) -> str | None:
+    """The name of a metric that tells of ruined parameters (a loss, a gradient norm, an entropy ...) and is NaN or infinite.
+
+    Explained variances may be: they divide by a variance that can be 0.
+    """
+    for name, value in row.items():
+        if isinstance(value, float) and not math.isfinite(value) and "explained" not in name:
+            return name
+    return None
+
+
+class Log:
+    """metrics.jsonl and evaluations.jsonl of one run folder, and TensorBoard when asked for."""
+
+    def __init__(self, path: Path, *, tensorboard: bool):
+        self.path = path
+        self._writer: Any = None
+        if tensorboard:
+            self._writer = _tensorboard_writer(path / "tensorboard")
+
+    def report(self, row: dict[str, Any]) -> None:
+        """Write a report's row."""
+        folder.append_line(self.path / folder.METRICS, row)
+        self._scalars(row, "train")
+
+    def evaluation(self, row: dict[str, Any]) -> None:
+        """Write an evaluation's row."""
+        folder.append_line(self.path / folder.EVALUATIONS, row)
+        self._scalars({name: row[name] for name in ("step", "mean", "std", "min", "max")}, "evaluation")
+
+    def _scalars(self, row: dict[str, Any], group: str) -> None:
+        if self._writer is not None:
+            self._writer(row, group)
+
+    def close(self) -> None:
+        """Flush what is left."""
+        if self._writer is not None:
+            self._writer(None, "")
+
+
+def demand_tensorboard() -> None:
+    """Raise FlatironsError with the install line when TensorBoard is missing."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise FlatironsError("TensorBoard is not installed; install it with: pip install 'flatirons[tensorboard]'")
+
+
+def _tensorboard_writer(path: Path) -> Callable[[dict[str, Any] | None, str], None]:
+    """A function that writes a row's numbers as TensorBoard scalars by step, and closes the file when given None."""
+    demand_tensorboard()
+    from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue] - generated by protobuf
+    from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    writer = EventFileWriter(str(path))
+
+    def write(row: dict[str, Any] | None, group: str) -> None:
+        if row is None:
+            writer.close()
+            return
+        values = [
+            Summary.Value(tag=f"{group}/{name}", simple_value=float(value))
+            for name, value in row.items()
+            if name != "step" and isinstance(value, (int, float)) and not isinstance(value, bool)
+        ]
+        writer.add_event(Event(step=int(row["step"]), wall_time=time.time(), summary=Summary(value=values)))
+
+    return write

@@ -1,0 +1,176 @@
+"""Learning curves: what runs wrote down, read back and drawn. Needs no display and no JAX; matplotlib is imported when drawing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flatirons.run import folder
+from flatirons.types import FlatironsError
+
+# Okabe and Ito's colours, which people with any colour vision can tell apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+GRID_POINTS = 200
+RESAMPLES = 1000
+
+
+class Curve(NamedTuple):
+    """Points of one seed: `step` in decisions over all environments, `value`, and `weight` (episodes behind the value)."""
+
+    step: np.ndarray
+    value: np.ndarray
+    weight: np.ndarray
+
+
+class Recorded(NamedTuple):
+    """One run, or a group of runs that differ in their seed: a training and an evaluation curve per seed."""
+
+    path: Path
+    system: str
+    task: str
+    training: tuple[Curve, ...]
+    evaluations: tuple[Curve, ...]
+
+
+def _curve(rows: Sequence[dict[str, Any]], metric: str, weight: str) -> Curve:
+    kept = [row for row in rows if isinstance(row.get(metric), int | float) and math.isfinite(row[metric]) and "step" in row]
+    return Curve(
+        np.array([row["step"] for row in kept], np.float64),
+        np.array([row[metric] for row in kept], np.float64),
+        np.array([max(float(row.get(weight) or 1), 1e-9) for row in kept], np.float64),
+    )
+
+
+def read(path: str | Path, metric: str = "episode_return") -> Recorded:
+    """Read a run folder, or a folder of seeds (`seed_0`, `seed_1`, ...).
+
+    Raises FlatironsError when it is neither, or when nothing was recorded under `metric`.
+    """
+    path = Path(path)
+    folders = folder.seed_folders(path) or [path]
+    if not (folders[0] / folder.CONFIG).exists():
+        raise FlatironsError(f"{path} is not a run folder: it has no {folder.CONFIG}; give the folder named by --out when training.")
+    config = folder.read_json(folders[0] / folder.CONFIG)
+    rows = [folder.read_lines(each / folder.METRICS) for each in folders]
+    training = tuple(curve for r in rows if len((curve := _curve(r, metric, "episodes")).step))
+    evaluations: tuple[Curve, ...] = ()
+    if metric == "episode_return":
+        scored = (_curve(folder.read_lines(each / folder.EVALUATIONS), "mean", "episodes") for each in folders)
+        evaluations = tuple(curve for curve in scored if len(curve.step))
+    if not training and not evaluations:
+        known = sorted({name for r in rows for row in r[:50] for name, value in row.items() if isinstance(value, int | float)} - {"step"})
+        recorded = f"it has {', '.join(known)}" if known else "it has recorded nothing yet; let it run a little longer"
+        raise FlatironsError(f"{path} has no {metric!r} to draw; {recorded}.")
+    return Recorded(path, str(config.get("system", "?")), str(config.get("task", "?")), training, evaluations)
+
+
+def smooth(curve: Curve, window: int) -> np.ndarray:
+    """Mean of the last `window` values, weighted by the episodes behind each. Shape `[N]` to `[N]`."""
+    value = np.concatenate([[0.0], np.cumsum(curve.value * curve.weight)])
+    weight = np.concatenate([[0.0], np.cumsum(curve.weight)])
+    end = np.arange(1, len(curve.value) + 1)
+    start = np.maximum(end - window, 0)
+    return (value[end] - value[start]) / (weight[end] - weight[start])
+
+
+def interval(values: np.ndarray, resamples: int = RESAMPLES) -> tuple[np.ndarray, np.ndarray]:
+    """Bootstrap 95 % interval of the mean over seeds: `[S, N]` to (low `[N]`, high `[N]`). The same values give the same interval."""
+    picks = np.random.default_rng(0).integers(0, len(values), (resamples, len(values)))
+    means = values[picks].mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5], axis=0)
+    return low, high
+
+
+def _on_common_steps(curves: Sequence[Curve], values: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Every seed's values at the same steps, over the range that all seeds reached: (`[N]`, `[S, N]`)."""
+    first, last = max(c.step[0] for c in curves), min(c.step[-1] for c in curves)
+    every = np.unique(np.concatenate([c.step for c in curves]))
+    shared = every[(every >= first) & (every <= last)]
+    steps = shared if 0 < len(shared) <= GRID_POINTS else np.linspace(first, max(first, last), GRID_POINTS)
+    return steps, np.stack([np.interp(steps, c.step, v) for c, v in zip(curves, values)])
+
+
+def _labels(runs: Sequence[Recorded]) -> list[str]:
+    """What tells the runs apart: the system, the task, or else the folder."""
+    if len(runs) == 1:
+        return [""]
+    names = [r.system for r in runs] if len({r.task for r in runs}) == 1 else [f"{r.system} {r.task}" for r in runs]
+    if len(set(names)) == len(runs):
+        return names
+    return [f"{name} ({run.path.name})" for name, run in zip(names, runs)]
+
+
+def _thousands(steps: float, _position: int) -> str:
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if abs(steps) >= size:
+            return f"{steps / size:g}{unit}"
+    return f"{steps:g}"
+
+
+def draw(paths: Sequence[str | Path], out: str | Path, *, metric: str = "episode_return") -> Path:
+    """Draw the learning curves of run folders, side by side, into `out` (png, svg or pdf) and return its path.
+
+    A line is the mean over the seeds in a folder, its band the bootstrap 95 % interval of that mean; a single seed has no band but its
+    unsmoothed values in the background. Dots are evaluations. Raises FlatironsError for what cannot be read or written.
+    """
+    if not paths:
+        raise FlatironsError("there is no run to draw; give at least one run folder.")
+    runs = [read(path, metric) for path in paths]
+    out = Path(out)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
+    canvas = FigureCanvasAgg(figure)  # never pyplot: no display, no global state
+    if out.suffix.lstrip(".").lower() not in canvas.get_supported_filetypes():
+        raise FlatironsError(f"cannot draw into {out}: end its name in .png, .svg or .pdf.")
+    axes = figure.add_subplot()
+    for run, label, colour in zip(runs, _labels(runs), (COLOURS * len(runs))[: len(runs)]):
+        _draw_run(axes, run, label, colour)
+    tasks, systems = sorted({r.task for r in runs}), sorted({r.system for r in runs})
+    seeds = {max(len(r.training), len(r.evaluations)) for r in runs}
+    count = f"{seeds.pop()} seeds" if len(seeds) == 1 else "several seeds"
+    axes.set_title(f"{', '.join(systems)} on {', '.join(tasks)}" + ("" if count == "1 seeds" else f" ({count}, mean and 95 % interval)"))
+    axes.set_xlabel("decisions, over all environments")
+    axes.set_ylabel("return per episode" if metric == "episode_return" else metric)
+    axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, loc="best")
+    # Written beside and renamed: a reader never sees half a picture.
+    partial = out.with_name(f".{out.stem}.tmp{out.suffix}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(partial)
+        partial.replace(out)
+    except OSError as error:
+        raise FlatironsError(f"cannot write {out}: {error.strerror or error}; choose another --out.") from error
+    return out
+
+
+def _draw_run(axes: Any, run: Recorded, label: str, colour: str) -> None:
+    prefix = f"{label}: " if label else ""
+    for curves, name, style in ((run.training, "training", "-"), (run.evaluations, "evaluation, greedy", "o--")):
+        if not curves:
+            continue
+        values = [smooth(c, max(1, len(c.value) // 20)) if name == "training" else c.value for c in curves]
+        steps, on_steps = _on_common_steps(curves, values)
+        faint = 0.9 if name == "training" else 0.6
+        if len(curves) == 1:
+            steps, mean = curves[0].step, values[0]
+            if name == "training":
+                axes.plot(steps, curves[0].value, color=colour, alpha=0.2, linewidth=0.7)
+        else:
+            mean = on_steps.mean(axis=0)
+            low, high = interval(on_steps)
+            axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
+        if style == "-":
+            axes.plot(steps, mean, color=colour, linewidth=1.8, alpha=faint, label=prefix + name)
+        else:
+            axes.plot(steps, mean, style, color=colour, linewidth=1, markersize=4, alpha=faint, label=prefix + name)

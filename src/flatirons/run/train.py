@@ -1,0 +1,452 @@
+"""`train`, `resume` and `load`: from what a person asked for to a run, in one program or over several seeds."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flatirons import systems
+from flatirons.run import checkpoint, folder, metrics, resources
+from flatirons.run.handle import Run
+from flatirons.run.job import (
+    Job,
+    Options,
+    acting_task,
+    check_options,
+    choose,
+    demand_divides,
+    is_instance,
+    make_config,
+    name_of_task,
+    owned,
+    record_budget,
+    record_of,
+    reopen,
+    slots,
+    state_like,
+    system_name,
+    write_records,
+)
+from flatirons.run.loop import Interrupted, Signals, StopTraining, drive, turns_function
+from flatirons.types import FlatironsError, Network
+
+__all__ = ["Interrupted", "Run", "StopTraining", "load", "resume", "train", "turns_function"]
+
+HOST_NOTE = (
+    "this environment's inner state cannot be saved: on resume the running episodes are cut as truncated and left out of the statistics"
+)
+
+
+# ------------------------------------------------------------------------------------------------------------------ train
+
+
+def train(
+    system: Any,
+    task: Any,
+    *,
+    seed: int = 0,
+    seeds: int = 1,
+    out: str | os.PathLike[str] | None = None,
+    eval_every: int | None = None,
+    eval_episodes: int = 20,
+    checkpoint_every: int | None = None,
+    keep: int = 3,
+    from_run: str | os.PathLike[str] | None = None,
+    stop_at: int | None = None,
+    callbacks: Sequence[Any] = (),
+    network: Network | None = None,
+    env_options: Mapping[str, Any] | None = None,
+    eval_env: Any = None,
+    preset: str | None = None,
+    quiet: bool = False,
+    tensorboard: bool = False,
+    workers: int = 1,
+    overwrite: bool = False,
+    **config: Any,
+) -> Run:
+    """Train a system on a task and return the run.
+
+    `system` is a name ("ppo", or a preset's) or a system module. `task` is a name, a Gymnasium environment, a factory of them, or an
+    in-graph `Env`. Lengths (`eval_every`, `checkpoint_every`, `stop_at`, `total_steps`) count decisions over all environments;
+    `total_steps` and `stop_at` must be whole turns, evaluations and checkpoints fall on the first turn's end at or past their time.
+
+    `seeds` > 1 trains seeds seed, seed + 1, ...: in one vmapped program in-graph, on a host in turn or in `workers` processes.
+    `out` defaults to runs/<system>-<task>-seed<seed>. `from_run` starts from the parameters of another run of the same system.
+    `callbacks` are functions `(run, metrics) -> bool | None`, or objects with such a method `on_iteration`, called at each report; one
+    that returns False or raises `StopTraining` stops the run cleanly. `network` is a torso of your own, `eval_env` another task to evaluate
+    on. `config` holds fields of the system's Config.
+
+    Raises FlatironsError for every input that cannot work, before anything is written; `Interrupted` (a KeyboardInterrupt) after SIGINT
+    or SIGTERM, once the checkpoint is written.
+    """
+    module, settings, preset = choose(system, preset, name_of_task(task))
+    if network is not None:
+        config = {**config, "network": network}
+    notes = []
+    if preset is not None:
+        notes.append(f"preset: {preset}")
+    if is_instance(task) and "num_envs" not in config:
+        settings["num_envs"] = 1
+        notes.append("one environment was passed, so num_envs is 1 (pass a function that makes one for more)")
+    chosen = make_config(module, {**settings, **config})
+    options = check_options(Options(eval_every, eval_episodes, checkpoint_every, keep, tensorboard), seed, seeds, workers)
+    demand_divides("total_steps", chosen.total_steps, chosen, module)
+    if stop_at is not None:
+        stop_at = demand_divides("stop_at", stop_at, chosen, module)
+    if is_instance(task) and eval_env is None and eval_every is not None:
+        try:
+            eval_env = copy.deepcopy(task)
+        except Exception:
+            raise FlatironsError(
+                "this environment cannot be copied for evaluations; pass a function that makes one, or eval_env=..."
+            ) from None
+    path = Path(out) if out is not None else folder.default_path(preset or system_name(module), name_of_task(task), int(seed))
+    job = Job(
+        module, preset, chosen, task, dict(env_options or {}), eval_env, int(seed), int(seeds), path, options,
+        quiet=quiet, callbacks=tuple(callbacks), stop_at=stop_at, from_run=None if from_run is None else Path(from_run),
+    )  # fmt: skip
+    enable_compilation_cache()
+    made = job.make(chosen.num_envs, seed=job.seed, training=True)
+    keep_task = False
+    try:
+        module.check(chosen, made)
+        if tensorboard:
+            metrics.demand_tensorboard()
+        notes += made.notes
+        if not made.in_graph:
+            notes.append(HOST_NOTE)
+        if seeds > 1 and not made.in_graph:
+            if workers > 1:
+                _demand_repeatable(job)
+            folder.create(path, overwrite=overwrite)
+            folder.write_json(path / folder.CONFIG, record_of(job, made, vmapped=False))
+            keep_task = is_instance(task)
+            if not keep_task:
+                made.close()
+            folder.say(notes, quiet=quiet)
+            return _train_each(job, workers=workers)
+        like = state_like(job, made)
+        _demand_room(job, like)
+        warm = None if job.from_run is None else _warm_start(job, like)
+        folder.create(path, overwrite=overwrite)
+        job.recorded = record_of(job, made, vmapped=seeds > 1)
+        write_records(job)
+        folder.say(
+            [f"{job.name} on {made.name}, seed {job.seed}{f' ... {job.seed + job.seeds - 1}' if seeds > 1 else ''} -> {path}"], quiet=quiet
+        )
+        folder.say([f"  {note}" for note in notes], quiet=quiet)
+        return drive(job, made, None, {}, warm)
+    finally:
+        if not is_instance(task) and not keep_task:
+            made.close()
+
+
+def resume(
+    path: str | os.PathLike[str],
+    *,
+    total_steps: int | None = None,
+    stop_at: int | None = None,
+    callbacks: Sequence[Any] = (),
+    env: Any = None,
+    network: Network | None = None,
+    system: Any = None,
+    eval_env: Any = None,
+    quiet: bool = False,
+    workers: int = 1,
+) -> Run:
+    """Go on with a run from its newest intact checkpoint, to its budget or to `total_steps`.
+
+    In-graph the result equals the uninterrupted run bit for bit. On a host the environments start new episodes. `env`, `network`,
+    `system` and `eval_env` must be passed again where the run was started with objects instead of names. Says so when the run is finished.
+    Raises FlatironsError when there is no run, no intact checkpoint, or when an object is missing.
+    """
+    job = reopen(Path(path), env=env, network=network, system=system, eval_env=eval_env)
+    job.quiet, job.callbacks = quiet, tuple(callbacks)
+    if total_steps is not None:
+        job.config = dataclasses.replace(job.config, total_steps=make_config(job.system, {"total_steps": total_steps}).total_steps)
+        demand_divides("total_steps", job.config.total_steps, job.config, job.system)
+    if stop_at is not None:
+        job.stop_at = stop_at = demand_divides("stop_at", stop_at, job.config, job.system)
+    enable_compilation_cache()
+    if job.seeds > 1 and not job.recorded["vmapped"]:
+        if workers > 1:
+            _demand_repeatable(job)
+        record_budget(job)
+        return _train_each(job, workers=workers)
+    made: Any = job.make(job.config.num_envs, seed=job.seed, training=True)
+    try:
+        job.system.check(job.config, made)
+        like = state_like(job, made)
+        loaded = checkpoint.load_latest(job.path / folder.CHECKPOINTS, like)
+        for warning in loaded.warnings:
+            folder.warn(warning)
+        step = loaded.meta["step"]
+        if step >= job.config.total_steps:
+            folder.say([f"{job.path} is finished: {step:_} of {job.config.total_steps:_} decisions; total_steps=... goes on"], quiet=quiet)
+            return load(job.path, env=env, network=network, system=system)
+        if stop_at is not None and stop_at <= step:
+            raise FlatironsError(f"stop_at={stop_at:_} lies behind the checkpoint at {step:_} decisions; choose a later one")
+        record_budget(job)
+        notes = [f"resuming {job.name} on {made.name} at {step:_} of {job.config.total_steps:_} decisions in {job.path}"]
+        state = jax.tree.map(owned, loaded.tree)
+        if not made.in_graph:
+            # Other episodes than the ones the run began with, yet the same ones for every resume from here.
+            made.reset(int(np.random.SeedSequence([job.seed, step]).generate_state(1)[0]) >> 1)
+            notes += ["new episodes begin; those that ran at the checkpoint are cut as truncated and left out of the statistics", HOST_NOTE]
+            if hasattr(job.system, "interrupted"):
+                state = job.system.interrupted(state)
+        for slot in slots(job):
+            folder.cut_after(slot / folder.METRICS, step)
+            folder.cut_after(slot / folder.EVALUATIONS, step)
+        folder.say(notes, quiet=quiet)
+        return drive(job, made, state, loaded.meta, None)
+    finally:
+        if not is_instance(job.source):
+            made.close()
+
+
+def load(path: str | os.PathLike[str], env: Any = None, network: Network | None = None, *, system: Any = None) -> Run:
+    """The run in a folder, with its last policy: for acting, evaluating and looking at. Nothing is trained.
+
+    A damaged policy is replaced, loudly, by the newest intact checkpoint's. Raises FlatironsError when neither can be read.
+    """
+    job = reopen(Path(path), env=env, network=network, system=system, acting_only=True)
+    if job.seeds > 1:
+        return Run(job, runs=[load(seed_path, env, network, system=system) for seed_path in folder.seed_folders(job.path)])
+    acting = acting_task(job)
+    like = jax.eval_shape(lambda config, key: job.system.actor(job.system.init(config, acting, key)), job.config, jax.random.key(0))
+    try:
+        loaded = checkpoint.load_policy(job.path / folder.POLICY, like)
+        for warning in loaded.warnings:
+            folder.warn(warning)
+        actor = loaded.tree
+        step = loaded.meta.get("step", 0)
+    except FlatironsError as error:
+        actor, step = _actor_of_checkpoint(job, error)
+    return Run(job, actor=jax.tree.map(owned, actor), step=step)
+
+
+def _actor_of_checkpoint(job: Job, error: FlatironsError) -> tuple[Any, int]:
+    source, part = job.path, job.recorded.get("part_of")
+    whole = reopen(source.parent, env=job.source, network=None, system=job.system, config=job.config) if part else job
+    if not (whole.path / folder.CHECKPOINTS).exists():
+        raise error
+    folder.warn(f"{error}; taking the policy of the newest checkpoint instead")
+    made = whole.make(whole.config.num_envs, seed=whole.seed, training=True)
+    try:
+        loaded = checkpoint.load_latest(whole.path / folder.CHECKPOINTS, state_like(whole, made))
+    finally:
+        if not is_instance(whole.source):
+            made.close()
+    for warning in loaded.warnings:
+        folder.warn(warning)
+    actor = job.system.actor(loaded.tree)
+    if part:
+        actor = jax.tree.map(lambda x: x[job.seed - whole.seed], actor)
+    return actor, loaded.meta["step"]
+
+
+# ------------------------------------------------------------------------------------------------------------ before a run
+
+
+def enable_compilation_cache() -> None:
+    """Keep compiled programs under ~/.cache/flatirons (or FLATIRONS_CACHE), unless JAX has a cache already or it cannot be written."""
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
+        return
+    root = os.environ.get("FLATIRONS_CACHE") or Path.home() / ".cache" / "flatirons"
+    place = Path(root) / "xla"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if not os.access(place, os.W_OK):
+        return
+    jax.config.update("jax_compilation_cache_dir", str(place))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _demand_room(job: Job, like: Any) -> None:
+    size = sum(math.prod(leaf.shape) * _item_size(leaf.dtype) for leaf in jax.tree.leaves(like))
+    resources.require_memory(size, f"the state of {job.name}{f' for {job.seeds} seeds' if job.seeds > 1 else ''}")
+    # Large arrays are saved in pieces that checkpoints share, so one copy and what changes in between is what it takes.
+    resources.require_disk(2 * size, job.path, f"the checkpoints of {job.name}")
+
+
+def _item_size(dtype: Any) -> int:
+    return 8 if jnp.issubdtype(dtype, jax.dtypes.prng_key) else np.dtype(dtype).itemsize
+
+
+def _warm_start(job: Job, like: Any) -> Callable[[Any], Any]:
+    """A function that puts the learned parts of another run into a fresh State: every field but those that only tell of its progress."""
+    other = reopen(Path(job.from_run or ""), env=job.source, network=vars(job.config).get("network"), system=job.system)
+    if other.seeds > 1:
+        raise FlatironsError(f"{other.path} holds several seeds; start from one trained alone")
+    if other.name != job.name:
+        raise FlatironsError(f"{other.path} was trained with {other.name}, so {job.name} cannot start from it; give a run of {job.name}")
+    made = other.make(other.config.num_envs, seed=other.seed, training=True)
+    try:
+        loaded = checkpoint.load_latest(other.path / folder.CHECKPOINTS, state_like(other, made))
+    finally:
+        if not is_instance(other.source):
+            made.close()
+    for warning in loaded.warnings:
+        folder.warn(warning)
+    one = like if job.seeds == 1 else jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), like)
+    parts = {}
+    for name in like._fields:
+        if name in ("collector", "key", "updates", "replay", "opt_state"):
+            continue
+        ours, theirs = getattr(one, name), getattr(loaded.tree, name)
+        alike = jax.tree.structure(ours) == jax.tree.structure(theirs) and all(
+            a.shape == b.shape and a.dtype == b.dtype for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
+        )
+        if alike:
+            parts[name] = jax.tree.map(owned, theirs)
+        elif "params" in name:
+            raise FlatironsError(f"the {name} of {other.path} do not fit {job.name} with these settings; use the same task and network")
+    if job.seeds > 1:
+        parts = {name: jax.tree.map(lambda x: jnp.stack([x] * job.seeds), part) for name, part in parts.items()}
+    folder.say([f"warm start from {other.path}: {', '.join(parts)}"], quiet=job.quiet)
+    return lambda state: state._replace(**jax.tree.map(jnp.copy, parts))
+
+
+# ------------------------------------------------------------------------------------------------------------ several seeds
+
+
+def _demand_repeatable(job: Job) -> None:
+    own = [
+        what
+        for what, is_own in (
+            ("an environment of your own", not isinstance(job.source, str)),
+            ("an evaluation environment of your own", job.eval_source is not None and not isinstance(job.eval_source, str)),
+            ("a network of your own", isinstance(vars(job.config).get("network"), Network)),
+            ("a system of your own", not any(job.system is known for known in systems.SYSTEMS)),
+            ("callbacks", bool(job.callbacks)),
+        )
+        if is_own
+    ]
+    if own:
+        raise FlatironsError(f"workers > 1 starts new processes, which cannot be given {' or '.join(own)}; leave workers at 1")
+
+
+def _one_seed(job: Job, seed: int) -> Run:
+    """Train, or go on with, one seed of a group on a host."""
+    path = job.path / f"seed_{seed}"
+    if (path / folder.CHECKPOINTS).exists():
+        return resume(
+            path, total_steps=job.config.total_steps, stop_at=job.stop_at, callbacks=job.callbacks, env=job.source, quiet=job.quiet,
+            network=vars(job.config).get("network"), system=job.system, eval_env=job.eval_source,
+        )  # fmt: skip
+    settings = {f.name: getattr(job.config, f.name) for f in dataclasses.fields(job.config)}
+    return train(
+        job.system, job.source, seed=seed, out=path, overwrite=True, stop_at=job.stop_at, callbacks=job.callbacks, quiet=job.quiet,
+        env_options=job.env_options, eval_env=job.eval_source, preset=job.preset, from_run=job.from_run, **dataclasses.asdict(job.options),
+        **settings,
+    )  # fmt: skip
+
+
+def _train_each(job: Job, *, workers: int) -> Run:
+    """Every seed of a group on a host, in turn or in `workers` processes."""
+    seeds = [job.seed + i for i in range(job.seeds)]
+    if workers == 1:
+        runs = [_one_seed(job, seed) for seed in seeds]
+    else:
+        _in_processes(job, seeds, workers)
+        runs = [load(job.path / f"seed_{seed}") for seed in seeds]
+    group = Run(job, runs=runs)
+    folder.tolerate(group.plot, "drawing the learning curves")
+    return group
+
+
+_WORKER = """
+import json, os, sys
+order = json.load(sys.stdin)
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {order["core"]})
+from flatirons.run.train import work
+sys.exit(work(order))
+"""
+
+
+def work(order: Mapping[str, Any]) -> int:
+    """What a worker process does: one seed of the group `order["group"]`. Returns the exit status."""
+    try:
+        job = reopen(Path(order["group"]), env=None, network=None, system=None)
+        job.quiet, job.stop_at = True, order["stop_at"]
+        job.from_run = None if job.recorded["from_run"] is None else Path(job.recorded["from_run"])
+        job.config = dataclasses.replace(job.config, total_steps=order["total_steps"])
+        _one_seed(job, order["seed"])
+    except FlatironsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        return stop.exit_status
+    return 0
+
+
+def _in_processes(job: Job, seeds: Sequence[int], workers: int) -> None:
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1".strip()
+    surroundings = {**os.environ, "XLA_FLAGS": flags, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    waiting, running, failed = list(seeds), {}, {}
+    free = list(range(workers))
+    with Signals() as signals:
+        while waiting or running:
+            while waiting and free and signals.caught is None:
+                seed, slot = waiting.pop(0), free.pop(0)
+                order = {
+                    "group": str(job.path), "seed": seed, "core": cores[slot % len(cores)],
+                    "stop_at": job.stop_at, "total_steps": job.config.total_steps,
+                }  # fmt: skip
+                process = subprocess.Popen(
+                    [sys.executable, "-c", _WORKER], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                    env=surroundings, start_new_session=True,
+                )  # fmt: skip
+                assert process.stdin is not None
+                process.stdin.write(json.dumps(order))
+                process.stdin.close()
+                errors: list[str] = []
+                reader = threading.Thread(target=lambda p=process, kept=errors: kept.extend(p.stderr or ()), daemon=True)
+                reader.start()
+                running[seed] = (process, slot, errors, reader)
+            if signals.caught is not None:
+                for process, *_ in running.values():
+                    process.terminate()
+                for process, *_ in running.values():
+                    process.wait()
+                raise Interrupted(signals.caught, job.path)
+            for seed, (process, slot, errors, reader) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                reader.join()
+                assert process.stderr is not None
+                process.stderr.close()
+                del running[seed]
+                free.append(slot)
+                if process.returncode:
+                    failed[seed] = errors[-1].strip() if errors else f"it ended with status {process.returncode}"
+                for line in errors[: -1 if process.returncode else None]:
+                    print(f"seed {seed}: {line.rstrip()}", file=sys.stderr)
+                folder.say(
+                    [f"seed {seed}: {'failed' if process.returncode else 'done'}, {len(waiting) + len(running)} to go"], quiet=job.quiet
+                )
+            time.sleep(0.05)
+    if failed:
+        seed, reason = next(iter(failed.items()))
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        raise FlatironsError(f"seed {seed}{more} failed: {reason}; the others are kept, and `flatirons resume {job.path}` tries again")

@@ -1,0 +1,25 @@
+"""Set before any test imports JAX: strict broadcasting, no display, one thread per process, a compile cache the tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
+os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Away from the cache of the person who runs the tests; subprocesses inherit it.
+os.environ.setdefault("FLATIRONS_CACHE", str(Path(__file__).parent.parent / "build" / "test-cache"))
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def repository() -> Path:
+    """The root of the repository."""
+    return Path(__file__).resolve().parent.parent

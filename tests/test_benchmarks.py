@@ -1,0 +1,156 @@
+"""The benchmarks' result files and the arithmetic behind their verdicts. Nothing is timed or trained here."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import record, tables  # noqa: E402
+from benchmarks.learning import run as learning  # noqa: E402
+from benchmarks.learning.rows import ROWS  # noqa: E402
+from benchmarks.learning.summary import bootstrap, held  # noqa: E402
+from benchmarks.speed import dqn_cartpole_sb3, ppo_cartpole_rejax, ppo_halfcheetah_sb3, versus  # noqa: E402
+from benchmarks.speed.measure import measure  # noqa: E402
+from flatirons import systems  # noqa: E402
+
+HEADER = {"name", "command", "commit", "date", "machine", "versions"}
+SPEED = HEADER | {
+    "settings", "pairs", "ratio_median", "ratio_min", "ratio_max", "ours_compile_s", "peer_compile_s", "roof", "peer_name",
+}  # fmt: skip
+LEARNING = HEADER | {
+    "system", "task", "total_steps", "seeds", "config", "returns", "means", "mean", "ci95", "reach", "aim", "reached", "seconds_per_seed",
+}  # fmt: skip
+
+
+def fake_measurement(python: Path, module: str, job: dict) -> dict:
+    if module.endswith("roof"):
+        return {"roof": {"matrix_product_gflops": 100.0, "environment_steps_per_second": 1e6}}
+    speed = {"benchmarks.speed.ours": 300.0, "benchmarks.speed.peer_sb3": 100.0 if job["threads"] == 1 else 60.0}[module]
+    return {"steps_per_second": speed + job["seed"], "compile_s": 1.5, "return_after": 20.0, "versions": {"python": "3"}}
+
+
+def test_a_speed_result_has_the_agreed_fields_and_uses_the_peers_best_threads(tmp_path, monkeypatch):
+    monkeypatch.setattr(versus, "measurement", fake_measurement)
+    args = argparse.Namespace(pairs=3, seconds=1.0, only="", out=tmp_path)
+    settings = dqn_cartpole_sb3.SETTINGS["zoo"]
+    versus.compare(
+        "x", "benchmarks.speed.x", args, system="dqn", task="CartPole-v1", peer_task="CartPole-v1", settings=settings, sizes=(4, 2),
+        peer_name="stable-baselines3", peer=(Path("python"), "benchmarks.speed.peer_sb3"), peer_threads=(None, 1),
+    )  # fmt: skip
+    result = json.loads((tmp_path / "x.json").read_text())
+    assert result.keys() >= SPEED
+    assert result["peer_threads"] == 1
+    assert result["pairs"][1] == {"ours": 301.0, "peer": 101.0, "ratio": 301 / 101}
+    assert (result["ratio_min"], result["ratio_median"], result["ratio_max"]) == (302 / 102, 301 / 101, 3.0)
+    assert "`x`" in tables.speed([result])
+
+
+def test_only_leaves_out_other_settings(tmp_path, monkeypatch):
+    monkeypatch.setattr(versus, "measurement", lambda *_: pytest.fail("nothing was to be measured"))
+    args = argparse.Namespace(pairs=1, seconds=1.0, only="else", out=tmp_path)
+    common = {"system": "ppo", "task": "t", "peer_task": "t", "settings": {}, "sizes": (1, 1), "peer_name": "p", "peer": (Path(), "m")}
+    assert versus.compare("x", "m", args, **common) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_measure_counts_one_call_and_leaves_compiling_out(monkeypatch):
+    now, calls = [0.0], []
+
+    def turns(n: int) -> None:
+        now[0] += 0.01 * n + (5.0 if not calls else 0.0)
+        calls.append(n)
+
+    monkeypatch.setattr("benchmarks.speed.measure.time.perf_counter", lambda: now[0])
+    result = measure(turns, 32, seconds=2.0, started=0.0, warm_steps=100)
+    assert calls[:2] == [1, 4]
+    assert result["steps"] == calls[-1] * 32
+    assert result["steps_per_second"] == pytest.approx(3200.0)
+    assert result["compile_s"] == pytest.approx(5.0)
+    assert 1.4 <= result["seconds"] <= 2.5
+
+
+@pytest.mark.parametrize(
+    ("system", "settings"),
+    [("ppo", s) for m in (ppo_cartpole_rejax, ppo_halfcheetah_sb3) for s in m.SETTINGS.values()]
+    + [("dqn", s) for s in dqn_cartpole_sb3.SETTINGS.values()],
+)
+def test_every_setting_of_a_comparison_is_a_field_of_ours(system, settings):
+    config = systems.find(system)[0].Config
+    assert settings.keys() <= {field.name for field in dataclasses.fields(config)}
+
+
+def test_flops_of_a_decision_by_hand():
+    settings = {"hidden": [64, 64], "num_epochs": 20}
+    forward = 2 * 2 * (4 * 64 + 64 * 64) + 2 * 64 * 3
+    assert versus.flops_per_step("ppo", settings, 4, 2) == forward * 61
+
+
+def test_rules_of_the_bars():
+    nine = [500.0] * 9 + [100.0]
+    assert held("9 of 10", 475, nine, 0.0, 10)
+    assert not held("10 of 10", 475, nine, 0.0, 10)
+    assert not held("9 of 10", 475, [500.0] * 9, 0.0, 10), "a seed is missing"
+    assert not held("9 of 10", 475, [500.0] * 17 + [0.0] * 3, 0.0, 10)
+    assert held("every seed", 8, [8.0, 9.0, 8.5], 0.0, 3)
+    assert not held("every seed", 8, [8.0, 9.0, 7.9], 99.0, 3)
+    assert held("lower bound", 5, [0.0] * 5, 5.0, 5)
+    with pytest.raises(ValueError, match="most of them"):
+        held("most of them", 5, [6.0], 5.0, 1)
+
+
+def test_bootstrap_is_repeatable_and_as_wide_as_theory():
+    means = [float(i) for i in range(20)]
+    low, high = bootstrap(means)
+    assert (low, high) == bootstrap(means)
+    deviation = (sum((x - 9.5) ** 2 for x in means) / 20 / 20) ** 0.5
+    assert low == pytest.approx(9.5 - 1.96 * deviation, abs=0.2)
+    assert high == pytest.approx(9.5 + 1.96 * deviation, abs=0.2)
+    assert bootstrap([3.0]) == (3.0, 3.0)
+
+
+def test_rows_name_what_exists_and_have_a_rule():
+    for name, row in ROWS.items():
+        systems.find(row.system)
+        assert name.startswith(row.system)
+        assert isinstance(held(row.reach_rule(), row.reach, [row.reach] * row.seeds, row.reach, row.seeds), bool)
+    assert ROWS["ppo-cartpole-host"].reach_rule() == "9 of 10"
+    assert ROWS["ppo-halfcheetah"].reach_rule() == "every seed"
+    assert ROWS["ppo-pendulum"].reach_rule() == "lower bound"
+
+
+def test_a_learning_result_has_the_agreed_fields():
+    config = {"preset": None, "env_options": {}, "config": {"gamma": 0.99}}
+    seeds = [
+        {"seed": i, "total_steps": 99_840, "commit": "c", "versions": {}, "returns": [500.0, 480.0], "training_return": 1.0, "seconds": 2.0}
+        | {"config": config}
+        for i in range(10)
+    ]
+    result = learning.collect(record.header("ppo-cartpole-host", "m"), ROWS["ppo-cartpole-host"], seeds)
+    assert result.keys() >= LEARNING
+    assert result["means"] == [490.0] * 10
+    assert result["reached"] and not result["aim_reached"]
+    json.dumps(result, allow_nan=False)
+    assert "`ppo-cartpole-host`" in tables.learning([result])
+
+
+def test_seed_lists_and_fingerprints():
+    assert learning.seed_list("0-2,7") == [0, 1, 2, 7]
+    row = ROWS["ppo-hopper"]
+    assert learning.fingerprint(row, 20) == learning.fingerprint(row, 20)
+    assert learning.fingerprint(row, 20) != learning.fingerprint(dataclasses.replace(row, budget=1), 20)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").rglob("*.json")), ids=lambda p: p.stem)
+def test_committed_results_have_the_agreed_fields(path):
+    result = json.loads(path.read_text())
+    wanted = LEARNING if path.parent.name == "learning" else HEADER | {"medians"} if path.stem == "startup" else SPEED
+    assert result.keys() >= wanted
+    assert result["name"] == path.stem

@@ -1,0 +1,280 @@
+"""What every system must be: read from `systems.SYSTEMS`, so a new one is tested from the day it is listed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flatirons import envs, systems
+from flatirons.core import trees
+from flatirons.types import Episodes, Preset, TimeStep
+
+NAMES = ("Config", "State", "PRESETS", "check", "init", "actor", "policy", "loss", "update", "step", "steps_per_turn")
+
+# One small setting per system, on a task that it takes; a system that is not here fails test_every_system_is_tested.
+SMALL: dict[str, tuple[str, dict[str, Any]]] = {
+    "ppo": (
+        "jax:CartPole-v1",
+        {"num_envs": 4, "num_steps": 8, "num_epochs": 2, "num_minibatches": 2, "hidden": (8,), "normalise_obs": True},
+    ),
+    "dqn": (
+        "jax:CartPole-v1",
+        {
+            "num_envs": 2,
+            "train_every": 8,
+            "gradient_steps": 2,
+            "batch_size": 8,
+            "buffer_size": 64,
+            "learning_starts": 16,
+            "target_every": 3,
+            "hidden": (8,),
+        },
+    ),
+}
+TURNS = 3
+
+
+@pytest.fixture(scope="module", params=systems.SYSTEMS, ids=systems.system_name)
+def system(request: pytest.FixtureRequest) -> ModuleType:
+    return request.param
+
+
+class Compiled:
+    """A system's `init` and donated `step` on its small task, compiled once for this file; `traces` counts how often `step` was traced."""
+
+    def __init__(self, module: ModuleType) -> None:
+        name, settings = SMALL[systems.system_name(module)]
+        self.module, self.config = module, module.Config(**settings)
+        self.task: Any = envs.make(name, settings["num_envs"])
+        self.traces = 0
+        self.init = jax.jit(lambda config, key: module.init(config, self.task, key))
+
+        def step(config: Any, state: Any) -> Any:
+            self.traces += 1
+            return module.step(config, self.task, state)
+
+        self.step = jax.jit(step, donate_argnums=1)
+
+    def run(self, config: Any, seed: int, turns: int = TURNS) -> tuple[Any, list[Any]]:
+        state, metrics = self.init(config, jax.random.key(seed)), []
+        for _ in range(turns):
+            state, m = self.step(config, state)
+            metrics.append(m)
+        return state, metrics
+
+
+@functools.cache
+def _compiled(module: ModuleType) -> Compiled:
+    return Compiled(module)
+
+
+def _plain(tree: Any) -> list[np.ndarray]:
+    """All leaves as NumPy arrays, keys as their data."""
+    return [np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x) for x in jax.tree.leaves(tree)]
+
+
+def test_every_system_is_tested() -> None:
+    assert set(SMALL) == {systems.system_name(module) for module in systems.SYSTEMS}
+
+
+def test_names(system: ModuleType) -> None:
+    missing = [name for name in NAMES if name not in vars(system)]
+    assert not missing
+    fields = {f.name: f for f in dataclasses.fields(system.Config)}
+    assert {"total_steps", "num_envs"} <= set(fields)
+    assert {"collector", "key", "updates"} <= set(system.State._fields)
+    for name, preset in system.PRESETS.items():
+        assert isinstance(preset, Preset) and preset.doc and set(preset.config) <= set(fields), name
+        system.Config(**preset.config)
+    for name, field in fields.items():
+        if field.type in ("float", "float | None"):
+            default = field.default
+            assert default is None or type(default) is float, f"{name} is a leaf of the Config and must be a float"
+
+
+def test_systems_and_presets_share_one_namespace() -> None:
+    names = [systems.system_name(m) for m in systems.SYSTEMS] + [p for m in systems.SYSTEMS for p in m.PRESETS]
+    assert len(names) == len(set(names))
+    for module in systems.SYSTEMS:
+        assert systems.find(systems.system_name(module)) == (module, {}, None)
+        for preset in module.PRESETS:
+            assert systems.find(preset) == (module, dict(module.PRESETS[preset].config), preset)
+
+
+def test_same_key_same_run_bit_for_bit(system: ModuleType) -> None:
+    c = _compiled(system)
+    (a, a_metrics), (b, b_metrics) = c.run(c.config, 7), c.run(c.config, 7)
+    for x, y in zip(_plain((a, a_metrics)), _plain((b, b_metrics)), strict=True):
+        np.testing.assert_array_equal(x, y)
+    other, _ = c.run(c.config, 8)
+    assert any(not np.array_equal(x, y) for x, y in zip(_plain(a), _plain(other), strict=True))
+
+
+def test_state_is_arrays_finite_and_of_fixed_shape(system: ModuleType) -> None:
+    c = _compiled(system)
+    start = c.init(c.config, jax.random.key(0))
+    before = jax.tree.map(lambda x: (x.shape, x.dtype), start)
+    state, metrics = c.run(c.config, 0)
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(state))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == before, "a loop over turns needs a State that keeps its shape"
+    for x in _plain((state, metrics)):
+        assert not np.issubdtype(x.dtype, np.floating) or np.isfinite(x).all()
+    assert int(state.updates) > 0
+
+
+def test_metrics_are_scalars_by_name(system: ModuleType) -> None:
+    c = _compiled(system)
+    for metrics in c.run(c.config, 1)[1]:
+        assert isinstance(metrics["episodes"], Episodes)
+        assert all(isinstance(name, str) and jnp.shape(x) == () for name, x in metrics.items() if name != "episodes")
+
+
+def test_one_trace_serves_every_learning_rate(system: ModuleType) -> None:
+    c = _compiled(system)
+    a, _ = c.run(c.config, 3)
+    traces = c.traces
+    floats = [f.name for f in dataclasses.fields(c.config) if f.type == "float"]
+    changed = dataclasses.replace(c.config, **{name: 0.9 * getattr(c.config, name) for name in floats})
+    b, _ = c.run(changed, 3)
+    assert c.traces == traces == 1
+    assert any(not np.array_equal(x, y) for x, y in zip(_plain(a.params), _plain(b.params), strict=True))
+
+
+def test_vmap_over_seeds_and_configs_equals_single_runs(system: ModuleType) -> None:
+    c = _compiled(system)
+    configs = [dataclasses.replace(c.config, learning_rate=rate) for rate in (1e-3, 1e-2)]
+    both = jax.tree.map(lambda *xs: jnp.stack([jnp.float32(x) for x in xs]), *configs)
+    keys = jnp.stack([jax.random.key(seed) for seed in (4, 5)])
+
+    def two_turns(config: Any, key: Any) -> Any:
+        state = system.init(config, c.task, key)
+        return jax.lax.scan(lambda state, _: system.step(config, c.task, state), state, None, length=2)
+
+    states, metrics = jax.jit(jax.vmap(two_turns))(both, keys)
+    last = jax.tree.map(lambda x: x[:, -1], metrics)
+    for i, (config, seed) in enumerate(zip(configs, (4, 5), strict=True)):
+        state, single = c.run(config, seed, turns=2)
+        for x, y in zip(_plain((states, last)), _plain((state, single[-1])), strict=True):
+            np.testing.assert_allclose(x[i], y, rtol=1e-3, atol=1e-4)
+
+
+def test_the_actor_is_part_of_the_state_and_smaller(system: ModuleType) -> None:
+    c = _compiled(system)
+    state = c.init(c.config, jax.random.key(0))
+    actor = system.actor(state)
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(actor))
+    size = sum(x.size for x in _plain(state))
+    assert 0 < sum(x.size for x in _plain(actor)) < 0.7 * size
+
+
+def test_the_greedy_policy_is_deterministic(system: ModuleType) -> None:
+    c = _compiled(system)
+    state, _ = c.run(c.config, 0)
+    num = c.task.num_envs
+    seen = c.task.observe(state.collector.env)
+    actions = []
+    for seed in (0, 1):
+        policy = system.policy(c.config, c.task, system.actor(state), greedy=True)
+        action, carry, _ = policy.act(jax.random.key(seed), TimeStep(seen.obs, seen.legal, seen.first, seen.model), policy.reset(num))
+        actions.append(np.asarray(action))
+        assert action.shape[0] == num
+        assert jax.tree.structure(carry) == jax.tree.structure(policy.reset(num))
+    np.testing.assert_array_equal(*actions)
+
+
+def _anchored(system: ModuleType, anchor: Any, strength: Any, names: tuple[str, ...] = ()) -> Any:
+    """The system's loss plus a pull towards `anchor`, as EWC has it; the pull's size under `names` among the metrics."""
+
+    def loss(config: Any, task: Any, params: Any, batch: Any) -> Any:
+        total, aux = system.loss(config, task, params, batch)
+        apart = jax.tree.map(lambda p, a: jnp.sum(jnp.square(p - a)), params, anchor)
+        pull = strength * 0.5 * sum(jax.tree.leaves(apart))
+        return total + pull, aux | {name: pull for name in names}
+
+    return loss
+
+
+def test_update_takes_another_loss_whose_numbers_are_arguments(system: ModuleType) -> None:
+    c = _compiled(system)
+    traces = 0
+
+    @jax.jit
+    def step(config: Any, state: Any, anchor: Any, strength: Any) -> Any:
+        nonlocal traces
+        traces += 1
+        return system.step(config, c.task, state, update=functools.partial(system.update, loss=_anchored(system, anchor, strength)))
+
+    ends = {}
+    for name, where, strength in (("free", 0.0, 0.0), ("low", -3.0, 1e4), ("high", 3.0, 1e4)):
+        state = c.init(c.config, jax.random.key(0))
+        anchor = jax.tree.map(lambda x, w=where: jnp.full_like(x, w), state.params)
+        for _ in range(TURNS):
+            state, _ = step(c.config, state, anchor, jnp.float32(strength))
+        ends[name] = np.concatenate([x.ravel() for x in _plain(state.params)])
+    assert traces == 1
+    untouched = np.concatenate([x.ravel() for x in _plain(c.run(c.config, 0)[0].params)])
+    np.testing.assert_allclose(ends["free"], untouched, rtol=1e-3, atol=1e-5)
+    assert (ends["low"] < ends["high"]).all(), "each parameter was pulled to its own anchor"
+
+
+def test_another_loss_may_report_more(system: ModuleType) -> None:
+    c = _compiled(system)
+    state = c.init(c.config, jax.random.key(0))
+    update = functools.partial(system.update, loss=_anchored(system, state.params, 1.0, ("pull",)))
+    _, metrics = jax.eval_shape(lambda s: system.step(c.config, c.task, s, update=update), state)
+    assert metrics["pull"].shape == ()
+
+
+def test_steps_per_turn_counts_the_decisions(system: ModuleType) -> None:
+    c = _compiled(system)
+    state = c.init(c.config, jax.random.key(0))
+    seen = []
+
+    def spying(config: Any, task: Any, state: Any, experience: Any) -> Any:
+        seen.append(experience.reward.shape)
+        return system.update(config, task, state, experience)
+
+    jax.eval_shape(lambda s: system.step(c.config, c.task, s, update=spying), state)
+    assert sum(steps * streams for steps, streams in seen) == system.steps_per_turn(c.config)
+    assert all(streams == c.task.num_envs for _, streams in seen)
+
+
+def test_a_host_task_takes_the_same_turn_with_a_compiled_update(system: ModuleType) -> None:
+    name, settings = SMALL[systems.system_name(system)]
+    if not name.startswith("jax:"):
+        pytest.skip("its small task has no twin on the host")
+    task: Any = envs.make(name.removeprefix("jax:"), settings["num_envs"], seed=0)
+    config = system.Config(**settings)
+    traces = 0
+
+    def counted(config: Any, task: Any, state: Any, experience: Any) -> Any:
+        nonlocal traces
+        traces += 1
+        return system.update(config, task, state, experience)
+
+    update = jax.jit(counted, static_argnums=1, donate_argnums=2)
+    state = jax.jit(system.init, static_argnums=1)(config, task, jax.random.key(0))
+    count = 0
+    for _ in range(4):
+        state, metrics = system.step(config, task, state, update=update)
+        count += int(metrics["episodes"].length_sum)
+    task.close()
+    assert traces == 1 and int(state.updates) > 0 and count <= 4 * system.steps_per_turn(config)
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(state))
+    assert bool(trees.all_finite(state.params))
+
+
+def test_floats_and_only_floats_are_leaves_of_a_config(system: ModuleType) -> None:
+    config = system.Config()
+    leaves = len(jax.tree.leaves(config))
+    floats = [f for f in dataclasses.fields(config) if f.type in ("float", "float | None") and getattr(config, f.name) is not None]
+    assert leaves == len(floats) > 0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.learning_rate = 1.0

@@ -1,0 +1,142 @@
+"""The documents keep their word: README's Python runs, its commands parse, links lead somewhere, tables equal the results, examples run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import pytest
+
+from flatirons import envs, systems
+from flatirons.__main__ import COMMANDS
+from flatirons.run import cli, listing
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+PYTHON = [code for language, code in BLOCK.findall(README) if language == "python"]
+COMMAND_LINES = [
+    line.partition("#")[0].strip()
+    for page in PAGES
+    for language, block in BLOCK.findall(page.read_text(encoding="utf-8"))
+    for line in block.splitlines()
+    if line.startswith("flatirons ") and not language
+]
+
+
+def loaded(path: Path) -> ModuleType:
+    """A Python file outside the package, as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("number", range(len(PYTHON)))
+def test_readme_python_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    # A tenth of the training that is shown: the calls are what is tested here, not the score.
+    code = PYTHON[number].replace("total_steps=20_480", "total_steps=2_048")
+    scope: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(code, f"README block {number}", "exec"), scope)
+    assert list(tmp_path.glob("runs/*/policy"))
+
+
+def test_there_is_something_to_run() -> None:
+    assert len(PYTHON) >= 2 and len(COMMAND_LINES) >= 12
+
+
+@pytest.mark.parametrize("line", sorted(set(COMMAND_LINES)))
+def test_documented_commands_parse(line: str) -> None:
+    command, *arguments = shlex.split(line)[1:]
+    assert command in COMMANDS
+    if command != "train":
+        return
+    name, *arguments = arguments
+    module, _, _ = systems.find(name)
+    task = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
+    if arguments == ["--help"]:
+        return
+    options, rest = cli.split_env_options(arguments)
+    cli.parse_train("flatirons train", module, listing.settings(name, task, None)[1], rest)
+    if task is not None and task.startswith("ALE/"):
+        pytest.importorskip("ale_py")
+        envs.make(task, 1, **options).close()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", text):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("module", systems.SYSTEMS, ids=systems.system_name)
+def test_every_metric_is_explained(module: Any) -> None:
+    page = (ROOT / "docs" / f"{systems.system_name(module)}.md").read_text(encoding="utf-8")
+    config = module.Config()
+    task = envs.make("jax:CartPole-v1", config.num_envs)
+    shapes = jax.eval_shape(lambda key: module.step(config, task, module.init(config, task, key))[1], jax.random.key(0))
+    assert "loss" in shapes
+    explained = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
+    missing = [name for name in shapes if not any(f"`{name}`" in cell for cell in explained)]
+    assert not missing, f"docs/{systems.system_name(module)}.md does not explain {missing}"
+
+
+def test_every_system_and_page_is_in_the_readme() -> None:
+    for module in systems.SYSTEMS:
+        name = systems.system_name(module)
+        assert f"| `{name}` |" in README and f"docs/{name}.md" in README
+
+
+@pytest.mark.parametrize("name", ["your_own_env", "your_own_network", "your_own_loss"])
+def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    loaded(ROOT / "examples" / f"{name}.py").main(1_024 if name != "your_own_network" else 2_048)
+    assert capsys.readouterr().out.count("\n") >= 2
+
+
+# ------------------------------------------------------------------------------------------------------------------- tables
+
+
+def test_tables_equal_the_results(capsys: pytest.CaptureFixture[str]) -> None:
+    assert loaded(ROOT / "benchmarks" / "tables.py").main(["--check"]) == 0, capsys.readouterr().out + "run `make docs-tables`"
+
+
+def test_tables_are_made_from_results() -> None:
+    tables = loaded(ROOT / "benchmarks" / "tables.py")
+    machine = {"cpu": "a processor", "cores": 2}
+    learned: dict[str, Any] = {
+        "name": "ppo-cartpole", "system": "ppo", "task": "CartPole-v1", "total_steps": 100_000, "seeds": [0, 1], "commit": "abcdef0123456",
+        "date": "2026-01-02T03:04", "machine": machine, "means": [480.0, 500.0], "mean": 490.0, "ci95": [480.0, 500.0], "reach": 475,
+        "aim": 500, "reached": True, "seconds_per_seed": {"0": 60, "1": 120},
+    }  # fmt: skip
+    pairs = [
+        {"ours": 300.0, "peer": 100.0, "ratio": 3.0},
+        {"ours": 200.0, "peer": 100.0, "ratio": 2.0},
+        {"ours": 4e4, "peer": 1e4, "ratio": 4.0},
+    ]
+    timed: dict[str, Any] = {
+        "name": "ppo_cartpole", "commit": "abcdef0123456", "date": "2026-01-02", "machine": machine, "settings": {"num_envs": 8},
+        "pairs": pairs, "ratio_median": 3.0, "ratio_min": 2.0, "ratio_max": 4.0, "ours_compile_s": 3.21, "peer_compile_s": None,
+    }  # fmt: skip
+    page = "a\n<!-- results:learning:ppo -->\nold\n<!-- /results -->\nb\n<!-- results:speed -->\n<!-- /results -->\n"
+    page += "<!-- results:learning:dqn -->\nold\n<!-- /results -->\n"
+    made = tables.fill(page, [json.loads(json.dumps(learned))], [timed])
+    assert "old" not in made and made.startswith("a\n<!-- results:learning:ppo -->\n|") and "\nb\n" in made
+    assert "| `ppo-cartpole` | CartPole-v1 | 100,000 | 2 | 490.0 (480.0 to 500.0) | 480.0 | 475.0 | 500.0 | yes | 1.5 |" in made
+    assert "| `ppo_cartpole` | num_envs 8 | 300.0 | 100.0 | 3.00× | 2.00 – 4.00 | 3.21 |" in made
+    assert "a processor, 2 cores, commit abcdef0123" in made
+    assert made.count("Not measured yet.") == 1
+    assert tables.fill(made, [learned], [timed]) == made
+    assert "**no**" in tables.fill(page, [learned | {"reached": False}], [])

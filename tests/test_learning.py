@@ -1,0 +1,96 @@
+"""The probes: each asks of a learner one thing with an exact answer, and each is answered wrongly where that one mechanism is broken."""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flatirons.envs import probes
+from flatirons.envs.ingraph import InGraph
+from flatirons.systems import dqn, ppo
+from flatirons.types import TimeStep
+
+PPO = ppo.Config(
+    num_envs=8, num_steps=10, num_epochs=4, num_minibatches=1, learning_rate=0.02, gamma=0.99, hidden=(16,), total_steps=80 * 150
+)
+DQN = dqn.Config(
+    num_envs=4, train_every=8, gradient_steps=4, batch_size=32, buffer_size=2000, learning_starts=64, learning_rate=0.01,
+    anneal_learning_rate=True, gamma=0.99, target_every=10, epsilon_start=1.0, epsilon_end=1.0, hidden=(16,), total_steps=8 * 400,
+)  # fmt: skip
+# gamma 0.99 draws V near by a hundredth of the way at each bootstrap: many turns of few, large steps.
+PPO_LONG = ppo.Config(
+    num_envs=8, num_steps=10, num_epochs=8, num_minibatches=1, learning_rate=0.1, gamma=0.99, gae_lambda=1.0, hidden=(16,),
+    total_steps=80 * 300, max_grad_norm=None,
+)  # fmt: skip
+DQN_LONG = dqn.Config(
+    num_envs=4, train_every=8, gradient_steps=8, batch_size=16, buffer_size=400, learning_starts=64, learning_rate=0.03,
+    anneal_learning_rate=True, gamma=0.99, target_every=4, epsilon_start=1.0, epsilon_end=1.0, hidden=(16,), total_steps=8 * 600,
+    max_grad_norm=None, error="squared",
+)  # fmt: skip
+PPO_CONTINUOUS = ppo.Config(
+    num_envs=32, num_steps=10, num_epochs=4, num_minibatches=2, learning_rate=0.02, hidden=(16,), total_steps=320 * 80
+)
+
+
+@functools.cache
+def _learned(module: ModuleType, probe: str, config: Any) -> tuple[np.ndarray, np.ndarray, Any]:
+    """(values, greedy actions) at the observations of the probe's solution and the State, after the whole budget: one compilation."""
+    task = InGraph(probes.ENVS[probe], config.num_envs, f"probe:{probe}")
+    module.check(config, task)
+    turns = config.total_steps // module.steps_per_turn(config)
+    obs = jnp.asarray(probes.ENVS[probe].solution(config.gamma).obs)
+
+    @jax.jit
+    def run(config: Any, key: Any) -> Any:
+        state = jax.lax.fori_loop(0, turns, lambda _, state: module.step(config, task, state)[0], module.init(config, task, key))
+        if module is ppo:
+            values = ppo.value(config, task, state.params, obs)
+        else:
+            values = dqn.q_values(config, task, state.params, obs).max(-1)
+        policy = module.policy(config, task, module.actor(state), greedy=True)
+        step = TimeStep(obs, (), jnp.ones(len(obs), bool), ())
+        return values, policy.act(key, step, policy.reset(len(obs)))[0], state
+
+    return run(config, jax.random.key(0))
+
+
+BOTH = pytest.mark.parametrize(("module", "config"), [(ppo, PPO), (dqn, DQN)], ids=["ppo", "dqn"])
+
+
+@BOTH
+@pytest.mark.parametrize("probe", ["one-step", "obs-reward", "delay"])
+def test_values_are_found(module: ModuleType, config: Any, probe: str) -> None:
+    answer = probes.ENVS[probe].solution(0.99)
+    values, _, _ = _learned(module, probe, config)
+    # Where gamma is all the difference (0.99 and 1), it must be told apart.
+    np.testing.assert_allclose(values, answer.value, atol=0.004 if probe == "delay" else 0.05)
+
+
+@BOTH
+@pytest.mark.parametrize("probe", ["action", "obs-action"])
+def test_actions_are_found(module: ModuleType, config: Any, probe: str) -> None:
+    answer = probes.ENVS[probe].solution(0.99)
+    values, actions, _ = _learned(module, probe, config)
+    np.testing.assert_array_equal(actions, answer.action)
+    np.testing.assert_allclose(values, answer.value, atol=0.1)
+
+
+@pytest.mark.parametrize(("module", "config"), [(ppo, PPO_LONG), (dqn, DQN_LONG)], ids=["ppo", "dqn"])
+def test_a_truncation_is_not_a_termination(module: ModuleType, config: Any) -> None:
+    # Reward 1 for ever in pieces of ten steps: 100. Who takes the cut for an end finds less than 10.
+    answer = probes.ENVS["constant-reward"].solution(0.99)
+    values, _, _ = _learned(module, "constant-reward", config)
+    np.testing.assert_allclose(values, answer.value, atol=5.0)
+
+
+def test_ppo_finds_a_continuous_action() -> None:
+    answer = probes.ENVS["continuous"].solution(0.99)
+    _, actions, state = _learned(ppo, "continuous", PPO_CONTINUOUS)
+    np.testing.assert_allclose(actions, answer.action, atol=0.05)
+    assert float(state.params["log_std"][0]) < -0.3, "it has grown surer"

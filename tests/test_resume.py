@@ -1,0 +1,252 @@
+"""Going on: a run stopped and resumed equals the uninterrupted one, signals save first, and kill -9 never loses a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from test_run import CARTPOLE, STUB, assert_equal, go, no_pictures  # noqa: F401
+
+import flatirons as fi
+from flatirons.run import checkpoint, loop, train
+from flatirons.types import FlatironsError
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "ppo": {"num_envs": 2, "num_steps": 8, "num_epochs": 2, "num_minibatches": 2, "hidden": (8,), "total_steps": 320},
+    "dqn": {
+        "num_envs": 2, "train_every": 8, "gradient_steps": 2, "batch_size": 4, "buffer_size": 64, "learning_starts": 16, "hidden": (8,),
+        "total_steps": 320,
+    },
+}  # fmt: skip
+
+
+def same_rows(a: Any, b: Any) -> None:
+    """The same reports, whatever the lengths of the stretches: the last one at the same step, the episodes the same in number."""
+    assert a.metrics[-1]["step"] == b.metrics[-1]["step"]
+    assert sum(row["episodes"] for row in a.metrics) == sum(row["episodes"] for row in b.metrics)
+
+
+@pytest.mark.parametrize("system", ["ppo", "dqn"])
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, system):
+    """2N in one go against N, a stop, a resume from the files alone, and N more."""
+    settings = SETTINGS[system]
+    total = settings["total_steps"]
+    whole = fi.train(system, CARTPOLE, out=tmp_path / "whole", quiet=True, **settings)
+    half = fi.train(system, CARTPOLE, out=tmp_path / "half", stop_at=total // 2, quiet=True, **settings)
+    assert half.step == total // 2
+    resumed = fi.resume(tmp_path / "half", quiet=True)
+    assert resumed.step == whole.step == total
+    assert_equal(whole._state, resumed._state)
+    same_rows(whole, resumed)
+    assert_equal(fi.load(tmp_path / "half").actor, fi.load(tmp_path / "whole").actor)
+
+
+def test_vmapped_seeds_resume_as_a_whole(tmp_path):
+    whole = go(tmp_path, name="whole", seeds=2, total_steps=128)
+    half = go(tmp_path, name="half", seeds=2, total_steps=128, stop_at=64)
+    with pytest.raises(FlatironsError, match="one seed of a run that was trained as one program; resume"):
+        fi.resume(half.path / "seed_1", system=STUB)
+    resumed = fi.resume(half.path, system=STUB, quiet=True)
+    assert_equal(whole._state, resumed._state)
+    for a, b in zip(whole.runs, resumed.runs, strict=True):
+        assert_equal(a.actor, b.actor)
+        same_rows(a, b)
+
+
+def test_evaluations_go_on_as_if_nothing_happened(tmp_path):
+    settings = {"total_steps": 128, "eval_every": 24, "eval_episodes": 2}
+    whole = go(tmp_path, name="whole", **settings)
+    half = go(tmp_path, name="half", stop_at=56, **settings)
+    resumed = fi.resume(half.path, system=STUB, quiet=True)
+    scores = [[(row["step"], row["returns"]) for row in run.evaluations] for run in (whole, resumed)]
+    assert scores[0] == scores[1] and [step for step, _ in scores[0]] == [24, 48, 72, 96, 120, 128]
+    summaries = [json.loads((run.path / "summary.json").read_text())["best"] for run in (whole, resumed)]
+    assert summaries[0] == summaries[1] == max(row["mean"] for row in whole.evaluations)
+
+
+def test_the_best_policy_outlives_a_resume(tmp_path, monkeypatch):
+    means = iter([5.0, 9.0, 7.0, 8.0])
+    monkeypatch.setattr(loop.evaluate, "evaluate", lambda *a: {"episodes": 1, "std": 0.0, "min": 0.0, "max": 0.0, "mean": next(means)})
+    run = go(tmp_path, total_steps=64, eval_every=16, stop_at=32)
+    best = fi.load(run.path, system=STUB).actor
+    fi.resume(run.path, system=STUB, quiet=True)
+    assert json.loads((run.path / "summary.json").read_text())["best"] == 9.0
+    assert_equal(checkpoint.load_policy(run.path / "policy_best", best).tree, best)
+
+
+def test_lines_past_the_checkpoint_are_cut(tmp_path):
+    run = go(tmp_path, total_steps=128, stop_at=64)
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        with open(run.path / name, "a") as file:
+            file.write('{"step": 64, "kept": 1}\n{"step": 72, "mean": 1.0}\n{"step": 80, "me')
+    resumed = fi.resume(run.path, system=STUB, quiet=True, stop_at=72)
+    assert [row["step"] for row in resumed.metrics[-2:]] == [64, 72] and "loss" in resumed.metrics[-1]
+    assert [row["step"] for row in resumed.evaluations] == [64]
+
+
+def test_a_finished_run_says_so_and_can_be_extended(tmp_path, capsys):
+    run = go(tmp_path, total_steps=64)
+    again = fi.resume(run.path, system=STUB)
+    assert "is finished: 64 of 64 decisions" in capsys.readouterr().out and again.step == 64
+    assert fi.resume(run.path, system=STUB, total_steps=96, quiet=True).step == 96
+    assert fi.load(run.path, system=STUB).config.total_steps == 96
+    with pytest.raises(FlatironsError, match="total_steps=100 is not a whole number of turns"):
+        fi.resume(run.path, system=STUB, total_steps=100)
+    with pytest.raises(FlatironsError, match="stop_at=96 lies behind the checkpoint at 96"):
+        fi.resume(run.path, system=STUB, total_steps=128, stop_at=96)
+
+
+def test_a_damaged_checkpoint_is_passed_over_loudly(tmp_path, capfd):
+    run = go(tmp_path, total_steps=128, checkpoint_every=32, stop_at=64)
+    newest = sorted((run.path / "checkpoints").glob("step_*"))[-1] / "state.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[-3] ^= 4
+    newest.write_bytes(bytes(data))
+    resumed = fi.resume(run.path, system=STUB, quiet=True)
+    assert "WARNING" in (said := capfd.readouterr().err) and newest.parent.name in said
+    assert_equal(resumed._state, go(tmp_path, name="whole", total_steps=128)._state)
+    for file in (run.path / "checkpoints").glob("step_*/*"):
+        file.write_bytes(b"nothing")
+    with pytest.raises(FlatironsError):
+        fi.resume(run.path, system=STUB)
+
+
+def test_host_resume_says_what_is_lost_and_starts_new_episodes(tmp_path, capsys, monkeypatch):
+    marked = []
+    monkeypatch.setattr(STUB, "interrupted", lambda state: marked.append(int(state.updates)) or state, raising=False)
+    run = go(tmp_path, "CartPole-v1", total_steps=800, stop_at=400, quiet=False)
+    assert "environment's inner state cannot be saved" in capsys.readouterr().out and marked == []
+    resumed = fi.resume(run.path, system=STUB)
+    assert "left out of the statistics" in capsys.readouterr().out
+    assert marked == [50] and resumed.step == 800
+    # Two environments of CartPole: of the steps of each half only those of episodes that ended count.
+    halves = [[row for row in resumed.metrics if low < row["step"] <= high] for low, high in ((0, 400), (400, 800))]
+    for half in halves:
+        assert 300 < sum(row["episodes"] * (row["episode_length"] or 0) for row in half) <= 400
+
+
+def test_host_seeds_resume_each(tmp_path):
+    group = go(tmp_path, "CartPole-v1", seeds=2, total_steps=64, stop_at=32)
+    assert [run.step for run in group.runs] == [32, 32]
+    assert [run.step for run in fi.resume(group.path, system=STUB, quiet=True).runs] == [64, 64]
+
+
+# ----------------------------------------------------------------------------------------------------------------- signals
+
+
+def child(*arguments: str) -> subprocess.Popen[str]:
+    """This file as a program: a tiny real run in a process of its own."""
+    surroundings = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "MPLBACKEND": "Agg"}
+    return subprocess.Popen(
+        [sys.executable, __file__, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=surroundings
+    )
+
+
+def wait_for(process: subprocess.Popen[str], word: str) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if word in line:
+            return
+    raise AssertionError(process.stderr.read() if process.stderr else "it ended early")
+
+
+def test_signals_save_and_exit_with_their_status(tmp_path):
+    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        process = child("train", str(tmp_path / "run"))
+        wait_for(process, "report")
+        process.send_signal(number)
+        out, errors = process.communicate(timeout=120)
+        assert process.returncode == status, (out, errors)
+        assert "decisions; go on with `flatirons resume" in errors and "Traceback" not in errors
+    step = fi.load(tmp_path / "run", system=STUB).step
+    assert step > 0
+    resumed = fi.resume(tmp_path / "run", system=STUB, quiet=True, stop_at=step + 80)
+    assert resumed.metrics[-1]["step"] == step + 80
+
+
+def test_interruption_in_python_saves_and_restores_handlers(tmp_path):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    def interrupt(run: fi.Run, row: dict[str, Any]) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        go(tmp_path, total_steps=80, callbacks=[interrupt])
+    assert vars(caught.value)["exit_status"] == 143 and (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert fi.load(tmp_path / "run", system=STUB).step == 8
+    assert_equal(fi.resume(tmp_path / "run", system=STUB, quiet=True)._state, go(tmp_path, name="whole", total_steps=80)._state)
+
+
+def test_second_signal_ends_at_once():
+    signals = loop.Signals()
+    with signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        assert signals.caught == signal.SIGINT
+        assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_kill_9_at_random_moments_loses_nothing(tmp_path):
+    """Ten times in a row: kill the run wherever it is, resume it in a new process. The end equals the run that was left alone."""
+    rng = random.Random(0)
+    path = tmp_path / "run"
+    total, last = 8 * 100_000, -1
+    for attempt in range(10):
+        process = child("resume" if (path / "checkpoints").exists() else "train", str(path), str(total))
+        wait_for(process, "report")
+        time.sleep(rng.uniform(0.0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        step = max(int(p.name[5:]) for p in (path / "checkpoints").glob("step_*") if p.name[5:].isdigit())
+        assert step >= last, (attempt, step, last)
+        last = step
+    assert last > 0
+    stop = last + 80
+    resumed = fi.resume(path, system=STUB, quiet=True, stop_at=stop)
+    whole = go(tmp_path, name="whole", total_steps=total, stop_at=stop)
+    assert_equal(resumed._state, whole._state)
+    steps = [row["step"] for row in resumed.metrics]
+    assert steps == sorted(set(steps)) and steps[-1] == stop
+    assert not list(path.rglob("*.tmp"))
+
+
+def test_workers_train_seeds_side_by_side(tmp_path):
+    settings = {**SETTINGS["ppo"], "total_steps": 32}
+    group = fi.train("ppo", "CartPole-v1", seeds=2, workers=2, out=tmp_path / "group", stop_at=16, quiet=True, **settings)
+    assert [run.step for run in group.runs] == [16, 16]
+    group = fi.resume(tmp_path / "group", workers=2, quiet=True)
+    assert [run.step for run in group.runs] == [32, 32]
+    assert not np.array_equal(*(jax.tree.leaves(run.actor)[0] for run in group.runs))
+
+
+def main(what: str, path: str, total: str = "800000") -> None:
+    loop.REPORT_EVERY = 0.0
+    train.Run.plot = lambda self: None
+
+    def report(run: fi.Run, row: dict[str, Any]) -> None:
+        print("report", row["step"], flush=True)
+        time.sleep(0.002)
+
+    callbacks = [report]
+    try:
+        if what == "train":
+            fi.train(STUB, CARTPOLE, out=path, total_steps=int(total), checkpoint_every=8, callbacks=callbacks, quiet=True, overwrite=True)
+        else:
+            fi.resume(path, system=STUB, callbacks=callbacks, quiet=True)
+    except KeyboardInterrupt as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(vars(stop)["exit_status"])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,559 @@
+"""Running: the door, the run folder, evaluation, the Run. A stub system of one parameter keeps it fast; PPO and DQN run at the end."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+import types
+from typing import Any, Literal, NamedTuple
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flatirons as fi
+from flatirons import envs
+from flatirons.data import rollout
+from flatirons.nets.mlp import mlp, mlp_init
+from flatirons.run import evaluate, folder, job, loop, metrics, train
+from flatirons.run.progress import Progress, breakdown, duration
+from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, MultiDiscrete, Network, Policy, Preset, Spec, config
+
+# --------------------------------------------------------------------------------------------------------- the stub system
+
+
+@config
+class Config:
+    total_steps: int = 64
+    num_envs: int = 2
+    num_steps: int = 4
+    learning_rate: float = 0.1
+    clip: float | None = None
+    widths: tuple[int, ...] = (3,)
+    mode: Literal["noisy", "quiet"] = "noisy"
+    poison_at: int = -1
+    """Turn whose update makes the parameters NaN."""
+    network: str | Network = "auto"
+
+
+class State(NamedTuple):
+    params: Any
+    collector: Any
+    key: Any
+    updates: Any
+
+
+def _init(config: Config, task: Any, key: Any) -> State:
+    key, key_params, key_collect = jax.random.split(key, 3)
+    params = jax.random.normal(key_params, config.widths)
+    return State(params, rollout.start(task, (), key_collect), key, jnp.int32(0))
+
+
+def _policy(config: Config, task: Any, actor: Any, *, greedy: bool) -> Policy:
+    def act(key: Any, timestep: Any, carry: Any) -> Any:
+        num_envs = timestep.first.shape[0]
+        obs = jax.tree.leaves(timestep.obs)[0].reshape(num_envs, -1).astype(jnp.float32)
+        if isinstance(task.spec.action, Box):
+            return jnp.full((num_envs, len(task.spec.action.low)), 100.0) * actor[0], carry, ()
+        if isinstance(task.spec.action, MultiDiscrete):
+            return jnp.ones((num_envs, len(task.spec.action.nvec)), jnp.int32), carry, ()
+        if greedy:
+            return (obs.sum(axis=-1) + actor.sum() > 0).astype(jnp.int32), carry, ()
+        return jax.random.randint(key, (num_envs,), 0, task.spec.action.n), carry, ()
+
+    return Policy(lambda num_envs: (), act)
+
+
+def _update(config: Config, task: Any, state: State, experience: Any) -> Any:
+    key, noise = jax.random.split(state.key)
+    change = config.learning_rate * jnp.mean(jnp.asarray(experience.reward)) + 0.01 * jax.random.normal(noise, state.params.shape)
+    params = state.params + jnp.where(state.updates == config.poison_at, jnp.nan, change)
+    return state._replace(params=params, key=key, updates=state.updates + 1), {"loss": jnp.mean(params**2), "turn": state.updates}
+
+
+def _step(config: Config, task: Any, state: State, *, update: Any = _update) -> Any:
+    collector, experience, episodes = rollout.rollout(config, task, _policy, state.params, state.collector, config.num_steps)
+    state, found = update(config, task, state._replace(collector=collector), experience)
+    return state, found | {"episodes": episodes}
+
+
+def _check(config: Config, task: Any) -> None:
+    if task.name == "refused":
+        raise FlatironsError("the stub refuses this task; take another")
+
+
+STUB: Any = types.ModuleType("somewhere.stub")
+STUB.Config, STUB.State, STUB.PRESETS, STUB.init, STUB.policy, STUB.update, STUB.step, STUB.check = (
+    Config, State, {"stub-fast": Preset("quick", {"learning_rate": 0.5}, tasks=("jax:Pendulum*",))}, _init, _policy, _update, _step, _check,
+)  # fmt: skip
+STUB.actor = lambda state: state.params
+STUB.steps_per_turn = lambda config: config.num_envs * config.num_steps
+
+CARTPOLE = "jax:CartPole-v1"
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request, monkeypatch):
+    """Drawing takes longer than the stub's training; the tests that look for curve.png draw."""
+    if request.node.name not in ("test_what_a_run_leaves", "test_seeds_on_a_host_in_turn"):
+        monkeypatch.setattr(train.Run, "plot", lambda self: None)
+
+
+def go(tmp_path: Any, task: Any = CARTPOLE, name: str = "run", **settings: Any) -> fi.Run:
+    return fi.train(STUB, task, **({"out": tmp_path / name, "quiet": True} | settings))
+
+
+def leaves(tree: Any) -> list[np.ndarray]:
+    return [np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x) for x in jax.tree.leaves(tree)]
+
+
+def assert_equal(a: Any, b: Any) -> None:
+    for x, y in zip(leaves(a), leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+# ----------------------------------------------------------------------------------------------------------------- the door
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"system": "poo"}, "'ppo'"),
+        ({"learning_rat": 0.1}, "did you mean 'learning_rate'"),
+        ({"learning_rate": "1e-3"}, "learning_rate='1e-3' does not fit stub: give a finite number"),
+        ({"learning_rate": math.nan}, "finite number"),
+        ({"learning_rate": True}, "finite number"),
+        ({"num_envs": 2.5}, "whole number"),
+        ({"mode": "loud"}, "one of 'noisy', 'quiet'"),
+        ({"widths": 3}, "widths=3"),
+        ({"total_steps": 60}, "choose 56 or 64"),
+        ({"total_steps": 4}, "choose 8"),
+        ({"total_steps": 0}, "choose 8"),
+        ({"stop_at": 9}, "stop_at=9 is not a whole number of turns of 8 decisions; choose 8 or 16"),
+        ({"preset": "stub-fats"}, "did you mean 'stub-fast'"),
+        ({"task": "jax:CartPool-v1"}, "CartPole-v1"),
+        ({"keep": 0}, "keep=0"),
+        ({"seeds": 0}, "seeds=0"),
+        ({"seed": -1}, "seed=-1"),
+        ({"workers": 0}, "workers=0"),
+        ({"eval_every": 0}, "eval_every=0"),
+        ({"eval_episodes": 2.5}, "eval_episodes=2.5"),
+        ({"from_run": "nowhere"}, "no run folder nowhere"),
+        ({"task": gymnasium.make("CartPole-v1"), "num_envs": 2}, "num_envs"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_written(tmp_path, settings, says):
+    settings = {"system": STUB, "task": CARTPOLE, **settings}
+    with pytest.raises(FlatironsError, match=r"^[^\n]*$") as caught:
+        fi.train(settings.pop("system"), settings.pop("task"), out=tmp_path / "run", quiet=True, **settings)
+    assert says in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_system_check_is_asked_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(envs, "make", lambda *a, **k: types.SimpleNamespace(name="refused", notes=(), in_graph=True, close=lambda: None))
+    with pytest.raises(FlatironsError, match="the stub refuses"):
+        go(tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+def test_numbers_are_coerced_and_presets_chosen(tmp_path):
+    run = go(tmp_path, total_steps=16.0, learning_rate=1, widths=[2, 2], clip=3)
+    assert (run.config.total_steps, run.config.learning_rate, run.config.widths, run.config.clip) == (16, 1.0, (2, 2), 3.0)
+    assert all(type(x) is t for x, t in ((run.config.total_steps, int), (run.config.learning_rate, float), (run.config.clip, float)))
+    assert job.choose(STUB, None, "jax:Pendulum-v1")[1:] == ({"learning_rate": 0.5}, "stub-fast")
+    assert job.choose(STUB, "stub-fast", CARTPOLE)[2] == "stub-fast"
+    assert job.choose("ppo-paper", None, CARTPOLE)[2] == "ppo-paper"
+
+
+def test_existing_folders(tmp_path, monkeypatch):
+    go(tmp_path)
+    with pytest.raises(FlatironsError, match="exists; resume it with `flatirons resume"):
+        go(tmp_path)
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    go(tmp_path, overwrite=True, total_steps=8)
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+    assert [row["step"] for row in fi.load(tmp_path / "run", system=STUB).metrics] == [8]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("mine")
+    with pytest.raises(FlatironsError, match="not a run folder"):
+        go(tmp_path, name="other", overwrite=True)
+    monkeypatch.chdir(tmp_path)
+    assert [str(go(tmp_path, out=None, total_steps=8).path) for _ in range(2)] == [
+        f"runs/stub-jax-CartPole-v1-seed0{x}" for x in ("", "-2")
+    ]
+
+
+def test_unwritable_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FlatironsError, match="cannot be written"):
+        go(tmp_path, out=tmp_path / "file" / "run")
+
+
+def test_state_larger_than_memory_or_disk_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(FlatironsError, match=r"memory .*[0-9,]+ bytes"):
+        go(tmp_path, widths=(1 << 20, 1 << 20, 1 << 10))
+    monkeypatch.setattr("flatirons.run.resources.disk_free", lambda path: 10)
+    with pytest.raises(FlatironsError, match="disk"):
+        go(tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+def test_import_is_light_and_names_are_found():
+    code = "import sys, flatirons; print([m for m in ('jax', 'numpy', 'gymnasium') if m in sys.modules], flatirons.__version__)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.startswith("[]")
+    assert all(hasattr(fi, name) for name in fi.__all__)
+    with pytest.raises(AttributeError, match="trane"):
+        fi.trane  # noqa: B018
+
+
+# --------------------------------------------------------------------------------------------------------- the run folder
+
+
+def test_what_a_run_leaves(tmp_path):
+    run = go(tmp_path, total_steps=64, eval_every=32, eval_episodes=3, seed=5)
+    recorded = json.loads((run.path / "config.json").read_text())
+    assert {"system": "stub", "task": CARTPOLE, "seed": 5, "total_steps": 64}.items() <= recorded.items()
+    assert recorded["versions"]["jax"] == jax.__version__ and recorded["config"]["learning_rate"] == 0.1
+    rows = run.metrics
+    assert rows[-1]["step"] == 64 and {"seconds", "steps_per_second", "episode_return", "episode_length", "episodes", "loss"} <= set(
+        rows[-1]
+    )
+    assert [row["step"] for row in run.evaluations] == [32, 64] and len(run.evaluations[0]["returns"]) == 3
+    for part in ("checkpoints", "policy", "policy_best", "curve.png", "summary.json"):
+        assert (run.path / part).exists(), part
+    assert json.loads((run.path / "summary.json").read_text())["finished"] is True
+    assert {"compile", "training (in-graph)", "evaluation", "checkpoint"} <= set(run.timing)
+    assert sum(run.timing.values()) == pytest.approx(json.loads((run.path / "summary.json").read_text())["seconds"], rel=0.01)
+    assert not list(run.path.rglob("*.tmp"))
+
+
+def test_reports_do_not_change_state(tmp_path, monkeypatch):
+    """Bit for bit, whatever the lengths of the stretches between reports."""
+    a = go(tmp_path, total_steps=256, name="a")
+    b = go(tmp_path, total_steps=256, name="b", eval_every=24, eval_episodes=1, checkpoint_every=40)
+    monkeypatch.setattr(loop, "REPORT_EVERY", 0.0)
+    c = go(tmp_path, total_steps=256, name="c")
+    assert len(c.metrics) == 32 > len(a.metrics)
+    assert_equal(a._state, b._state)
+    assert_equal(a._state, c._state)
+    # The reports say the same as well: the mean of the turns' numbers 0 ... 31, and the sums of their episodes.
+    for run in (a, b, c):
+        turns = np.diff([0, *(row["step"] for row in run.metrics)]) / 8
+        assert sum(n * row["turn"] for n, row in zip(turns, run.metrics, strict=True)) == pytest.approx(sum(range(32)))
+    assert len({sum(row["episodes"] for row in run.metrics) for run in (a, b, c)}) == 1
+
+
+def test_host_metrics_are_the_same_sums(tmp_path):
+    run = go(tmp_path, "CartPole-v1", total_steps=800)
+    turns = np.diff([0, *(row["step"] for row in run.metrics)]) / 8
+    assert sum(n * row["turn"] for n, row in zip(turns, run.metrics, strict=True)) == pytest.approx(sum(range(100)), rel=1e-5)
+    assert {"environment", "inference", "learning", "compile"} <= set(run.timing)
+    lengths = sum(row["episodes"] * (row["episode_length"] or 0) for row in run.metrics)
+    assert 600 < lengths <= 800 and lengths == sum(row["episodes"] * (row["episode_return"] or 0) for row in run.metrics)
+
+
+def test_host_sum_equals_plain_sum():
+    rows = [
+        {"loss": jnp.float32(i), "episodes": rollout.Episodes(np.int32(i % 2), np.float32(3.0 * (i % 2)), np.int32(i % 2))}
+        for i in range(75)
+    ]
+    total = metrics.HostSum()
+    for row in rows:
+        total.add(row)
+    found = total.read()
+    assert found["loss"] == pytest.approx(37.0) and found["episodes"] == 37 and found["episode_return"] == 3.0
+    total.add(rows[2])
+    assert total.read() == {"episodes": 0, "episode_return": None, "episode_length": None, "loss": 2.0}
+
+
+def test_not_finite_stops_the_run_and_keeps_the_good_checkpoint(tmp_path):
+    for task in (CARTPOLE, "CartPole-v1"):
+        name = task.replace(":", "-")
+        with pytest.raises(FlatironsError, match=r"loss became NaN or infinite between decisions \d+ and \d+"):
+            go(tmp_path, task, name, total_steps=256, checkpoint_every=64, poison_at=20)
+        state = fi.resume(tmp_path / name, system=STUB, quiet=True, stop_at=160)._state
+        assert np.isfinite(np.asarray(state.params)).all()
+
+
+# ------------------------------------------------------------------------------------------------------ evaluation and acting
+
+
+@pytest.mark.parametrize("task", [CARTPOLE, "CartPole-v1"])
+def test_evaluation_is_deterministic_and_complete(tmp_path, task):
+    run = go(tmp_path, task)
+    first, again, other = run.evaluate(11, seed=3), run.evaluate(11, seed=3), run.evaluate(11, seed=4)
+    assert first == again and first["returns"] != other["returns"]
+    assert set(first) == {"system", "task", "episodes", "mean", "std", "min", "max", "returns", "lengths"}
+    assert len(first["returns"]) == first["episodes"] == 11 and first["returns"] == [float(n) for n in first["lengths"]]
+    assert first["mean"] == np.mean(first["returns"]) and (first["min"], first["max"]) == (min(first["returns"]), max(first["returns"]))
+    assert fi.load(run.path, system=STUB).evaluate(11, seed=3) == first
+    with pytest.raises(FlatironsError, match="episodes is 0"):
+        run.evaluate(0)
+
+
+class Lengths(gymnasium.Env):
+    """Episode k of environment i lasts as many steps as its seed says: a trap for scorers that favour short episodes."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,))
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, limit: int = 9):
+        self.limit = limit
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.left = int(self.np_random.integers(1, self.limit + 1))
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.left -= 1
+        return np.zeros(2, np.float32), 1.0, self.left <= 0, False, {}
+
+
+def test_every_environment_gives_its_share_of_episodes():
+    task = envs.make(Lengths, 4, training=False)
+    returns = evaluate.evaluate(STUB, Config(), task, jnp.zeros(3), 10, 0)["returns"]
+    alone = [evaluate.evaluate(STUB, Config(), envs.make(Lengths, 4, training=False), jnp.zeros(3), n, 0)["returns"] for n in (4,)]
+    assert len(returns) == 10 and alone[0] == [returns[0], returns[3], returns[6], returns[8]]
+
+
+def test_endless_episodes_are_cut_and_said_so(monkeypatch, capfd):
+    monkeypatch.setattr(evaluate, "EPISODE_CAP", 6)
+    result = evaluate.evaluate(STUB, Config(), envs.make(lambda: Lengths(10_000), 2, training=False), jnp.zeros(3), 5, 0)
+    assert result["lengths"] == [6] * 5
+    assert "has no time limit, so 5 of 5 episodes were cut at 6 decisions" in capfd.readouterr().err
+
+
+def test_policy_takes_one_raw_observation(tmp_path):
+    run = go(tmp_path)
+    action = run.policy([0.1, 0.2, 0.3, 0.4])
+    assert type(action) is int and action == run.policy(np.array([0.1, 0.2, 0.3, 0.4])) == fi.load(run.path, system=STUB).policy(
+        [0.1, 0.2, 0.3, 0.4]
+    )
+    for obs, says in (([1.0], r"shape \[1\], the task's is \[4\]"), ("x", "cannot be read"), (np.zeros((1, 4)), "no batch")):
+        with pytest.raises(FlatironsError, match=says):
+            run.policy(obs)
+    continuous = go(tmp_path, "Pendulum-v1", name="pendulum", total_steps=8, num_envs=1)
+    action = continuous.policy(np.zeros(3))
+    assert action.shape == (1,) and action.dtype == np.float32 and abs(action[0]) == 2.0
+    env = gymnasium.make("Pendulum-v1")
+    obs, _ = env.reset(seed=0)
+    env.step(fi.load(continuous.path, system=STUB).policy(obs))
+
+
+def test_specs_go_through_json():
+    arrays = {"image": ArraySpec((4, 8, 8), "uint8", 0, 255, 4), "rest": (ArraySpec(()), ArraySpec((2,), low=-1.0))}
+    for action in (Discrete(3), MultiDiscrete((2, 3)), Box((-1.0, -np.inf), (1.0, np.inf))):
+        spec = Spec(arrays, action, 7)
+        again = job.spec_from_json(json.loads(json.dumps(folder.strict(job.spec_to_json(spec)))))
+        assert (again.obs, again.action, again.max_episode_steps) == (spec.obs, spec.action, spec.max_episode_steps)
+
+
+# -------------------------------------------------------------------------------------------------------------- one's own
+
+
+def test_own_environment_instance_and_factory(tmp_path, capsys):
+    run = go(tmp_path, Lengths(), quiet=False, eval_every=32, eval_episodes=2)
+    assert run.config.num_envs == 1 and "num_envs is 1" in capsys.readouterr().out
+    assert json.loads((run.path / "config.json").read_text())["own_env"].endswith("Lengths")
+    assert run.policy([0.0, 0.0]) == fi.load(run.path, system=STUB).policy([0.0, 0.0])
+    with pytest.raises(FlatironsError, match=r"environment of your own \(.*Lengths\); pass env=... again"):
+        fi.load(run.path, system=STUB).evaluate(2)
+    with pytest.raises(FlatironsError, match="pass env="):
+        fi.resume(run.path, system=STUB)
+    assert len(fi.load(run.path, env=Lengths, system=STUB).evaluate(9)["returns"]) == 9
+    factory = go(tmp_path, Lengths, name="factory", total_steps=64, stop_at=32)
+    assert factory.config.num_envs == 2 and fi.resume(factory.path, env=Lengths, system=STUB, quiet=True).step == 64
+
+
+def test_own_system_must_be_passed_again(tmp_path):
+    run = go(tmp_path, total_steps=8)
+    with pytest.raises(FlatironsError, match="a system of your own; pass system="):
+        fi.load(run.path)
+
+
+def test_own_network(tmp_path):
+    net = Network(
+        init=lambda key, spec: mlp_init(key, (spec.shape[0], 5), init="orthogonal"),
+        apply=lambda params, obs: mlp(params, jnp.asarray(obs), "tanh"),
+    )
+    small = {"total_steps": 64, "num_envs": 2, "num_steps": 8, "num_epochs": 1, "num_minibatches": 1, "quiet": True}
+    run = fi.train("ppo", CARTPOLE, out=tmp_path / "own", network=net, **small)
+    assert jax.tree.leaves(run._state.params["torso"])[0].shape in ((4, 5), (5,))
+    with pytest.raises(FlatironsError, match="pass network="):
+        fi.load(run.path)
+    assert fi.load(run.path, network=net).policy([0.0] * 4) == run.policy([0.0] * 4)
+
+
+# -------------------------------------------------------------------------------------------------- callbacks and progress
+
+
+class Stopper:
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def on_iteration(self, run: fi.Run, row: dict[str, Any]) -> bool:
+        assert run.step == row["step"] and isinstance(run.policy([0.0] * 4), int)
+        self.seen.append(run.step)
+        return run.step < 40
+
+
+def test_callbacks_see_and_stop(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "REPORT_EVERY", 0.0)
+    stopper = Stopper()
+    run = go(tmp_path, callbacks=[stopper], total_steps=80)
+    assert stopper.seen == [8, 16, 24, 32, 40] and run.step == 40
+    assert fi.resume(run.path, system=STUB, quiet=True).step == 80
+
+    def stop(run: fi.Run, row: dict[str, Any]) -> None:
+        raise fi.StopTraining
+
+    assert go(tmp_path, name="raised", callbacks=[stop]).step == 8
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_speaks_plainly_on_a_terminal_and_not_when_quiet(tmp_path, capsys, monkeypatch):
+    go(tmp_path)
+    said = capsys.readouterr()
+    assert said.out == said.err == ""
+    go(tmp_path, name="loud", quiet=False)
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and "64/64 steps" in said and "done: 64 decisions" in said and "compile" in said
+    terminal = _Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with Progress("x", total=10, start=0, quiet=False) as progress:
+        progress.update(5, {"steps_per_second": 5.0, "episode_return": 2.5})
+    assert "5/10 steps  5 steps/s  return 2.5  1s left" in terminal.getvalue()
+    assert (duration(8), duration(185), duration(7620)) == ("8s", "3m05s", "2h07m")
+    assert breakdown({"a": 3.0, "b": 1.0}) == "time: 4s = a 3.0s (75%), b 1.0s (25%)" and breakdown({}) == "time: none"
+
+
+def test_tensorboard(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    run = go(tmp_path, tensorboard=True, eval_every=64, eval_episodes=1)
+    (events,) = (run.path / "tensorboard").iterdir()
+    assert b"train/loss" in events.read_bytes() and b"evaluation/mean" in events.read_bytes()
+    monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FlatironsError, match=r"pip install 'flatirons\[tensorboard\]'"):
+        go(tmp_path, name="missing", tensorboard=True)
+    assert not (tmp_path / "missing").exists()
+
+
+def test_a_full_disk_costs_a_log_line_not_the_run(tmp_path, capfd):
+    (tmp_path / "metrics.jsonl").mkdir()
+    folder.append_line(tmp_path / "metrics.jsonl", {"step": 1})
+    assert "could not be written" in capfd.readouterr().err
+
+
+def test_damaged_config_is_one_sentence(tmp_path):
+    run = go(tmp_path, total_steps=8)
+    good = (run.path / "config.json").read_text()
+    for bad in (
+        "",
+        "{",
+        "[]",
+        "{}",
+        "null",
+        '{"system": 3}',
+        good.replace('"config"', '"confug"'),
+        good.replace('"num_envs": 2', '"num_envs": "two"'),
+    ):
+        (run.path / "config.json").write_text(bad)
+        with pytest.raises(FlatironsError, match=r"^[^\n]*$"):
+            fi.load(run.path, system=STUB)
+            fi.resume(run.path, system=STUB, quiet=True)
+            pytest.fail(f"accepted {bad[:40]}")
+    with pytest.raises(FlatironsError, match="no run folder"):
+        fi.load(tmp_path / "nothing")
+
+
+def test_a_damaged_policy_falls_back_loudly(tmp_path, capfd):
+    run = go(tmp_path, total_steps=32)
+    for file in (run.path / "policy").iterdir():
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(bytes(data))
+    again = fi.load(run.path, system=STUB)
+    assert "taking the policy of the newest checkpoint instead" in capfd.readouterr().err
+    assert_equal(again.actor, run.actor)
+
+
+# ------------------------------------------------------------------------------------------------------------ several seeds
+
+
+def test_seeds_in_one_program(tmp_path):
+    group = go(tmp_path, seeds=3, seed=4, eval_every=64, eval_episodes=2)
+    assert [run.path.name for run in group.runs] == ["seed_4", "seed_5", "seed_6"]
+    for i, run in enumerate(group.runs):
+        alone = go(tmp_path, seed=4 + i, name=f"alone{i}")
+        np.testing.assert_allclose(run.actor, alone.actor, rtol=1e-5)
+        assert run.metrics[-1]["episodes"] == alone.metrics[-1]["episodes"] and (run.path / "policy_best").exists()
+        assert_equal(fi.load(run.path, system=STUB).actor, run.actor)
+    assert [r["returns"] for r in fi.load(group.path, system=STUB).evaluate(2, seed=0)] == [
+        r.evaluate(2, seed=0)["returns"] for r in group.runs
+    ]
+    with pytest.raises(FlatironsError, match="holds 3 seeds"):
+        group.policy([0.0] * 4)
+
+
+def test_seeds_on_a_host_in_turn(tmp_path):
+    group = go(tmp_path, "CartPole-v1", seeds=2, total_steps=64)
+    assert [run.path.name for run in group.runs] == ["seed_0", "seed_1"] and all(run.step == 64 for run in group.runs)
+    assert (group.path / "config.json").exists() and (group.path / "curve.png").exists()
+    assert not np.array_equal(group.runs[0].actor, group.runs[1].actor)
+    with pytest.raises(FlatironsError, match="workers > 1 starts new processes, which cannot be given a system of your own"):
+        go(tmp_path, "CartPole-v1", name="more", seeds=2, workers=2)
+
+
+def test_warm_start(tmp_path):
+    first = go(tmp_path, total_steps=64)
+    second = go(tmp_path, name="second", total_steps=64, stop_at=8, learning_rate=0.0, from_run=first.path, seed=9)
+    start = fi.resume(second.path, system=STUB, quiet=True, stop_at=16)
+    assert np.abs(np.asarray(start._state.params) - np.asarray(first._state.params)).max() < 0.2
+    assert start._state.updates == 2
+    with pytest.raises(FlatironsError, match=r"params of .* do not fit"):
+        go(tmp_path, name="third", widths=(7,), from_run=first.path)
+
+
+# ------------------------------------------------------------------------------------------------------------ PPO and DQN
+
+PPO = {"num_envs": 2, "num_steps": 16, "num_epochs": 2, "num_minibatches": 2, "hidden": (8,)}
+
+
+@pytest.mark.parametrize("task", [CARTPOLE, "CartPole-v1"])
+def test_ppo_runs_on_both_kinds_of_task(tmp_path, task):
+    run = fi.train("ppo", task, out=tmp_path / "run", total_steps=320, quiet=True, **PPO)
+    assert run.step == 320 and np.isfinite(run.metrics[-1]["loss"]) and run.evaluate(3)["min"] >= 8
+    assert run.policy([0.0] * 4) == fi.load(run.path).policy([0.0] * 4)
+
+
+def test_compilation_cache_is_silent_where_it_cannot_be(tmp_path, monkeypatch, capfd):
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("FLATIRONS_CACHE", str(tmp_path / "file"))
+        train.enable_compilation_cache()
+        assert jax.config.jax_compilation_cache_dir is None
+        monkeypatch.setenv("FLATIRONS_CACHE", str(tmp_path / "cache"))
+        train.enable_compilation_cache()
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "cache" / "xla")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    assert capfd.readouterr().err == ""
+
+
+def test_cpu_count_is_recorded():
+    assert folder.surroundings()["cpu_count"] == os.cpu_count()
