@@ -49,10 +49,7 @@ def _learned(module: ModuleType, probe: str, config: Any) -> tuple[np.ndarray, n
     @jax.jit
     def run(config: Any, key: Any) -> Any:
         state = jax.lax.fori_loop(0, turns, lambda _, state: module.step(config, task, state)[0], module.init(config, task, key))
-        if module is ppo:
-            values = ppo.value(config, task, state.params, obs)
-        else:
-            values = dqn.q_values(config, task, state.params, obs).max(-1)
+        values = ppo.value(config, task, state.params, obs) if module is ppo else dqn.q_values(config, task, state.params, obs).max(-1)
         policy = module.policy(config, task, module.actor(state), greedy=True)
         step = TimeStep(obs, (), jnp.ones(len(obs), bool), ())
         return values, policy.act(key, step, policy.reset(len(obs)))[0], state

@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
-import jax
 import numpy as np
 
-Array = jax.Array | np.ndarray
+if TYPE_CHECKING:
+    import jax
+
+    Array = jax.Array | np.ndarray
+    Key = jax.Array
+else:
+    # Not imported here, so that an environment's worker process starts without JAX.
+    Array = Key = Any
+
 PyTree = Any
-Key = jax.Array
 Metrics = dict[str, Any]
 """Scalars by name. All are averaged over the turns of a report, except `metrics["episodes"]`, an `Episodes`, which is summed."""
 
@@ -223,6 +229,8 @@ def config(cls: type[C]) -> type[C]:
 
     One trace then serves every learning rate, and `vmap` over a Config is a sweep; shapes depend on the static fields alone.
     """
+    import jax
+
     cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
     floats = [f.name for f in dataclasses.fields(cls) if str(getattr(f.type, "__name__", f.type)) in ("float", "float | None")]
     static = [f.name for f in dataclasses.fields(cls) if f.name not in floats]

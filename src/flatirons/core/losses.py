@@ -9,7 +9,7 @@ from flatirons.types import Array
 
 
 def huber(error: Array, delta: float = 1.0) -> jax.Array:
-    """Squared error near zero, linear beyond `delta`: its gradient is the error clipped to [-delta, delta] (Mnih 2015, "error clipping")."""
+    """Squared error near zero, linear beyond `delta`: its gradient is the error clipped to ±delta (Mnih 2015, "error clipping")."""
     size = jnp.abs(error)
     inside = jnp.minimum(size, delta)
     return 0.5 * inside**2 + delta * (size - inside)

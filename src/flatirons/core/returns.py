@@ -54,10 +54,8 @@ def lambda_return(
     return value + gae(reward, value, next_value, terminated, truncated, gamma, lambda_)
 
 
-def n_step_return(
-    reward: Array, next_value: Array, terminated: Array, truncated: Array, gamma: float | Array, n: int
-) -> jax.Array:
-    """n-step returns `[T, ...]`: up to n rewards, then gamma^k V of the last successor; sums stop at the end of an episode or trajectory."""
+def n_step_return(reward: Array, next_value: Array, terminated: Array, truncated: Array, gamma: float | Array, n: int) -> jax.Array:
+    """n-step returns `[T, ...]`: up to n rewards, then gamma^k V of the last successor; they stop where an episode ends."""
     terminated = jnp.asarray(terminated, jnp.float32)
     ended = jnp.maximum(terminated, jnp.asarray(truncated, jnp.float32))
     bootstrap = td_target(reward, terminated, next_value, gamma)

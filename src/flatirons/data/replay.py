@@ -1,6 +1,6 @@
 """Experience replay held as arrays in State, each frame stored once.
 
-Per environment there are two rings. *Rows* hold frames: every observation of an episode one after the other, its true last one included (the
+Per environment there are two rings. *Rows* hold frames: every observation of an episode in order, its true last one included (the
 successor of a terminated or truncated step), so a next observation is the row after. An observation that is a stack of k frames is k
 consecutive rows; an episode begins with all k frames of its first stack, so no stack ever crosses an episode. *Starts* hold, per
 transition, action, reward, flags and the row of its observation. A transition leaves when the write head reaches any row of it.
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatirons.types import ArraySpec, Discrete, Key, MultiDiscrete, Spec, Transition
+from flatirons.types import ArraySpec, Discrete, FlatironsError, Key, MultiDiscrete, Spec, Transition
 
 
 class Replay(NamedTuple):
@@ -94,11 +94,19 @@ def num_bytes(spec: Spec, num_envs: int, capacity: int) -> int:
 
 
 def add(replay: Replay, spec: Spec, experience: Transition) -> Replay:
-    """Store a trajectory `[T, B, ...]` that goes on where the last one stopped."""
+    """Store a trajectory `[T, B, ...]` that goes on where the last one stopped.
+
+    Raises FlatironsError when it could be longer than the replay.
+    """
     stack = _stack(spec)
     num_rows = jax.tree.leaves(replay.frames)[0].shape[0]
     num_starts, num_envs = replay.row.shape
     num_steps = experience.reward.shape[0]
+    if num_steps * (stack + 1) > num_rows - stack or num_steps > num_starts:
+        raise FlatironsError(
+            f"a trajectory of {num_steps} steps can overrun a replay of {num_starts} transitions an environment: make buffer_size larger, "
+            f"at least {num_steps * (stack + 1) * num_envs}"
+        )
     ended = (experience.terminated | experience.truncated).astype(jnp.int32)
     begun = experience.first.astype(jnp.int32) * (stack - 1)
     # Distance of each observation's row from the head: one row a step, one more for each last frame, stack - 1 for each beginning.
@@ -120,12 +128,13 @@ def add(replay: Replay, spec: Spec, experience: Transition) -> Replay:
 
     frames = jax.tree.map(write, spec.obs, replay.frames, experience.obs, experience.next_obs, is_leaf=_is_spec)
 
-    # The oldest transitions any of whose rows the head has come to. Fewer than `reach` can go at once.
+    # The oldest transitions any of whose rows the head has come to, or would come to if their episode were cut now (`interrupt`). Fewer
+    # than `reach` can go at once.
     reach = min(num_steps * (stack + 1), num_starts)
     candidate = (replay.next - jnp.expand_dims(replay.size, 0) + jnp.arange(reach)[:, None]) % num_starts
     row = jnp.take_along_axis(replay.row, candidate, axis=0)
     distance = (jnp.expand_dims(replay.head, 0) - row) % num_rows + jnp.expand_dims(advance, 0)
-    lost = (jnp.arange(reach)[:, None] < jnp.expand_dims(replay.size, 0)) & (distance >= num_rows - (stack - 1))
+    lost = (jnp.arange(reach)[:, None] < jnp.expand_dims(replay.size, 0)) & (distance >= num_rows - stack)
     size = jnp.minimum(replay.size - jnp.sum(lost, axis=0, dtype=jnp.int32) + num_steps, num_starts)
 
     starts = (replay.next + jnp.arange(num_steps)) % num_starts

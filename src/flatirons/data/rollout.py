@@ -30,8 +30,9 @@ class Collector(NamedTuple):
 
 
 def start(task: Task, carry: Any, key: Key) -> Collector:
-    """The first Collector; in-graph it resets the environments. A host task is reset by its owner."""
+    """The first Collector; in-graph it resets the environments. A host task is reset by its owner, and its sums begin anew here."""
     if not task.in_graph:
+        task.__dict__.pop("host_run", None)
         return Collector(key, (), carry, (), ())
     key, key_reset = jax.random.split(key)
     zeros = jnp.zeros(task.num_envs)
@@ -65,7 +66,15 @@ def _in_graph(
         returns, lengths = returns + outcome.reward, lengths + 1
         ended = outcome.terminated | outcome.truncated
         row = Transition(
-            timestep.obs, action, outcome.reward, outcome.next_obs, outcome.terminated, outcome.truncated, timestep.first, timestep.legal, extras
+            obs=timestep.obs,
+            action=action,
+            reward=outcome.reward,
+            next_obs=outcome.next_obs,
+            terminated=outcome.terminated,
+            truncated=outcome.truncated,
+            first=timestep.first,
+            legal=timestep.legal,
+            extras=extras,
         )
         going_on = (env, carry, jnp.where(ended, 0.0, returns), jnp.where(ended, 0, lengths))
         return going_on, (row, (returns, lengths))
@@ -99,7 +108,6 @@ class HostRun:
         self.returns = np.zeros(num_envs)
         self.lengths = np.zeros(num_envs, np.int64)
         self.seconds = {"environment": 0.0, "inference": 0.0}
-
 
 
 def host_run(task: HostTask) -> HostRun:

@@ -16,6 +16,17 @@ TORSOS = ("auto", "mlp", "nature", "playing-atari", "minatar")
 _STACKS = {"nature": (conv.NATURE, 512), "playing-atari": (conv.PLAYING_ATARI, 256), "minatar": (conv.MINATAR, 128)}
 
 
+MOST_CATEGORIES = 1024
+"""Whole numbers of a wider range are taken as numbers, not as names of categories."""
+
+
+def is_category(spec: ArraySpec) -> bool:
+    """Whether this array holds whole numbers that stand for categories (Discrete, MultiDiscrete), to be given one-hot."""
+    if spec.dtype not in ("int32", "int64") or len(spec.shape) > 1 or not math.isfinite(spec.high - spec.low):
+        return False
+    return spec.high - spec.low < MOST_CATEGORIES
+
+
 def _is_spec(x: Any) -> bool:
     return isinstance(x, ArraySpec)
 
@@ -37,7 +48,7 @@ def _channels_last(spec: ArraySpec) -> bool:
 def as_float(spec: ArraySpec, x: Any) -> jax.Array:
     """One array `[..., *shape]` as float32: integers in a named range one-hot or scaled to [0, 1] (uint8), images channels last."""
     x = jnp.asarray(x)
-    if spec.dtype in ("int32", "int64") and math.isfinite(spec.high) and len(spec.shape) <= 1:
+    if is_category(spec):
         x = jax.nn.one_hot(x.astype(jnp.int32) - int(spec.low), int(spec.high - spec.low) + 1)
         return x.reshape((*x.shape[: x.ndim - 1 - len(spec.shape)], -1))
     if len(spec.shape) == 3 and not _channels_last(spec):
@@ -50,7 +61,7 @@ def as_float(spec: ArraySpec, x: Any) -> jax.Array:
 def num_features(spec: ArraySpec) -> int:
     """Length of `as_float` flattened."""
     count = math.prod(spec.shape)
-    if spec.dtype in ("int32", "int64") and math.isfinite(spec.high) and len(spec.shape) <= 1:
+    if is_category(spec):
         return count * (int(spec.high - spec.low) + 1)
     return count
 
@@ -93,7 +104,7 @@ def torso(network: str | Network, obs_spec: Any, hidden: tuple[int, ...], activa
             x = as_float(spec, x)
             if name is not None:
                 parts.append(conv.stack(p, x, _STACKS[name][0]))
-            elif spec.dtype in ("int32", "int64") and math.isfinite(spec.high) and len(spec.shape) <= 1:
+            elif is_category(spec):
                 parts.append(x)
             else:
                 parts.append(x.reshape((*x.shape[: x.ndim - len(spec.shape)], -1)))

@@ -80,7 +80,7 @@ class Config:
 
 PRESETS = {
     "dqn-nature": Preset(
-        doc="The Nature paper's settings (Extended Data Table 1): 1M-frame replay, RMSProp, epsilon 1 to 0.1 over 1M frames, C = 10,000 updates.",
+        doc="The Nature paper's settings (Extended Data Table 1): 1M-frame replay, RMSProp, C = 10,000 updates, epsilon to 0.1.",
         config={
             "total_steps": 50_000_000,
             "batch_size": 32,
@@ -195,9 +195,11 @@ def check(config: Config, task: Task) -> None:
         raise FlatironsError("num_envs, train_every, gradient_steps, batch_size, target_every and epsilon_steps must be at least 1")
     if config.train_every % config.num_envs:
         raise FlatironsError(f"num_envs={config.num_envs} does not divide train_every={config.train_every}: make it a multiple")
-    if config.buffer_size % config.num_envs or config.buffer_size < config.train_every:
+    stack = max(s.stack for s in jax.tree.leaves(task.spec.obs, is_leaf=lambda x: isinstance(x, ArraySpec)))
+    if config.buffer_size % config.num_envs or config.buffer_size < config.train_every * (stack + 1):
         raise FlatironsError(
-            f"buffer_size={config.buffer_size} must be a multiple of num_envs={config.num_envs} and hold at least train_every={config.train_every}"
+            f"buffer_size={config.buffer_size} must be a multiple of num_envs={config.num_envs} and at least "
+            f"{config.train_every * (stack + 1)}, the most rows that train_every={config.train_every} decisions can fill"
         )
     needed = memory.num_bytes(task.spec, config.num_envs, config.buffer_size)
     resources.require_memory(needed, f"a replay of {config.buffer_size:,} transitions (buffer_size)")
@@ -274,11 +276,14 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
     )
     key, key_updates = jax.random.split(state.key)
 
-    def one_update(i: Any, c: tuple[Any, ...]) -> tuple[Any, ...]:
-        params, target, opt_state, updates, sums = c
+    def gradient(i: Any, params: Any, target: Any) -> tuple[Any, Metrics]:
         sampled = memory.sample(replay, task.spec, jax.random.fold_in(key_updates, i), config.batch_size)
         batch = Batch(sampled.obs, sampled.action, targets(config, task, params, target, sampled))
-        grads, metrics = jax.grad(functools.partial(loss, config, task), has_aux=True)(params, batch)
+        return jax.grad(functools.partial(loss, config, task), has_aux=True)(params, batch)
+
+    def one_update(i: Any, c: tuple[Any, ...]) -> tuple[Any, ...]:
+        params, target, opt_state, updates, sums = c
+        grads, metrics = gradient(i, params, target)
         norm = trees.global_norm(grads)
         if config.max_grad_norm is not None:
             grads = optimisers.clip_by_global_norm(grads, norm, config.max_grad_norm)
@@ -288,7 +293,8 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
         target = trees.select(updates % config.target_every == 0, params, target)
         return params, target, opt_state, updates, jax.tree.map(jnp.add, sums, metrics | {"grad_norm": norm})
 
-    zeros = {name: jnp.zeros(()) for name in ("loss", "q_value", "td_error", "grad_norm")}
+    _, reported = jax.eval_shape(gradient, 0, state.params, state.target)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), dict(reported) | {"grad_norm": jnp.zeros(())})
     # A loop of none before learning starts: under vmap it costs a masked pass over the parameters, where a cond would run both branches.
     num_updates = jnp.where(decisions >= config.learning_starts, config.gradient_steps, 0)
     params, target, opt_state, updates, sums = jax.lax.fori_loop(

@@ -69,7 +69,7 @@ class Config:
     anneal_clip_eps: bool = False
     """Let epsilon fall linearly to 0 as well (the paper: on Atari only)."""
     value_coef: float = 0.5
-    """c1, weight of the value loss (equation 9). Only acts on shared parameters and through gradient clipping."""
+    """c1, weight of half the squared value error (equation 9, which has no half: its c1 = 1 is 2 here)."""
     ent_coef: float = 0.0
     """c2, weight of the entropy bonus (equation 9)."""
     max_grad_norm: float | None = 0.5
@@ -107,7 +107,7 @@ PRESETS = {
             "anneal_learning_rate": False,
             "max_grad_norm": None,
             "normalise_advantage": False,
-            "value_coef": 1.0,
+            "value_coef": 2.0,
             "total_steps": 2048 * 488,
         },
     ),
@@ -122,7 +122,7 @@ PRESETS = {
             "learning_rate": 2.5e-4,
             "clip_eps": 0.1,
             "anneal_clip_eps": True,
-            "value_coef": 1.0,
+            "value_coef": 2.0,
             "ent_coef": 0.01,
             "share_torso": True,
             "network": "nature",
@@ -155,9 +155,10 @@ PRESETS = {
             "normalise_obs": True,
             "normalise_reward": True,
         },
-        tasks=(
-            "HalfCheetah-v*", "Hopper-v*", "Walker2d-v*", "Ant-v*", "Swimmer-v*", "Humanoid*-v*", "Reacher-v*", "Pusher-v*", "Inverted*Pendulum-v*",
-        ),  # fmt: skip
+        tasks=tuple(
+            f"{name}-v*"
+            for name in ("HalfCheetah", "Hopper", "Walker2d", "Ant", "Swimmer", "Humanoid*", "Reacher", "Pusher", "Inverted*Pendulum")
+        ),
     ),
 }
 
@@ -228,14 +229,20 @@ def _is_spec(x: Any) -> bool:
     return isinstance(x, ArraySpec)
 
 
+def _is_number(spec: ArraySpec) -> bool:
+    return spec.dtype == "float32"
+
+
+def _specs(task: Task) -> list[ArraySpec]:
+    return jax.tree.leaves(task.spec.obs, is_leaf=_is_spec)
+
+
 def prepare(task: Task, moments: Any, obs: Any) -> Any:
     """Observations as the networks get them: float arrays standardised where there are moments, all else as it is."""
     if moments == ():
         return obs
     specs, shape = jax.tree.flatten(task.spec.obs, is_leaf=_is_spec)
-    parts = [
-        normalise.standardise(m, x) if s.dtype == "float32" else x for s, m, x in zip(specs, moments, jax.tree.leaves(obs), strict=True)
-    ]
+    parts = [normalise.standardise(m, x) if _is_number(s) else x for s, m, x in zip(specs, moments, jax.tree.leaves(obs), strict=True)]
     return jax.tree.unflatten(shape, parts)
 
 
@@ -272,6 +279,8 @@ def check(config: Config, task: Task) -> None:
     if min(config.num_epochs, config.num_steps, config.num_envs, config.num_minibatches) < 1:
         raise FlatironsError("num_envs, num_steps, num_epochs and num_minibatches must be at least 1")
     rows = steps_per_turn(config)
+    if config.total_steps < rows:
+        raise FlatironsError(f"total_steps={config.total_steps} is less than one iteration, num_envs * num_steps = {rows}: raise it")
     if rows % config.num_minibatches:
         near = max(d for d in range(1, config.num_minibatches) if rows % d == 0)
         raise FlatironsError(
@@ -287,7 +296,7 @@ def init(config: Config, task: Task, key: Key) -> State:
     key_params, key_collect, key = jax.random.split(key, 3)
     params = init_params(config, task, key_params)
     normaliser = Normaliser(
-        obs=tuple(normalise.start(s.shape) for s in jax.tree.leaves(task.spec.obs, is_leaf=_is_spec)) if config.normalise_obs else (),
+        obs=tuple(normalise.start(s.shape) if _is_number(s) else () for s in _specs(task)) if config.normalise_obs else (),
         reward=normalise.start(()) if config.normalise_reward else (),
         discounted=jnp.zeros(task.num_envs) if config.normalise_reward else (),
     )
@@ -409,14 +418,11 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
     }
     if config.normalise_obs:
         # After learning, so that theta_old and theta see observations alike and the first ratio is 1.
-        seen = [normalise.observe(m, x.reshape((-1, *m.mean.shape)).astype(jnp.float32)) for m, x in _float_parts(normaliser, experience)]
-        normaliser = normaliser._replace(obs=tuple(seen))
+        parts = zip(_specs(task), normaliser.obs, jax.tree.leaves(experience.obs), strict=True)
+        seen = tuple(normalise.observe(m, jnp.asarray(x).reshape((-1, *s.shape))) if _is_number(s) else m for s, m, x in parts)
+        normaliser = normaliser._replace(obs=seen)
     state = state._replace(params=params, opt_state=opt_state, normaliser=normaliser, key=key, updates=state.updates + 1)
     return state, metrics
-
-
-def _float_parts(normaliser: Normaliser, experience: Transition) -> list[tuple[normalise.Moments, jax.Array]]:
-    return list(zip(normaliser.obs, map(jnp.asarray, jax.tree.leaves(experience.obs)), strict=True))
 
 
 def step(config: Config, task: Task, state: State, *, update: Callable = update) -> tuple[State, Metrics]:
