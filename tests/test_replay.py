@@ -79,8 +79,9 @@ def _compiled(stack: int, num_envs: int) -> Compiled:
     env, age = (x.reshape(-1) for x in np.meshgrid(np.arange(num_envs), np.arange(STARTS), indexing="ij"))
 
     def read_all(replay: memory.Replay) -> tuple[memory.Sample, jax.Array]:
-        """Every transition that `sample` could draw, through `sample` itself: its two draws are replaced by an enumeration."""
-        with mock.patch.object(jax.random, "randint", side_effect=[jnp.asarray(env), jnp.asarray(age)]):
+        """Every transition that `sample` could draw: `draw` with its ages replaced by an enumeration."""
+        draws = [jnp.asarray(age)] if num_envs == 1 else [jnp.asarray(env), jnp.asarray(age)]
+        with mock.patch.object(jax.random, "randint", side_effect=draws):
             return memory.sample(replay, spec, jax.random.key(0), len(env)), replay.size
 
     return Compiled(

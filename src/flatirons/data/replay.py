@@ -151,14 +151,24 @@ def add(replay: Replay, spec: Spec, experience: Transition) -> Replay:
     )
 
 
-def sample(replay: Replay, spec: Spec, key: Key, num: int) -> Sample:
-    """`num` transitions, uniform over environments and then over each one's transitions, with replacement."""
-    num_rows = jax.tree.leaves(replay.frames)[0].shape[0]
+def draw(replay: Replay, key: Key, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Places (start, environment), int32 of `shape`, of transitions drawn with replacement: uniform over environments, then over each
+    one's transitions. Drawing for many minibatches at once costs no more than for one."""
     num_starts, num_envs = replay.row.shape
     key_env, key_age = jax.random.split(key)
-    env = jax.random.randint(key_env, (num,), 0, num_envs)
-    age = jax.random.randint(key_age, (num,), 0, jnp.maximum(replay.size[env], 1))
-    start = (replay.next - 1 - age) % num_starts
+    env = jax.random.randint(key_env, shape, 0, num_envs) if num_envs > 1 else jnp.zeros(shape, jnp.int32)
+    age = jax.random.randint(key_age, shape, 0, jnp.maximum(replay.size[env], 1))
+    return (replay.next - 1 - age) % num_starts, env
+
+
+def sample(replay: Replay, spec: Spec, key: Key, num: int) -> Sample:
+    """`num` transitions, drawn as by `draw`."""
+    return read_at(replay, spec, *draw(replay, key, (num,)))
+
+
+def read_at(replay: Replay, spec: Spec, start: jax.Array, env: jax.Array) -> Sample:
+    """The transitions at these places, `[n, ...]`."""
+    num_rows = jax.tree.leaves(replay.frames)[0].shape[0]
     row = replay.row[start, env]
 
     def read(s: ArraySpec, frames: jax.Array) -> tuple[jax.Array, jax.Array]:

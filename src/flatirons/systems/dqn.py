@@ -275,9 +275,10 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
         1.0 - schedules.fraction(state.turns, config.total_steps // config.train_every) if config.anneal_learning_rate else 1.0
     )
     key, key_updates = jax.random.split(state.key)
+    starts, envs = memory.draw(replay, key_updates, (config.gradient_steps, config.batch_size))
 
     def gradient(i: Any, params: Any, target: Any) -> tuple[Any, Metrics]:
-        sampled = memory.sample(replay, task.spec, jax.random.fold_in(key_updates, i), config.batch_size)
+        sampled = memory.read_at(replay, task.spec, starts[i], envs[i])
         batch = Batch(sampled.obs, sampled.action, targets(config, task, params, target, sampled))
         return jax.grad(functools.partial(loss, config, task), has_aux=True)(params, batch)
 

@@ -144,20 +144,62 @@ PRESETS = {
         },
         tasks=("CartPole-v*", "jax:CartPole-v*"),
     ),
-    "ppo-mujoco": Preset(
-        doc="Tuned for MuJoCo's locomotion: observations and rewards normalised, learning rate annealed.",
+    "ppo-pendulum": Preset(
+        doc="Tuned for Pendulum: a short horizon and a high learning rate.",
+        config={
+            "total_steps": 100_000,
+            "num_envs": 4,
+            "num_steps": 250,
+            "num_minibatches": 20,
+            "learning_rate": 1e-3,
+            "gamma": 0.9,
+        },
+        tasks=("Pendulum-v*", "jax:Pendulum-v*"),
+    ),
+    "ppo-lunarlander": Preset(
+        doc="Tuned for LunarLander: long collections, few epochs, a long horizon.",
+        config={
+            "total_steps": 1_000_000,
+            "num_envs": 16,
+            "num_steps": 625,
+            "num_epochs": 4,
+            "num_minibatches": 100,
+            "gamma": 0.999,
+            "gae_lambda": 0.98,
+            "ent_coef": 0.01,
+        },
+        tasks=("LunarLander-v*",),
+    ),
+    "ppo-halfcheetah": Preset(
+        doc="Tuned for HalfCheetah: normalised, a wide network, a small initial deviation, which keeps it from learning to run on its back.",
         config={
             "total_steps": 1_000_000,
             "num_envs": 8,
             "num_steps": 250,
-            "num_epochs": 10,
+            "num_minibatches": 20,
+            "gamma": 0.98,
+            "gae_lambda": 0.92,
+            "normalise_obs": True,
+            "normalise_reward": True,
+            "hidden": (256, 256),
+            "activation": "relu",
+            "initial_log_std": -1.0,
+        },
+        tasks=("HalfCheetah-v*",),
+    ),
+    "ppo-mujoco": Preset(
+        doc="For MuJoCo's other locomotion tasks: observations and rewards normalised, learning rate annealed.",
+        config={
+            "total_steps": 1_000_000,
+            "num_envs": 8,
+            "num_steps": 250,
             "num_minibatches": 25,
             "normalise_obs": True,
             "normalise_reward": True,
+            "initial_log_std": -1.0,
         },
         tasks=tuple(
-            f"{name}-v*"
-            for name in ("HalfCheetah", "Hopper", "Walker2d", "Ant", "Swimmer", "Humanoid*", "Reacher", "Pusher", "Inverted*Pendulum")
+            f"{name}-v*" for name in ("Hopper", "Walker2d", "Ant", "Swimmer", "Humanoid*", "Reacher", "Pusher", "Inverted*Pendulum")
         ),
     ),
 }
