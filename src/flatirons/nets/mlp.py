@@ -26,9 +26,29 @@ def dense_init(key: Key, num_in: int, num_out: int, *, init: Init = "orthogonal"
     }
 
 
+@jax.custom_jvp
+def product(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x W for `x [rows, in]`, with a weight gradient that is quicker on a CPU.
+
+    That gradient is x^T g, and XLA's CPU products take half as long again with a transposed left side as without. So the rule below gives
+    the derivative in W from x already transposed, behind a barrier that keeps the two from being merged; in value it is the plain one.
+    Forward and reverse differentiation of any order go through it.
+    """
+    return x @ w
+
+
+@product.defjvp
+def _product_jvp(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    x, w = primals
+    x_dot, w_dot = tangents
+    transposed = jax.lax.optimization_barrier(x.T)
+    return product(x, w), product(x_dot, w) + jax.lax.dot_general(transposed, w_dot, (((0,), (0,)), ((), ())))
+
+
 def dense(params: Any, x: Array) -> jax.Array:
     """x W + b for `x [..., in]`."""
-    y = x @ params["w"]
+    on_cpu = jax.default_backend() == "cpu"
+    y = product(jnp.asarray(x), params["w"]) if on_cpu and jnp.ndim(x) == 2 else x @ params["w"]
     return y + jnp.expand_dims(params["b"], tuple(range(y.ndim - 1)))
 
 

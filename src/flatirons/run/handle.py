@@ -122,7 +122,10 @@ class Run:
             checkpoint.save_policy(self.path / folder.POLICY, self.actor, meta)
             return self.path
         found = {**meta, "seconds": sum(self.timing.values()), "timing": self.timing, "best": [None] * self._job.seeds}
-        checkpoint.save(self.path / folder.CHECKPOINTS, self._state, found, step=self.step, keep=self._job.options.keep)
+        protected = {folder.CONFIG: self.path / folder.CONFIG}
+        checkpoint.save(
+            self.path / folder.CHECKPOINTS, self._state, found, step=self.step, keep=self._job.options.keep, extra_files=protected
+        )
         save_policies(self._job, self._state, found, folder.POLICY)
         return self.path
 

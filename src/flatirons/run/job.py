@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import hashlib
+import json
 import math
 import types
 import typing
@@ -16,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatirons import envs, systems
-from flatirons.run import folder
+from flatirons.run import checkpoint, folder
 from flatirons.systems import system_name
 from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, MultiDiscrete, Network, Spec, Task, TimeStep
 
@@ -236,14 +239,53 @@ def slots(job: Job) -> list[Path]:
     return [job.path] if job.seeds == 1 else [job.path / f"seed_{job.seed + i}" for i in range(job.seeds)]
 
 
+def _digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a run's config.json with its own SHA-256 in it."""
+    body = folder.strict({name: value for name, value in record.items() if name != "sha256"})
+    folder.write_json(path / folder.CONFIG, {**body, "sha256": _digest(body)})
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A run's config.json. When it is damaged, or was edited, the copy in the newest checkpoint is used instead, and that is said.
+
+    Raises FlatironsError when there is no good copy either.
+    """
+
+    def verified(record: Any) -> bool:
+        if not isinstance(record, dict):
+            return False
+        body = {name: value for name, value in record.items() if name != "sha256"}
+        return record.get("sha256") == _digest(body)
+
+    if not (path / folder.CONFIG).exists() and not (path / folder.CHECKPOINTS).is_dir():
+        return folder.read_json(path / folder.CONFIG)
+    with contextlib.suppress(FlatironsError):
+        record = folder.read_json(path / folder.CONFIG)
+        if verified(record):
+            return record
+    with contextlib.suppress(FlatironsError, ValueError):
+        data, warnings = checkpoint.load_file(path / folder.CHECKPOINTS, folder.CONFIG)
+        record = json.loads(data)
+        if verified(record):
+            folder.warn(f"{path / folder.CONFIG} does not match its own checksum: damaged or edited; the checkpoint's copy is used instead")
+            for warning in warnings:
+                folder.warn(warning)
+            return record
+    raise FlatironsError(f"{path / folder.CONFIG} is damaged, and no checkpoint has a good copy; take it from a copy of the run folder")
+
+
 def write_records(job: Job) -> None:
     """Write config.json, and that of every seed of a vmapped run."""
-    folder.write_json(job.path / folder.CONFIG, job.recorded)
+    write_record(job.path, job.recorded)
     if job.seeds > 1:
         for i, slot in enumerate(slots(job)):
             slot.mkdir(exist_ok=True)
             alone = {**job.recorded, "seed": job.seed + i, "seeds": 1, "vmapped": False, "part_of": job.path.name}
-            folder.write_json(slot / folder.CONFIG, alone)
+            write_record(slot, alone)
 
 
 def record_budget(job: Job) -> None:
@@ -253,14 +295,14 @@ def record_budget(job: Job) -> None:
         if job.recorded["vmapped"] or job.seeds == 1:
             write_records(job)
         else:
-            folder.write_json(job.path / folder.CONFIG, job.recorded)
+            write_record(job.path, job.recorded)
 
 
 def reopen(path: Path, *, env: Any, network: Any, system: Any, eval_env: Any = None, config: Any = None, acting_only: bool = False) -> Job:
     """The job of a run folder."""
     if not path.is_dir():
         raise FlatironsError(f"there is no run folder {path}; give the --out of a training run")
-    recorded = folder.read_json(path / folder.CONFIG)
+    recorded = read_record(path)
     if recorded.get("part_of") and not acting_only:
         raise FlatironsError(f"{path} is one seed of a run that was trained as one program; resume {path.parent}")
     try:

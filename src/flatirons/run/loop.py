@@ -229,7 +229,8 @@ def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable
         spent = seconds()
         kept = {**timing, "other": timing.get("other", 0.0) + max(0.0, spent - before_seconds - (sum(timing.values()) - accounted))}
         found = {"step": step, "seconds": spent, "timing": kept, "best": best, "system": job.name, "task": task.name, "seed": job.seed}
-        checkpoint.save(job.path / folder.CHECKPOINTS, state, found, step=step, keep=options.keep)
+        protected = {folder.CONFIG: job.path / folder.CONFIG}
+        checkpoint.save(job.path / folder.CHECKPOINTS, state, found, step=step, keep=options.keep, extra_files=protected)
         save_policies(job, state, found, folder.POLICY)
         clocked("checkpoint", since)
 

@@ -39,6 +39,7 @@ from flatirons.run.job import (
     slots,
     state_like,
     system_name,
+    write_record,
     write_records,
 )
 from flatirons.run.loop import Interrupted, Signals, StopTraining, drive, turns_function
@@ -133,7 +134,7 @@ def train(
             if workers > 1:
                 _demand_repeatable(job)
             folder.create(path, overwrite=overwrite)
-            folder.write_json(path / folder.CONFIG, record_of(job, made, vmapped=False))
+            write_record(path, record_of(job, made, vmapped=False))
             keep_task = is_instance(task)
             if not keep_task:
                 made.close()

@@ -171,7 +171,7 @@ PRESETS = {
         tasks=("LunarLander-v*",),
     ),
     "ppo-halfcheetah": Preset(
-        doc="Tuned for HalfCheetah: normalised, a wide network, a small initial deviation, which keeps it from learning to run on its back.",
+        doc="Tuned for HalfCheetah: normalised, a wide network, a small initial deviation, against learning to run on its back.",
         config={
             "total_steps": 1_000_000,
             "num_envs": 8,
