@@ -81,11 +81,15 @@ ActionSpec = Discrete | MultiDiscrete | Box
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Spec:
-    """What a system must know of a task. `obs` is an `ArraySpec` or a (nested) dict of them; its pytree shape is that of obs."""
+    """What a system must know of a task. `obs` is an `ArraySpec` or a (nested) dict of them; its pytree shape is that of obs.
+
+    `frames_per_step` is how many frames of the game one decision lasts, where the task skips frames.
+    """
 
     obs: Any
     action: ActionSpec
     max_episode_steps: int | None = None
+    frames_per_step: int = 1
 
 
 # ------------------------------------------------------------------------------------------------------------- the flow

@@ -191,7 +191,10 @@ def make_atari(
     engine = AtariEngine(games[name], num_envs, chosen)
     shape = (chosen.stack, chosen.height, chosen.width)
     spec = Spec(
-        ArraySpec(shape, "uint8", 0, 255, stack=chosen.stack), Discrete(engine.num_actions), -(-chosen.max_frames // chosen.frameskip)
+        ArraySpec(shape, "uint8", 0, 255, stack=chosen.stack),
+        Discrete(engine.num_actions),
+        -(-chosen.max_frames // chosen.frameskip),
+        chosen.frameskip,
     )
     said = ", ".join(f"{field}={getattr(chosen, field)}" for field in fields)
     notes = (f"vectoriser: ale-py ({engine._env.ale.get_num_envs()} games in C++ threads)", f"preprocessing: {said}")

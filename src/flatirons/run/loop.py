@@ -295,8 +295,10 @@ def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable
                     f"{ruined} became NaN or infinite between decisions {before:_} and {step:_} of {job.path}; the checkpoints before "
                     "it are good: lower the learning rate, or clip the gradient and the rewards"
                 )
+            frames = {"frames": step * task.spec.frames_per_step} if task.spec.frames_per_step > 1 else {}
             rows = [
-                {"step": step, "seconds": round(seconds(), 4), "steps_per_second": round(turns * turn / spent, 1), **row} for row in rows
+                {"step": step, **frames, "seconds": round(seconds(), 4), "steps_per_second": round(turns * turn / spent, 1), **row}
+                for row in rows
             ]
             for log, row in zip(logs, rows, strict=True):
                 log.report(row)
