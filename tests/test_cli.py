@@ -190,6 +190,14 @@ def test_eval_prints_one_json_object(run: Path, capsys: pytest.CaptureFixture[st
     assert f"{result['mean']:.2f}" in capsys.readouterr().out
 
 
+def test_eval_does_not_play_the_episodes_of_the_training(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = []
+    for more in ([], ["--seed", "10003"], ["--seed", "0"]):
+        assert main(["eval", str(run), "--episodes", "8", "--json", *more]) == 0
+        shown.append(json.loads(capsys.readouterr().out)["returns"])
+    assert shown[0] == shown[1] != shown[2]
+
+
 def test_resume_goes_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["resume", str(run), "--total-steps", "704", "--quiet"]) == 0
     assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 704

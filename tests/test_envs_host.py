@@ -390,7 +390,7 @@ def test_atari_lives_final_frames_and_clipping() -> None:
             np.testing.assert_array_equal(after.obs[index], outcome.next_obs[index])
         assert set(outcome.reward.tolist()) <= {-1.0, 0.0, 1.0}
         kept.append((after.obs, after.obs.copy()))
-        games += task.pop_game_returns()
+        games += [score for score, _ in task.pop_games()]
         before = after
     assert all(np.array_equal(shown, copied) for shown, copied in kept)
     assert len(games) >= 2 and 5 * len(games) <= lives < 5 * len(games) + 10
@@ -407,7 +407,7 @@ def test_atari_evaluation_twin_plays_whole_games() -> None:
         outcome, after = task.step(rng.integers(0, 4, 2))
         ended += int(after.first.sum())
         total += float(outcome.reward.sum())
-        games += task.pop_game_returns()
+        games += [score for score, _ in task.pop_games()]
         if after.first.all():
             last = total
     assert ended == len(games) >= 2 and sum(games) <= total and last <= total

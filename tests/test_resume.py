@@ -15,9 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from test_run import CARTPOLE, STUB, assert_equal, go, no_pictures  # noqa: F401
+from test_run import CARTPOLE, STUB, Lengths, assert_equal, go, no_pictures  # noqa: F401
 
 import flatirons as fi
+from flatirons import envs
 from flatirons.run import checkpoint, loop, train
 from flatirons.types import FlatironsError
 
@@ -141,7 +142,50 @@ def test_host_seeds_resume_each(tmp_path):
     assert [run.step for run in fi.resume(group.path, system=STUB, quiet=True).runs] == [64, 64]
 
 
+def test_host_seeds_that_are_there_already_are_passed_over(tmp_path):
+    group = go(tmp_path, "CartPole-v1", seeds=2, total_steps=64, stop_at=32)
+    fi.resume(group.path / "seed_0", system=STUB, quiet=True, stop_at=48)
+    before = (group.path / "seed_0" / "metrics.jsonl").read_bytes()
+    assert [run.step for run in fi.resume(group.path, system=STUB, quiet=True, stop_at=48).runs] == [48, 48]
+    assert (group.path / "seed_0" / "metrics.jsonl").read_bytes() == before
+
+
+def test_an_interrupted_group_names_itself_and_starts_its_later_seeds_warm(tmp_path, monkeypatch):
+    first = go(tmp_path, "CartPole-v1", name="first", total_steps=64)
+    monkeypatch.chdir(tmp_path)
+
+    def interrupt(run: fi.Run, row: dict[str, Any]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        go(tmp_path, "CartPole-v1", name="group", seeds=2, total_steps=64, from_run="first", callbacks=[interrupt])
+    assert str(caught.value).endswith(f"go on with `flatirons resume {tmp_path / 'group'}`") and vars(caught.value)["exit_status"] == 130
+    assert not (tmp_path / "group" / "seed_1").exists()
+    monkeypatch.chdir("/")
+    fi.resume(tmp_path / "group", system=STUB, quiet=True)
+    assert json.loads((tmp_path / "group" / "seed_1" / "config.json").read_text())["from_run"] == str(first.path)
+
+
+def test_an_instance_is_evaluated_on_a_copy_after_a_resume_too(tmp_path):
+    run = go(tmp_path, Lengths(), eval_every=32, eval_episodes=2, stop_at=32)
+    assert fi.resume(run.path, env=Lengths(), system=STUB, quiet=True).step == 64
+    assert len(fi.load(run.path, system=STUB).evaluations) == 2
+
+
 # ----------------------------------------------------------------------------------------------------------------- signals
+
+
+def test_environment_workers_leave_signals_to_the_trainer():
+    task: Any = envs.make("CartPole-v1", 1, vectoriser="processes")
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            task.engine.workers[0].send_signal(number)
+        time.sleep(0.1)
+        outcome, _ = task.step(np.zeros(1, np.int32))
+        assert outcome.reward[0] == 1.0
+    finally:
+        task.close()
+    assert task.engine.workers[0].returncode == 0
 
 
 def child(*arguments: str) -> subprocess.Popen[str]:

@@ -22,7 +22,7 @@ import flatirons as fi
 from flatirons import envs
 from flatirons.data import rollout
 from flatirons.nets.mlp import mlp, mlp_init
-from flatirons.run import evaluate, folder, job, loop, metrics, train
+from flatirons.run import checkpoint, evaluate, folder, job, loop, metrics, train
 from flatirons.run.progress import Progress, breakdown, duration
 from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, MultiDiscrete, Network, Policy, Preset, Spec, config
 
@@ -122,6 +122,10 @@ def assert_equal(a: Any, b: Any) -> None:
 # ----------------------------------------------------------------------------------------------------------------- the door
 
 
+class Slots:
+    __slots__ = ()
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
@@ -147,6 +151,26 @@ def assert_equal(a: Any, b: Any) -> None:
         ({"eval_episodes": 2.5}, "eval_episodes=2.5"),
         ({"from_run": "nowhere"}, "no run folder nowhere"),
         ({"task": gymnasium.make("CartPole-v1"), "num_envs": 2}, "num_envs"),
+        ({"num_envs": 0}, "num_envs=0 would make a turn of stub 0 decisions long; give at least 1"),
+        ({"num_steps": 0}, "num_steps=0 would make a turn of stub 0 decisions long"),
+        ({"num_steps": 0, "num_envs": 0}, "num_envs=0, num_steps=0 would make"),
+        ({"system": "dqn", "train_every": 0}, "train_every=0 would make a turn of dqn 0 decisions long"),
+        ({"env_options": {"seed": 3}}, "seed is no option of the environment, for the run sets it: give --seed"),
+        ({"env_options": {"num_envs": 3}}, "give --num-envs"),
+        ({"env_options": {"training": False}}, "training is no option of the environment"),
+        ({"task": None}, "a NoneType is not a task"),
+        ({"task": 5}, "a int is not a task"),
+        ({"task": Slots()}, "a Slots is not a task"),
+        ({"env_options": {"timeout_s": "abc"}}, "timeout_s is 'abc'"),
+        (
+            {"env_options": {"max_episode_steps": "abc"}},
+            "max_episode_steps='abc' does not fit jax:CartPole-v1: give a whole number or none",
+        ),
+        ({"task": "CartPole-v1", "env_options": {"max_episode_steps": "abc"}}, "max_episode_steps='abc' does not fit CartPole-v1"),
+        ({"task": "Pendulum-v1", "env_options": {"max_episode_steps": 0}}, "Pendulum-v1 does not take these options"),
+        ({"eval_every": 8, "eval_env": "jax:MountainCar-v0"}, "jax:MountainCar-v0 has other observations than jax:CartPole-v1"),
+        ({"task": "CartPole-v1", "seeds": 2, "eval_every": 8, "eval_env": "jax:MountainCar-v0"}, "has other observations than CartPole-v1"),
+        ({"eval_every": 8, "eval_env": "jax:CartPool-v1"}, "CartPole-v1"),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(tmp_path, settings, says):
@@ -155,6 +179,22 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(tmp_path, settings, sa
         fi.train(settings.pop("system"), settings.pop("task"), out=tmp_path / "run", quiet=True, **settings)
     assert says in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_atari_options_of_another_type_are_refused():
+    pytest.importorskip("ale_py")
+    for options, says in (
+        ({"frameskip": "two"}, "frameskip='two' does not fit ALE/Pong-v5: give a whole number"),
+        ({"sticky": "x"}, "a number"),
+    ):
+        with pytest.raises(FlatironsError, match=says):
+            envs.make("ALE/Pong-v5", **options)
+
+
+def test_an_instance_has_its_registered_name_and_a_whole_presets_turn(tmp_path):
+    assert job.name_of_task(gymnasium.make("CartPole-v1")) == "CartPole-v1" and job.name_of_task(Lengths()) == "Lengths"
+    run = fi.train("ppo", gymnasium.make("Pendulum-v1"), out=tmp_path / "run", stop_at=1000, total_steps=2000, quiet=True)
+    assert run.config.num_envs == 1 and run.config.num_steps == 1000 and "Pendulum-v1" in str(folder.default_path("ppo", "Pendulum-v1", 0))
 
 
 def test_system_check_is_asked_before_anything_is_written(tmp_path, monkeypatch):
@@ -333,6 +373,30 @@ def test_endless_episodes_are_cut_and_said_so(monkeypatch, capfd):
     assert "has no time limit, so 5 of 5 episodes were cut at 6 decisions" in capfd.readouterr().err
 
 
+def test_scoring_that_makes_no_headway_ends(monkeypatch):
+    task: Any = envs.make(lambda: Lengths(3), 2, training=False)
+    step, taken = task.step, []
+
+    def counted(action: Any) -> Any:
+        taken.append(action)
+        assert len(taken) < 1000, "it would have gone on for ever"
+        return step(action)
+
+    task.step = counted
+    monkeypatch.setattr(evaluate, "EPISODE_CAP", 6)
+    monkeypatch.setattr(evaluate.np, "flatnonzero", lambda x: np.zeros(0, int))
+    with pytest.raises(FlatironsError, match="18 decisions on Lengths gave 0 of 3 episodes"):
+        evaluate.evaluate(STUB, Config(), task, jnp.zeros(3), 3, 0)
+
+
+def test_evaluation_has_as_many_environments_as_its_own_kind_takes(tmp_path):
+    for task, twin, count in ((CARTPOLE, lambda: Lengths(), 8), (Lengths, None, 8), ("CartPole-v1", CARTPOLE, 20), (CARTPOLE, None, 20)):
+        one = job.Job(STUB, None, Config(), task, {}, twin, 0, 1, tmp_path, job.Options())
+        made = job.evaluation_task(one, 20, 0)
+        assert made.num_envs == count
+        made.close()
+
+
 def test_policy_takes_one_raw_observation(tmp_path):
     run = go(tmp_path)
     action = run.policy([0.1, 0.2, 0.3, 0.4])
@@ -373,6 +437,32 @@ def test_own_environment_instance_and_factory(tmp_path, capsys):
     assert len(fi.load(run.path, env=Lengths, system=STUB).evaluate(9)["returns"]) == 9
     factory = go(tmp_path, Lengths, name="factory", total_steps=64, stop_at=32)
     assert factory.config.num_envs == 2 and fi.resume(factory.path, env=Lengths, system=STUB, quiet=True).step == 64
+
+
+class Counting(Lengths):
+    resets = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.resets += 1
+        return super().reset(seed=seed, options=options)
+
+
+class Single(Lengths):
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise TypeError
+
+
+def test_evaluating_leaves_the_training_instance_alone(tmp_path):
+    plain, watched = Counting(), Counting()
+    go(tmp_path, plain, name="plain")
+    go(tmp_path, watched, name="watched", callbacks=[lambda run, row: run.evaluate(2) and None])
+    assert watched.resets == plain.resets
+    run = go(tmp_path, Single(), name="single")
+    with pytest.raises(FlatironsError, match="cannot be copied for evaluations"):
+        run.evaluate(2)
+    with pytest.raises(FlatironsError, match="cannot be copied for evaluations"):
+        go(tmp_path, Single(), name="never", eval_every=8)
+    assert not (tmp_path / "never").exists() and run.evaluate(2, env=Single())["episodes"] == 2
 
 
 def test_own_system_must_be_passed_again(tmp_path):
@@ -418,6 +508,33 @@ def test_callbacks_see_and_stop(tmp_path, monkeypatch):
         raise fi.StopTraining
 
     assert go(tmp_path, name="raised", callbacks=[stop]).step == 8
+
+
+def test_a_saved_run_keeps_what_it_has_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "REPORT_EVERY", 0.0)
+
+    def saved(run: fi.Run) -> dict[str, Any]:
+        return checkpoint.load_latest(run.path / "checkpoints", run._state).meta
+
+    found = []
+
+    def save(run: fi.Run, row: dict[str, Any]) -> None:
+        run.save()
+        found.append(saved(run))
+
+    run = go(tmp_path, callbacks=[save], total_steps=16, eval_every=8, eval_episodes=1)
+    assert found[0]["step"] == 8 and found[0]["best"] == [None] and found[0]["seconds"] > 0 and "compile" in found[0]["timing"]
+    assert found[1]["best"] == [run.evaluations[0]["mean"]]
+    before = saved(run)
+    run.save()
+    assert saved(run)["best"] == before["best"] != [None] and saved(run)["seconds"] >= before["seconds"]
+
+
+def test_the_first_checkpoint_comes_before_compiling(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "_InGraph", lambda *a: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(MemoryError):
+        go(tmp_path)
+    assert (tmp_path / "run" / "checkpoints" / "latest").exists() or list((tmp_path / "run" / "checkpoints").glob("step_*"))
 
 
 class _Terminal(io.StringIO):
@@ -524,6 +641,34 @@ def test_warm_start(tmp_path):
     assert start._state.updates == 2
     with pytest.raises(FlatironsError, match=r"params of .* do not fit"):
         go(tmp_path, name="third", widths=(7,), from_run=first.path)
+
+
+def test_warm_start_takes_what_dqn_learned_and_not_its_progress(tmp_path):
+    settings = {
+        "num_envs": 2, "train_every": 8, "gradient_steps": 2, "batch_size": 4, "buffer_size": 64, "learning_starts": 16, "hidden": (8,),
+        "total_steps": 320, "quiet": True,
+    }  # fmt: skip
+    first = fi.train("dqn", CARTPOLE, out=tmp_path / "first", epsilon_steps=100, **settings)
+    second = fi.train("dqn", CARTPOLE, out=tmp_path / "second", stop_at=8, from_run=first.path, epsilon_steps=100, **settings)
+    alone = fi.train("dqn", CARTPOLE, out=tmp_path / "alone", stop_at=8, epsilon_steps=100, **settings)
+    assert_equal((second._state.params, second._state.target), (first._state.params, first._state.target))
+    assert_equal((second._state.turns, second._state.epsilon), (alone._state.turns, alone._state.epsilon))
+    assert first._state.epsilon < alone._state.epsilon
+
+
+def test_warm_start_keeps_ppos_moments_for_another_number_of_environments(tmp_path):
+    small = {**PPO, "total_steps": 320, "quiet": True, "normalise_obs": True, "normalise_reward": True}
+    first = fi.train("ppo", CARTPOLE, out=tmp_path / "first", **small)
+    second = fi.train("ppo", CARTPOLE, out=tmp_path / "second", stop_at=64, from_run=first.path, **{**small, "num_envs": 4})
+    seen = [
+        [moments.count for moments in (jax.tree.leaves(s.obs, is_leaf=lambda x: hasattr(x, "m2"))[0], s.reward)]
+        for s in (first._state.normaliser, second._state.normaliser)
+    ]
+    assert seen == [[320.0, 320.0], [384.0, 384.0]] and second._state.normaliser.discounted.shape == (4,)
+    for change in ({"normalise_obs": False}, {"hidden": (9,)}):
+        with pytest.raises(FlatironsError, match="do not fit ppo with these settings"):
+            fi.train("ppo", CARTPOLE, out=tmp_path / "third", from_run=first.path, **{**small, **change})
+    assert not (tmp_path / "third").exists()
 
 
 # ------------------------------------------------------------------------------------------------------------ PPO and DQN

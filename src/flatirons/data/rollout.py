@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +101,15 @@ def act(
     return key, action, carry, extras
 
 
+@runtime_checkable
+class KeepsScore(Protocol):
+    """A host task whose games go on behind the episodes and rewards that it hands out (Atari: lost lives, clipped rewards)."""
+
+    def pop_games(self) -> list[tuple[float, int]]:
+        """(raw score, decisions) of the whole games finished since the last call."""
+        ...
+
+
 class HostRun:
     """What the rollouts of one host task keep between them: episode sums so far, and where the time went (seconds)."""
 
@@ -108,6 +117,16 @@ class HostRun:
         self.returns = np.zeros(num_envs)
         self.lengths = np.zeros(num_envs, np.int64)
         self.seconds = {"environment": 0.0, "inference": 0.0}
+        self._acting_for: tuple[Any, PolicyFunction] | None = None
+        self._acting: Callable[..., Any] = act
+
+    def acting(self, policy: PolicyFunction, task: HostTask, config: Any) -> Callable[..., tuple[Key, Any, Any, Any]]:
+        """`(actor, key, timestep, carry) -> (next key, action, carry, extras)`, compiled once for one Config object, whose numbers are
+        constants in it: handing a dozen of them over costs a fifth of a small network's decision."""
+        if self._acting_for is None or self._acting_for[0] is not config or self._acting_for[1] is not policy:
+            self._acting_for = (config, policy)
+            self._acting = jax.jit(functools.partial(act.__wrapped__, policy, task, False, config))
+        return self._acting
 
 
 def host_run(task: HostTask) -> HostRun:
@@ -127,9 +146,10 @@ def _on_host(
     count, return_sum, length_sum = 0, 0.0, 0
     timestep = task.current
     clock = time.perf_counter
+    acting = kept.acting(policy, task, config)
     for _ in range(num_steps):
         t0 = clock()
-        key, action, carry, extras = act(policy, task, False, config, actor, key, timestep, carry)
+        key, action, carry, extras = acting(actor, key, timestep, carry)
         action = np.asarray(action)  # waits for the device
         t1 = clock()
         outcome, following = task.step(action)
@@ -158,6 +178,9 @@ def _on_host(
             kept.returns[ended] = 0.0
             kept.lengths[ended] = 0
         timestep = following
+    if isinstance(task, KeepsScore):
+        games = task.pop_games()
+        count, return_sum, length_sum = len(games), sum(score for score, _ in games), sum(length for _, length in games)
     # np.stack copies into fresh memory: what a compiled update reads is never written again (docs/determinism.md).
     trajectory = jax.tree.map(lambda *xs: np.stack([np.asarray(x) for x in xs]), *rows)
     return Collector(key, (), carry, (), ()), trajectory, Episodes(np.int32(count), np.float32(return_sum), np.int32(length_sum))

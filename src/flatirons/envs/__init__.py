@@ -10,7 +10,9 @@ import contextlib
 import dataclasses
 import difflib
 import importlib
+import numbers
 import re
+import typing
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -65,9 +67,9 @@ def make(
         raise FlatironsError(f"num_envs is {num_envs!r}; it is a whole number from 1 up")
     if vectoriser not in VECTORISERS:
         raise FlatironsError(
-            f"the vectoriser {vectoriser!r} is unknown{_nearest(vectoriser, VECTORISERS)}; there are {', '.join(VECTORISERS)}"
+            f"the vectoriser {vectoriser!r} is unknown{_nearest(str(vectoriser), VECTORISERS)}; there are {', '.join(VECTORISERS)}"
         )
-    if timeout_s is not None and not timeout_s > 0:
+    if not _fits(float | None, timeout_s) or (timeout_s is not None and not timeout_s > 0):
         raise FlatironsError(f"timeout_s is {timeout_s!r}; it is a number of seconds above 0, or None to wait for ever")
     if not isinstance(task, str):
         return _from_object(task, num_envs, seed, vectoriser, timeout_s, options)
@@ -83,10 +85,11 @@ def make(
         return make_envpool(rest, num_envs, seed=seed, timeout_s=timeout_s, **options)
     if task.startswith("ALE/"):
         _import("ale_py")
-        from flatirons.envs.atari import make_atari
+        from flatirons.envs.atari import AtariOptions, make_atari
 
         if vectoriser != "auto":
             raise FlatironsError(f"{task} is stepped by ale-py's own vector environment; leave the vectoriser at 'auto'")
+        _demand_types(task, typing.get_type_hints(AtariOptions), options)
         return make_atari(task, num_envs, seed=seed, training=training, timeout_s=timeout_s, **options)
     return _from_gymnasium(task, num_envs, seed, vectoriser, timeout_s, options)
 
@@ -126,6 +129,29 @@ def _unknown(task: str) -> FlatironsError:
     return FlatironsError(f"the task {task!r} is unknown{offer}")
 
 
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether `value` is of one of the plain types in `hint`; any value is of another type."""
+    kinds = typing.get_args(hint) or (hint,)
+    if not {int, float, bool, str, type(None)}.issuperset(kinds):
+        return True
+    whole, number = (isinstance(value, kind) and not isinstance(value, bool) for kind in (numbers.Integral, numbers.Real))
+    plain = tuple(kind for kind in kinds if kind not in (int, float))
+    return (
+        isinstance(value, plain) or (int in kinds and whole) or (float in kinds and number) or (bool in kinds and whole and value in (0, 1))
+    )
+
+
+def _demand_types(task: str, hints: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Raises FlatironsError for an option of another type than its hint's. What has no hint is somebody else's to judge."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "none"}
+    for name, value in options.items():
+        if not _fits(hints.get(name, object), value):
+            hint = hints[name]
+            raise FlatironsError(
+                f"{name}={value!r} does not fit {task}: give {' or '.join(words[kind] for kind in typing.get_args(hint) or (hint,))}"
+            )
+
+
 def _missing(task: str, module: str) -> FlatironsError:
     extra = _EXTRAS.get(module.split(".")[0])
     line = f"pip install 'flatirons[{extra}]'" if extra else f"pip install {module.split('.')[0]}"
@@ -149,6 +175,7 @@ def _in_graph(task: str, prefix: str, name: str, num_envs: int, options: dict[st
     if prefix == "pgx":
         from flatirons.envs import minatar
 
+        _demand_types(task, typing.get_type_hints(minatar.make), options)
         try:
             env: Any = minatar.make(name, **options)
         except TypeError as error:
@@ -164,6 +191,7 @@ def _in_graph(task: str, prefix: str, name: str, num_envs: int, options: dict[st
             for option in options:
                 if option not in fields:
                     raise FlatironsError(f"{task} has no option {option!r}{_nearest(option, fields)}; it has {', '.join(fields) or 'none'}")
+            _demand_types(task, typing.get_type_hints(type(env)), options)
             env = dataclasses.replace(env, **options)
     return InGraph(env, num_envs, task)
 
@@ -227,6 +255,7 @@ def _from_gymnasium(task: str, num_envs: int, seed: int, vectoriser: str, timeou
         raise FlatironsError(f"the task {task!r} names the module {error.name}, which is not installed") from None
     except (gymnasium.error.UnregisteredEnv, gymnasium.error.Error):
         raise _unknown(task) from None
+    _demand_types(task, {"max_episode_steps": int | None, "render_mode": str | None}, options)
     render = {"render_mode": options.pop("render_mode")} if options.get("render_mode") is not None else {}
     options.pop("render_mode", None)
 
@@ -246,6 +275,11 @@ def _from_gymnasium(task: str, num_envs: int, seed: int, vectoriser: str, timeou
             raise FlatironsError(f"{task} does not take these options: {error}") from None
         except (gymnasium.error.Error, ImportError) as error:
             raise FlatironsError(f"{task} cannot be made: {' '.join(str(error).split())}") from None
+        except Exception as error:
+            # A simulator has its own ways to fail on a value that makes no sense to it.
+            if not options or isinstance(error, FlatironsError):
+                raise
+            raise FlatironsError(f"{task} does not take these options: {type(error).__name__}: {' '.join(str(error).split())}") from None
 
     cartpole = None
     if spec.entry_point == "gymnasium.envs.classic_control.cartpole:CartPoleEnv" and not render:

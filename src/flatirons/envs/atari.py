@@ -53,7 +53,7 @@ class AtariOptions:
 class AtariEngine:
     """ale-py's vector environment under a `HostBatch`, with life and reward handling of our own.
 
-    `game_returns` collects the raw score of every finished game (whole games, unclipped, whatever the learner sees).
+    `games` collects the raw score and the length in decisions of every finished game (whole and unclipped, whatever the learner sees).
     """
 
     def __init__(self, game: str, num_envs: int, options: AtariOptions) -> None:
@@ -79,7 +79,8 @@ class AtariEngine:
             reward_clipping=False,
         )
         self.num_actions = int(self._env.single_action_space.n)
-        self.game_returns: list[float] = []
+        self.games: list[tuple[float, int]] = []
+        self._length = np.zeros(num_envs, np.int64)
         self._score = np.zeros(num_envs)
         self._lives = np.zeros(num_envs, np.int32)
         self._pictures = np.full(num_envs, options.stack)
@@ -90,6 +91,7 @@ class AtariEngine:
         given = np.asarray([-1 if seed is None else seed for seed in seeds])
         obs, info = self._env.reset(seed=given)
         self._score[:] = 0
+        self._length[:] = 0
         self._lives = np.array(info["lives"])
         # A game's own first stack is zeros and one picture already, so there is nothing to hide.
         self._pictures[:] = self._options.stack
@@ -104,6 +106,7 @@ class AtariEngine:
         ended = terminated | truncated
         lives = np.array(info["lives"])
         self._score += raw
+        self._length += 1
         # Pictures of the life before do not belong to this episode; replay, which stores each picture once, could not rebuild them.
         self._pictures = np.minimum(self._pictures + 1, stack)
         young = self._pictures < stack
@@ -118,8 +121,9 @@ class AtariEngine:
                 final[index] = final_obs[index]
                 final[index, : stack - self._pictures[index]] = 0
                 self._pictures[index] = stack
-                self.game_returns.append(float(self._score[index]))
+                self.games.append((float(self._score[index]), int(self._length[index])))
             self._score[ended] = 0
+            self._length[ended] = 0
         if self._options.episodic_life:
             lost = (lives < self._lives) & ~ended
             if lost.any():
@@ -156,10 +160,10 @@ class AtariBatch(HostBatch):
 
     engine: AtariEngine
 
-    def pop_game_returns(self) -> list[float]:
-        """The raw scores of the whole games finished since the last call, in the order in which they ended."""
-        returns, self.engine.game_returns = self.engine.game_returns, []
-        return returns
+    def pop_games(self) -> list[tuple[float, int]]:
+        """(raw score, decisions) of the whole games finished since the last call, in the order in which they ended."""
+        games, self.engine.games = self.engine.games, []
+        return games
 
 
 def make_atari(

@@ -30,7 +30,12 @@ from flatirons.envs import spaces
 from flatirons.envs.host import EnvFault, Leaves, Rows, Stepped, quiet_mujoco, unwrap
 from flatirons.types import Box, Discrete, FlatironsError, MultiDiscrete, Spec
 
-_START = "import json, sys; a = json.loads(sys.argv[1]); sys.path[:] = a['path']; from flatirons.envs.worker import main; main(a)"
+# A group's SIGINT or SIGTERM is the trainer's to answer, from a worker's first moment: it saves, then closes the sockets. SIGTERM gets a
+# handler, for "ignore" would be inherited by a simulator's own processes, which it could then not end.
+_START = (
+    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, lambda *_: None); "
+    "import json, sys; a = json.loads(sys.argv[1]); sys.path[:] = a['path']; from flatirons.envs.worker import main; main(a)"
+)
 START_LIMIT_S = 180.0
 
 
@@ -248,7 +253,6 @@ class _Noting(Rows):
 
 def main(about: dict[str, Any]) -> None:
     """What a worker does until its parent closes the socket."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(faulthandler, "register"):
         faulthandler.register(signal.SIGUSR1, all_threads=True)
     connection = socket.socket(fileno=about["socket"])

@@ -411,7 +411,7 @@ def evaluate(arguments: list[str]) -> int:
     parser = _parser("eval", "Score a run's policy, acting greedily, on an environment of its own.")
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("--episodes", type=_whole, default=20, metavar="INT", help="episodes (default: 20)")
-    parser.add_argument("--seed", type=_whole, default=0, metavar="INT", help="seed of the evaluation (default: 0)")
+    parser.add_argument("--seed", type=_whole, metavar="INT", help="seed of the evaluation (default: 10_000 + the run's seed)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     chosen = parser.parse(arguments)
     if chosen.episodes < 1:

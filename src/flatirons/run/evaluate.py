@@ -30,7 +30,7 @@ def evaluate(system: Any, config: Any, task: Task, actor: Any, episodes: int, se
     Every environment gives a number of episodes fixed beforehand, so that short episodes do not count for more. Observation moments are
     part of the actor and stay as they are. Returns {"system", "task", "episodes", "mean", "std", "min", "max", "returns", "lengths"}:
     undiscounted returns, lengths in decisions, std over episodes (population). Deterministic for a seed, as far as the environment is.
-    Raises FlatironsError when episodes < 1, or when the task is a host's that faults.
+    Raises FlatironsError when episodes < 1, or when the task is a host's that faults or whose episodes do not end.
     """
     if episodes < 1:
         raise FlatironsError(f"episodes is {episodes}: give at least 1")
@@ -107,7 +107,7 @@ def _on_host(
     counting = np.ones(num_envs, bool)
     key = jax.random.key(seed)
     carry = policy(config, task, actor, greedy=True).reset(num_envs)
-    timestep, resets = task.reset(seed), 0
+    timestep, resets, steps = task.reset(seed), 0, 0
     while True:
         missing = [len(found[i]) < wanted[i] for i in range(num_envs)]
         if not any(missing):
@@ -116,6 +116,13 @@ def _on_host(
             resets += 1
             timestep = task.reset(seed + resets)
             counting[:], returns[:], lengths[:] = True, 0.0, 0
+        # At least one episode that still counts grows with every step, and none grows past the cap.
+        if steps >= episodes * cap:
+            raise FlatironsError(
+                f"{steps:_} decisions on {task.name} gave {sum(map(len, found))} of {episodes} episodes, though none lasts over {cap:_}; "
+                "check the environment with `flatirons check`"
+            )
+        steps += 1
         key, action, carry, _ = rollout.act(policy, task, True, config, actor, key, timestep, carry)
         outcome, timestep = task.step(np.asarray(action))
         returns += outcome.reward

@@ -14,7 +14,7 @@ import numpy as np
 
 from flatirons.data import rollout
 from flatirons.run import checkpoint, evaluate, folder
-from flatirons.run.job import Job, acting_task, is_instance, on_device, slots
+from flatirons.run.job import Job, acting_task, evaluation_task, is_instance, on_device, slots
 from flatirons.systems import system_name
 from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, TimeStep
 
@@ -35,6 +35,7 @@ class Run:
         self._job = job
         self._actor = actor
         self._state: Any = None
+        self._facts: dict[str, Any] = {}
         self._acting: Any = None
         self._carry: Any = None
         self._key: Any = None
@@ -92,7 +93,8 @@ class Run:
     def evaluate(self, episodes: int = 20, seed: int | None = None, *, env: Any = None) -> Any:
         """Score the policy on episodes of its own; see `flatirons.run.evaluate.evaluate`. seed defaults to 10_000 + the run's seed.
 
-        With several seeds: a list, one result per seed. `env` replaces the task of the run.
+        With several seeds: a list, one result per seed. `env` replaces the task of the run. An environment that was passed to `train` is
+        copied, so that a callback may evaluate; raises FlatironsError where it cannot be.
         """
         if self._job.seeds > 1:
             return [run.evaluate(episodes, seed, env=env) for run in self.runs]
@@ -103,12 +105,11 @@ class Run:
         if source is None:
             raise FlatironsError(f"{self.path} was trained on an environment of your own ({job.recorded['own_env']}); pass env=... again")
         chosen = 10_000 + self.seed if seed is None else seed
-        count = 1 if is_instance(source) else evaluate.envs_for(episodes, in_graph=job.recorded["in_graph"])
-        task = job.make(count, seed=chosen, training=False)
+        task = evaluation_task(job, episodes, chosen)
         try:
             return evaluate.evaluate(self.system, on_device(self.config), task, self.actor, episodes, chosen)
         finally:
-            if not is_instance(source):
+            if not is_instance(job.eval_source):
                 task.close()
 
     def save(self) -> Path:
@@ -121,7 +122,7 @@ class Run:
         if self._state is None:
             checkpoint.save_policy(self.path / folder.POLICY, self.actor, meta)
             return self.path
-        found = {**meta, "seconds": sum(self.timing.values()), "timing": self.timing, "best": [None] * self._job.seeds}
+        found = {**meta, **self._facts}
         protected = {folder.CONFIG: self.path / folder.CONFIG}
         checkpoint.save(
             self.path / folder.CHECKPOINTS, self._state, found, step=self.step, keep=self._job.options.keep, extra_files=protected

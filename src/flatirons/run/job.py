@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import difflib
 import hashlib
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatirons import envs, systems
-from flatirons.run import checkpoint, folder
+from flatirons.run import checkpoint, evaluate, folder
 from flatirons.systems import system_name
 from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, MultiDiscrete, Network, Spec, Task, TimeStep
 
@@ -33,6 +34,14 @@ class Options:
     checkpoint_every: int | None = None
     keep: int = 3
     tensorboard: bool = False
+
+
+_SET_BY_THE_RUN = {
+    "seed": "give --seed (seed=... in Python)",
+    "num_envs": "give --num-envs (num_envs=... in Python)",
+    "training": "leave it out (evaluations get raw rewards by themselves; --seed and --num-envs are what can be chosen)",
+    "task": "name the task after the system",
+}
 
 
 @dataclasses.dataclass
@@ -61,9 +70,42 @@ class Job:
         return system_name(self.system)
 
     def make(self, num_envs: int, *, seed: int, training: bool) -> Task:
-        """The task of the run, or its evaluation twin."""
+        """The task of the run, or its evaluation twin. An environment that exists already is copied for its twin, so that evaluating never
+        disturbs the training. Raises FlatironsError where it cannot be copied."""
+        for name, instead in _SET_BY_THE_RUN.items():
+            if name in self.env_options:
+                raise FlatironsError(f"{name} is no option of the environment, for the run sets it: {instead}")
         source = self.source if training or self.eval_source is None else self.eval_source
+        if not training and self.eval_source is None and is_instance(source):
+            try:
+                source = copy.deepcopy(source)
+            except Exception:
+                raise FlatironsError(
+                    "this environment cannot be copied for evaluations; pass a function that makes one, or another to evaluate on"
+                ) from None
         return envs.make(source, num_envs, seed=seed, training=training, **self.env_options)
+
+
+def evaluation_task(job: Job, episodes: int, seed: int) -> Task:
+    """The evaluation twin, with as many environments as suit what it is: it may be in-graph where the training is not."""
+    if is_instance(job.source if job.eval_source is None else job.eval_source):
+        return job.make(1, seed=seed, training=False)
+    made = job.make(evaluate.envs_for(episodes, in_graph=False), seed=seed, training=False)
+    wanted = evaluate.envs_for(episodes, in_graph=made.in_graph)
+    if made.num_envs != wanted:
+        made.close()
+        made = job.make(wanted, seed=seed, training=False)
+    return made
+
+
+def demand_same_spaces(made: Task, twin: Task) -> None:
+    """Raises FlatironsError where a policy of `made` cannot act in `twin`."""
+    for what, ours, theirs in (("observations", made.spec.obs, twin.spec.obs), ("actions", made.spec.action, twin.spec.action)):
+        if ours != theirs:
+            raise FlatironsError(
+                f"the evaluation environment {twin.name} has other {what} than {made.name}: {theirs} where the run has {ours}; "
+                "evaluate on one with the same spaces"
+            )
 
 
 # --------------------------------------------------------------------------------------------------------------- the door
@@ -142,6 +184,15 @@ def demand_divides(name: str, steps: Any, config: Any, system: Any) -> int:
     if not whole:
         raise FlatironsError(f"{name}={steps!r} is not a whole number of decisions")
     turn = system.steps_per_turn(config)
+    if turn < 1:
+        small = {f.name: 1 for f in dataclasses.fields(config) if type(value := getattr(config, f.name)) is int and value < 1}
+        guilty = [
+            name
+            for name in small
+            if system.steps_per_turn(dataclasses.replace(config, **{n: one for n, one in small.items() if n != name})) < 1
+        ]
+        said = ", ".join(f"{n}={getattr(config, n)}" for n in guilty or small)
+        raise FlatironsError(f"{said} would make a turn of {system_name(system)} {turn} decisions long; give at least 1")
     if steps < 1 or steps % turn:
         low = steps // turn * turn
         choices = " or ".join(f"{n:_}" for n in (low, low + turn) if n > 0)
@@ -150,13 +201,12 @@ def demand_divides(name: str, steps: Any, config: Any, system: Any) -> int:
 
 
 def name_of_task(source: Any) -> str:
-    """What a task is called before it is made: its name, or that of its class or factory."""
+    """What a task is called before it is made: its name or registered id, or the name of its class or factory."""
     if isinstance(source, str):
         return source
-    spec = vars(source).get("spec")
-    return (
-        spec.id if spec is not None and hasattr(spec, "id") else (source if hasattr(source, "__qualname__") else type(source)).__qualname__
-    )
+    if is_instance(source):
+        return source.spec.id if source.spec is not None else type(source.unwrapped).__qualname__
+    return (source if hasattr(source, "__qualname__") else type(source)).__qualname__
 
 
 def is_instance(source: Any) -> bool:
@@ -229,7 +279,7 @@ def record_of(job: Job, made: Task, *, vmapped: bool) -> dict[str, Any]:
         "total_steps": job.config.total_steps,
         "config": settings,
         "options": dataclasses.asdict(job.options),
-        "from_run": None if job.from_run is None else str(job.from_run),
+        "from_run": None if job.from_run is None else str(job.from_run.absolute()),
         **folder.surroundings(),
     }
 
@@ -332,7 +382,7 @@ def reopen(path: Path, *, env: Any, network: Any, system: Any, eval_env: Any = N
         options = Options(**recorded["options"])
         return Job(
             system, recorded["preset"], config, source, dict(recorded["env_options"]), eval_source, recorded["seed"], recorded["seeds"],
-            path, options, quiet=True, recorded=recorded,
+            path, options, quiet=True, recorded=recorded, from_run=None if recorded["from_run"] is None else Path(recorded["from_run"]),
         )  # fmt: skip
     except (KeyError, TypeError, AttributeError, ValueError):
         raise FlatironsError(f"{path / folder.CONFIG} is damaged or of another version; take it from a copy of the run folder") from None

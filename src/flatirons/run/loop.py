@@ -22,7 +22,7 @@ from flatirons.core import trees
 from flatirons.data import rollout
 from flatirons.run import checkpoint, evaluate, folder, metrics
 from flatirons.run.handle import Run, save_policies
-from flatirons.run.job import Job, init_function, is_instance, on_device, seed_keys, slots, strong
+from flatirons.run.job import Job, init_function, on_device, seed_keys, slots, strong
 from flatirons.run.progress import Progress, breakdown, duration
 from flatirons.types import FlatironsError, Task
 
@@ -44,7 +44,7 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, signal_number: int, path: Path, step: int | None = None):
         saved = "each seed is saved" if step is None else f"saved at {step:_} decisions"
         super().__init__(f"stopped by {signal.Signals(signal_number).name}, {saved}; go on with `flatirons resume {path}`")
-        self.exit_status = 128 + signal_number
+        self.signal_number, self.exit_status = signal_number, 128 + signal_number
 
 
 # --------------------------------------------------------------------------------------------------------------- the engines
@@ -201,8 +201,9 @@ def _is_due(every: int | None, before: int, now: int) -> bool:
     return every is not None and before // every < now // every
 
 
-def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable[[Any], Any] | None) -> Run:
-    """Train from `state` (None: from the start) to the end, the stop or a signal; `meta` is the checkpoint's."""
+def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable[[Any], Any] | None, eval_task: Task | None = None) -> Run:
+    """Train from `state` (None: from the start) to the end, the stop or a signal; `meta` is the checkpoint's. `eval_task` is the
+    evaluation twin, where the options ask for evaluations; both tasks stay their owner's to close."""
     system, options = job.system, job.options
     turn = system.steps_per_turn(job.config)
     step: int = meta.get("step", 0)
@@ -215,7 +216,6 @@ def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable
     logs = [metrics.Log(slot, tensorboard=options.tensorboard) for slot in slots(job)]
     began = time.perf_counter()
     accounted = sum(timing.values())
-    eval_task: Task | None = None
     finite = jax.jit(trees.all_finite)
 
     def clocked(name: str, since: float) -> None:
@@ -224,22 +224,22 @@ def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable
     def seconds() -> float:
         return before_seconds + time.perf_counter() - began
 
-    def save() -> None:
-        since = time.perf_counter()
+    def facts() -> dict[str, Any]:
         spent = seconds()
         kept = {**timing, "other": timing.get("other", 0.0) + max(0.0, spent - before_seconds - (sum(timing.values()) - accounted))}
-        found = {"step": step, "seconds": spent, "timing": kept, "best": best, "system": job.name, "task": task.name, "seed": job.seed}
+        return {"seconds": spent, "timing": kept, "best": list(best)}
+
+    def save() -> None:
+        since = time.perf_counter()
+        found = {"step": step, "system": job.name, "task": task.name, "seed": job.seed, **facts()}
         protected = {folder.CONFIG: job.path / folder.CONFIG}
         checkpoint.save(job.path / folder.CHECKPOINTS, state, found, step=step, keep=options.keep, extra_files=protected)
         save_policies(job, state, found, folder.POLICY)
         clocked("checkpoint", since)
 
     def evaluate_now() -> None:
-        nonlocal eval_task
         since = time.perf_counter()
-        if eval_task is None:
-            count = evaluate.envs_for(options.eval_episodes, in_graph=task.in_graph)
-            eval_task = job.make(1 if is_instance(job.eval_source) else count, seed=EVALUATION_SEED + job.seed, training=False)
+        assert eval_task is not None
         for i, log in enumerate(logs):
             actor = system.actor(state)
             if job.seeds > 1:
@@ -261,7 +261,6 @@ def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable
         progress = stack.enter_context(Progress(title, total=job.config.total_steps, start=step, quiet=job.quiet))
         for log in logs:
             stack.callback(log.close)
-        stack.callback(lambda: eval_task.close() if eval_task is not None and not is_instance(job.eval_source) else None)
         if state is None:
             since = time.perf_counter()
             # `init` runs once, so its compiler is told to hurry: half the time for PPO on CartPole.
@@ -271,14 +270,14 @@ def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable
                 state = warm(state)
             jax.block_until_ready(state)
             clocked("compile", since)
+        if step == 0:
+            # So that a run killed in its first minute, which compiling may well take, resumes instead of failing.
+            save()
         engine: _Engine = (
             _InGraph(job, task, config, state, timing)
             if task.in_graph
             else _Host(job, task, config, timing, lambda: signals.caught is not None)
         )
-        if step == 0:
-            # So that a run killed in its first minute resumes instead of failing.
-            save()
         last_saved, last_saved_step = time.perf_counter(), step
         while step < end and signals.caught is None and not stopped_by_callback:
             due = [end, *((step // every + 1) * every for every in (options.eval_every, options.checkpoint_every) if every)]
@@ -304,7 +303,8 @@ def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable
                 log.report(row)
             shown = rows[0] if len(rows) == 1 else _mean_row(rows)
             progress.update(step, shown)
-            run._state, run.step = state, step
+            run._state, run.step, run._facts = state, step, facts()
+            run.timing = run._facts["timing"]
             stopped_by_callback = _call(job.callbacks, run, shown)
             if _is_due(options.eval_every, before, step) or (options.eval_every is not None and step >= job.config.total_steps):
                 evaluate_now()
@@ -317,7 +317,7 @@ def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable
         run._state, run.step = state, step
         whole = seconds()
         timing["other"] = timing.get("other", 0.0) + max(0.0, whole - before_seconds - (sum(timing.values()) - accounted))
-        run.timing = timing
+        run.timing, run._facts = timing, {"seconds": whole, "timing": timing, "best": best}
         finished = step >= job.config.total_steps
         summary = {"step": step, "finished": finished, "seconds": whole, "timing": timing, "best": best}
         for i, slot in enumerate(slots(job)):

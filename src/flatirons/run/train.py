@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import dataclasses
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import GetAttrKey
 
 from flatirons import systems
 from flatirons.run import checkpoint, folder, metrics, resources
@@ -29,6 +31,8 @@ from flatirons.run.job import (
     check_options,
     choose,
     demand_divides,
+    demand_same_spaces,
+    evaluation_task,
     is_instance,
     make_config,
     name_of_task,
@@ -42,14 +46,17 @@ from flatirons.run.job import (
     write_record,
     write_records,
 )
-from flatirons.run.loop import Interrupted, Signals, StopTraining, drive, turns_function
-from flatirons.types import FlatironsError, Network
+from flatirons.run.loop import EVALUATION_SEED, Interrupted, Signals, StopTraining, drive, turns_function
+from flatirons.types import FlatironsError, Network, Task
 
 __all__ = ["Interrupted", "Run", "StopTraining", "load", "resume", "train", "turns_function"]
 
 HOST_NOTE = (
     "this environment's inner state cannot be saved: on resume the running episodes are cut as truncated and left out of the statistics"
 )
+
+PROGRESS = frozenset(("collector", "key", "updates", "turns", "replay", "opt_state", "epsilon", "discounted"))
+"""Fields of a State, at any depth, that tell how far a run is and not what it learned: a warm start leaves them fresh."""
 
 
 # ------------------------------------------------------------------------------------------------------------------ train
@@ -101,6 +108,9 @@ def train(
     if preset is not None:
         notes.append(f"preset: {preset}")
     if is_instance(task) and "num_envs" not in config:
+        if "num_steps" in settings and "num_steps" not in config:
+            # A turn as long as the preset's, which its minibatches divide.
+            settings["num_steps"] *= settings.get("num_envs", 1)
         settings["num_envs"] = 1
         notes.append("one environment was passed, so num_envs is 1 (pass a function that makes one for more)")
     chosen = make_config(module, {**settings, **config})
@@ -108,51 +118,63 @@ def train(
     demand_divides("total_steps", chosen.total_steps, chosen, module)
     if stop_at is not None:
         stop_at = demand_divides("stop_at", stop_at, chosen, module)
-    if is_instance(task) and eval_env is None and eval_every is not None:
-        try:
-            eval_env = copy.deepcopy(task)
-        except Exception:
-            raise FlatironsError(
-                "this environment cannot be copied for evaluations; pass a function that makes one, or eval_env=..."
-            ) from None
     path = Path(out) if out is not None else folder.default_path(preset or system_name(module), name_of_task(task), int(seed))
     job = Job(
         module, preset, chosen, task, dict(env_options or {}), eval_env, int(seed), int(seeds), path, options,
         quiet=quiet, callbacks=tuple(callbacks), stop_at=stop_at, from_run=None if from_run is None else Path(from_run),
     )  # fmt: skip
     enable_compilation_cache()
-    made = job.make(chosen.num_envs, seed=job.seed, training=True)
-    keep_task = False
-    try:
-        module.check(chosen, made)
-        if tensorboard:
-            metrics.demand_tensorboard()
-        notes += made.notes
-        if not made.in_graph:
-            notes.append(HOST_NOTE)
-        if seeds > 1 and not made.in_graph:
-            if workers > 1:
-                _demand_repeatable(job)
+    with contextlib.ExitStack() as evaluating:
+        # First, so that an environment which exists already is copied as it was passed.
+        eval_task = evaluating.enter_context(_evaluation(job))
+        made = job.make(chosen.num_envs, seed=job.seed, training=True)
+        keep_task = False
+        try:
+            module.check(chosen, made)
+            if eval_task is not None:
+                demand_same_spaces(made, eval_task)
+            if tensorboard:
+                metrics.demand_tensorboard()
+            notes += made.notes
+            if not made.in_graph:
+                notes.append(HOST_NOTE)
+            if seeds > 1 and not made.in_graph:
+                if workers > 1:
+                    _demand_repeatable(job)
+                folder.create(path, overwrite=overwrite)
+                write_record(path, record_of(job, made, vmapped=False))
+                keep_task = is_instance(task)
+                if not keep_task:
+                    made.close()
+                evaluating.close()
+                folder.say(notes, quiet=quiet)
+                return _train_each(job, workers=workers)
+            like = state_like(job, made)
+            _demand_room(job, like)
+            warm = None if job.from_run is None else _warm_start(job, like)
             folder.create(path, overwrite=overwrite)
-            write_record(path, record_of(job, made, vmapped=False))
-            keep_task = is_instance(task)
-            if not keep_task:
+            job.recorded = record_of(job, made, vmapped=seeds > 1)
+            write_records(job)
+            which = f"seed {job.seed}{f' ... {job.seed + job.seeds - 1}' if seeds > 1 else ''}"
+            folder.say([f"{job.name} on {made.name}, {which} -> {path}"], quiet=quiet)
+            folder.say([f"  {note}" for note in notes], quiet=quiet)
+            return drive(job, made, None, {}, warm, eval_task)
+        finally:
+            if not is_instance(task) and not keep_task:
                 made.close()
-            folder.say(notes, quiet=quiet)
-            return _train_each(job, workers=workers)
-        like = state_like(job, made)
-        _demand_room(job, like)
-        warm = None if job.from_run is None else _warm_start(job, like)
-        folder.create(path, overwrite=overwrite)
-        job.recorded = record_of(job, made, vmapped=seeds > 1)
-        write_records(job)
-        folder.say(
-            [f"{job.name} on {made.name}, seed {job.seed}{f' ... {job.seed + job.seeds - 1}' if seeds > 1 else ''} -> {path}"], quiet=quiet
-        )
-        folder.say([f"  {note}" for note in notes], quiet=quiet)
-        return drive(job, made, None, {}, warm)
+
+
+@contextlib.contextmanager
+def _evaluation(job: Job) -> Iterator[Task | None]:
+    """The evaluation twin while a run lasts, or None where it is not evaluated."""
+    if job.options.eval_every is None:
+        yield None
+        return
+    made = evaluation_task(job, job.options.eval_episodes, EVALUATION_SEED + job.seed)
+    try:
+        yield made
     finally:
-        if not is_instance(task) and not keep_task:
+        if not is_instance(job.eval_source):
             made.close()
 
 
@@ -188,36 +210,49 @@ def resume(
             _demand_repeatable(job)
         record_budget(job)
         return _train_each(job, workers=workers)
-    made: Any = job.make(job.config.num_envs, seed=job.seed, training=True)
-    try:
-        job.system.check(job.config, made)
-        like = state_like(job, made)
-        loaded = checkpoint.load_latest(job.path / folder.CHECKPOINTS, like)
-        for warning in loaded.warnings:
-            folder.warn(warning)
-        step = loaded.meta["step"]
-        if step >= job.config.total_steps:
-            folder.say([f"{job.path} is finished: {step:_} of {job.config.total_steps:_} decisions; total_steps=... goes on"], quiet=quiet)
-            return load(job.path, env=env, network=network, system=system)
-        if stop_at is not None and stop_at <= step:
-            raise FlatironsError(f"stop_at={stop_at:_} lies behind the checkpoint at {step:_} decisions; choose a later one")
-        record_budget(job)
-        notes = [f"resuming {job.name} on {made.name} at {step:_} of {job.config.total_steps:_} decisions in {job.path}"]
-        state = jax.tree.map(owned, loaded.tree)
-        if not made.in_graph:
-            # Other episodes than the ones the run began with, yet the same ones for every resume from here.
-            made.reset(int(np.random.SeedSequence([job.seed, step]).generate_state(1)[0]) >> 1)
-            notes += ["new episodes begin; those that ran at the checkpoint are cut as truncated and left out of the statistics", HOST_NOTE]
-            if hasattr(job.system, "interrupted"):
-                state = job.system.interrupted(state)
-        for slot in slots(job):
-            folder.cut_after(slot / folder.METRICS, step)
-            folder.cut_after(slot / folder.EVALUATIONS, step)
-        folder.say(notes, quiet=quiet)
-        return drive(job, made, state, loaded.meta, None)
-    finally:
-        if not is_instance(job.source):
-            made.close()
+    return _go_on(job, in_group=False)
+
+
+def _go_on(job: Job, *, in_group: bool) -> Run:
+    """Go on with one program from its newest intact checkpoint. In a group a seed that is at `stop_at` already is only loaded."""
+    with _evaluation(job) as eval_task:
+        made: Any = job.make(job.config.num_envs, seed=job.seed, training=True)
+        try:
+            job.system.check(job.config, made)
+            if eval_task is not None:
+                demand_same_spaces(made, eval_task)
+            like = state_like(job, made)
+            loaded = checkpoint.load_latest(job.path / folder.CHECKPOINTS, like)
+            for warning in loaded.warnings:
+                folder.warn(warning)
+            step = loaded.meta["step"]
+            done, behind = step >= job.config.total_steps, job.stop_at is not None and job.stop_at <= step
+            if done:
+                folder.say(
+                    [f"{job.path} is finished: {step:_} of {job.config.total_steps:_} decisions; total_steps=... goes on"], quiet=job.quiet
+                )
+            if done or (behind and in_group):
+                return load(job.path, env=job.source, network=vars(job.config).get("network"), system=job.system)
+            if behind:
+                raise FlatironsError(f"stop_at={job.stop_at:_} lies behind the checkpoint at {step:_} decisions; choose a later one")
+            record_budget(job)
+            notes = [f"resuming {job.name} on {made.name} at {step:_} of {job.config.total_steps:_} decisions in {job.path}"]
+            state = jax.tree.map(owned, loaded.tree)
+            if not made.in_graph:
+                # Other episodes than the ones the run began with, yet the same ones for every resume from here.
+                made.reset(int(np.random.SeedSequence([job.seed, step]).generate_state(1)[0]) >> 1)
+                notes += ["new episodes begin; those that ran at the checkpoint are cut as truncated and left out of the statistics"]
+                notes += [HOST_NOTE]
+                if hasattr(job.system, "interrupted"):
+                    state = job.system.interrupted(state)
+            for slot in slots(job):
+                folder.cut_after(slot / folder.METRICS, step)
+                folder.cut_after(slot / folder.EVALUATIONS, step)
+            folder.say(notes, quiet=job.quiet)
+            return drive(job, made, state, loaded.meta, None, eval_task)
+        finally:
+            if not is_instance(job.source):
+                made.close()
 
 
 def load(path: str | os.PathLike[str], env: Any = None, network: Network | None = None, *, system: Any = None) -> Run:
@@ -293,7 +328,9 @@ def _item_size(dtype: Any) -> int:
 
 
 def _warm_start(job: Job, like: Any) -> Callable[[Any], Any]:
-    """A function that puts the learned parts of another run into a fresh State: every field but those that only tell of its progress."""
+    """A function that puts what another run learned into a fresh State: every leaf but those of its progress.
+
+    Raises FlatironsError where one does not fit."""
     other = reopen(Path(job.from_run or ""), env=job.source, network=vars(job.config).get("network"), system=job.system)
     if other.seeds > 1:
         raise FlatironsError(f"{other.path} holds several seeds; start from one trained alone")
@@ -308,22 +345,39 @@ def _warm_start(job: Job, like: Any) -> Callable[[Any], Any]:
     for warning in loaded.warnings:
         folder.warn(warning)
     one = like if job.seeds == 1 else jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), like)
-    parts = {}
+    taken: dict[str, list[Any]] = {}
     for name in like._fields:
-        if name in ("collector", "key", "updates", "replay", "opt_state"):
+        (ours, layout), (theirs, their_layout) = (jax.tree_util.tree_flatten_with_path(getattr(s, name)) for s in (one, loaded.tree))
+        if name in PROGRESS or _is_counter(ours):
             continue
-        ours, theirs = getattr(one, name), getattr(loaded.tree, name)
-        alike = jax.tree.structure(ours) == jax.tree.structure(theirs) and all(
-            a.shape == b.shape and a.dtype == b.dtype for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
-        )
-        if alike:
-            parts[name] = jax.tree.map(owned, theirs)
-        elif "params" in name:
+        learned = [not any(isinstance(part, GetAttrKey) and part.name in PROGRESS for part in where) for where, _ in ours]
+        if layout != their_layout or any(
+            is_learned and (a.shape, a.dtype) != (b.shape, b.dtype)
+            for is_learned, (_, a), (_, b) in zip(learned, ours, theirs, strict=True)
+        ):
             raise FlatironsError(f"the {name} of {other.path} do not fit {job.name} with these settings; use the same task and network")
-    if job.seeds > 1:
-        parts = {name: jax.tree.map(lambda x: jnp.stack([x] * job.seeds), part) for name, part in parts.items()}
-    folder.say([f"warm start from {other.path}: {', '.join(parts)}"], quiet=job.quiet)
-    return lambda state: state._replace(**jax.tree.map(jnp.copy, parts))
+        if any(learned):
+            taken[name] = [owned(leaf) if is_learned else None for is_learned, (_, leaf) in zip(learned, theirs, strict=True)]
+    folder.say([f"warm start from {other.path}: {', '.join(taken)}"], quiet=job.quiet)
+
+    def put(fresh: Any, leaf: Any) -> Any:
+        if leaf is None:
+            return fresh
+        return jnp.copy(leaf) if job.seeds == 1 else jnp.stack([leaf] * job.seeds)
+
+    def start(state: Any) -> Any:
+        fields = {}
+        for name, leaves in taken.items():
+            fresh, layout = jax.tree.flatten(getattr(state, name))
+            fields[name] = jax.tree.unflatten(layout, [put(f, leaf) for f, leaf in zip(fresh, leaves, strict=True)])
+        return state._replace(**fields)
+
+    return start
+
+
+def _is_counter(leaves: Sequence[tuple[Any, Any]]) -> bool:
+    """Whether a field of State is one whole number."""
+    return len(leaves) == 1 and leaves[0][0] == () and leaves[0][1].shape == () and jnp.issubdtype(leaves[0][1].dtype, jnp.integer)
 
 
 # ------------------------------------------------------------------------------------------------------------ several seeds
@@ -349,10 +403,10 @@ def _one_seed(job: Job, seed: int) -> Run:
     """Train, or go on with, one seed of a group on a host."""
     path = job.path / f"seed_{seed}"
     if (path / folder.CHECKPOINTS).exists():
-        return resume(
-            path, total_steps=job.config.total_steps, stop_at=job.stop_at, callbacks=job.callbacks, env=job.source, quiet=job.quiet,
-            network=vars(job.config).get("network"), system=job.system, eval_env=job.eval_source,
-        )  # fmt: skip
+        one = reopen(path, env=job.source, network=vars(job.config).get("network"), system=job.system, eval_env=job.eval_source)
+        one.quiet, one.callbacks, one.stop_at = job.quiet, job.callbacks, job.stop_at
+        one.config = dataclasses.replace(one.config, total_steps=job.config.total_steps)
+        return _go_on(one, in_group=True)
     settings = {f.name: getattr(job.config, f.name) for f in dataclasses.fields(job.config)}
     return train(
         job.system, job.source, seed=seed, out=path, overwrite=True, stop_at=job.stop_at, callbacks=job.callbacks, quiet=job.quiet,
@@ -365,7 +419,11 @@ def _train_each(job: Job, *, workers: int) -> Run:
     """Every seed of a group on a host, in turn or in `workers` processes."""
     seeds = [job.seed + i for i in range(job.seeds)]
     if workers == 1:
-        runs = [_one_seed(job, seed) for seed in seeds]
+        try:
+            runs = [_one_seed(job, seed) for seed in seeds]
+        except KeyboardInterrupt as stop:
+            # It is the group that goes on, with the seeds that were not reached.
+            raise Interrupted(vars(stop).get("signal_number", signal.SIGINT), job.path) from None
     else:
         _in_processes(job, seeds, workers)
         runs = [load(job.path / f"seed_{seed}") for seed in seeds]
@@ -389,7 +447,6 @@ def work(order: Mapping[str, Any]) -> int:
     try:
         job = reopen(Path(order["group"]), env=None, network=None, system=None)
         job.quiet, job.stop_at = True, order["stop_at"]
-        job.from_run = None if job.recorded["from_run"] is None else Path(job.recorded["from_run"])
         job.config = dataclasses.replace(job.config, total_steps=order["total_steps"])
         _one_seed(job, order["seed"])
     except FlatironsError as error:

@@ -53,7 +53,9 @@ class Config:
     gamma: float = 0.99
     """Discount."""
     target_every: int = 500
-    """C, updates between two copies of theta into the target network."""
+    """C, updates between two copies of theta into the target network (unless `tau` is set)."""
+    tau: float | None = None
+    """Instead of copies, move the target this fraction towards theta after every update (not in the paper; Lillicrap 2016)."""
     epsilon_start: float = 1.0
     """Exploration at the start."""
     epsilon_end: float = 0.05
@@ -272,7 +274,9 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
     turns = state.turns + 1
     decisions = turns * config.train_every
     learning_rate = config.learning_rate * (
-        1.0 - schedules.fraction(state.turns, config.total_steps // config.train_every) if config.anneal_learning_rate else 1.0
+        1.0 - jnp.clip(schedules.fraction(state.turns, config.total_steps // config.train_every), 0.0, 1.0)
+        if config.anneal_learning_rate
+        else 1.0
     )
     key, key_updates = jax.random.split(state.key)
     starts, envs = memory.draw(replay, key_updates, (config.gradient_steps, config.batch_size))
@@ -291,7 +295,10 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
         direction, opt_state = _optimiser(config).update(grads, opt_state)
         params = optimisers.descend(params, direction, learning_rate)
         updates = updates + 1
-        target = trees.select(updates % config.target_every == 0, params, target)
+        if config.tau is None:
+            target = trees.select(updates % config.target_every == 0, params, target)
+        else:
+            target = trees.polyak(params, target, config.tau)
         return params, target, opt_state, updates, jax.tree.map(jnp.add, sums, metrics | {"grad_norm": norm})
 
     _, reported = jax.eval_shape(gradient, 0, state.params, state.target)

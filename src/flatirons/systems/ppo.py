@@ -467,6 +467,12 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
     return state, metrics
 
 
+def interrupted(state: State) -> State:
+    """A State whose host environments were lost: the discounted sums of their episodes begin anew."""
+    normaliser = state.normaliser
+    return state._replace(normaliser=normaliser._replace(discounted=jax.tree.map(jnp.zeros_like, normaliser.discounted)))
+
+
 def step(config: Config, task: Task, state: State, *, update: Callable = update) -> tuple[State, Metrics]:
     """One iteration of Algorithm 1."""
     collector, experience, episodes = data.rollout(config, task, policy, actor(state), state.collector, config.num_steps)
