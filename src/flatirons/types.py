@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -236,7 +236,7 @@ def config(cls: type[C]) -> type[C]:
     import jax
 
     cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
-    floats = [f.name for f in dataclasses.fields(cls) if str(getattr(f.type, "__name__", f.type)) in ("float", "float | None")]
-    static = [f.name for f in dataclasses.fields(cls) if f.name not in floats]
+    floats = [f.name for f in dataclasses.fields(cast(Any, cls)) if str(getattr(f.type, "__name__", f.type)) in ("float", "float | None")]
+    static = [f.name for f in dataclasses.fields(cast(Any, cls)) if f.name not in floats]
     jax.tree_util.register_dataclass(cls, data_fields=floats, meta_fields=static)
     return cls

@@ -46,7 +46,7 @@ def centred_rmsprop(decay: float, momentum: float, eps: float, *, eps_inside_roo
         direction = jax.tree.map(lambda b, g, n, m: momentum * b + scaled(g, n, m), state.momentum, grads, square, mean)
         return direction, CentredRmspropState(mean, square, direction)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
 
 
 def optimiser(name: str, *, eps: float) -> optax.GradientTransformation:

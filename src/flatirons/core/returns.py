@@ -13,7 +13,7 @@ from flatirons.types import Array
 
 def td_target(reward: Array, terminated: Array, next_value: Array, gamma: float | Array) -> jax.Array:
     """One-step target y = r + gamma (1 - terminated) V(s'), all of one shape (Mnih 2015, Algorithm 1)."""
-    return reward + gamma * (1.0 - jnp.asarray(terminated, jnp.float32)) * next_value
+    return jnp.asarray(reward) + gamma * (1.0 - jnp.asarray(terminated, jnp.float32)) * next_value
 
 
 def gae(
@@ -32,7 +32,7 @@ def gae(
     terminated = jnp.asarray(terminated, jnp.float32)
     ended = jnp.maximum(terminated, jnp.asarray(truncated, jnp.float32))
     delta = td_target(reward, terminated, next_value, gamma) - value
-    decay = gamma * gae_lambda * (1.0 - ended)
+    decay = jnp.asarray(gamma * gae_lambda * (1.0 - ended))
 
     def backwards(carry: jax.Array, row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         carry = row[0] + row[1] * carry
@@ -51,7 +51,7 @@ def lambda_return(
     lambda_: float | Array,
 ) -> jax.Array:
     """TD(lambda) returns `[T, ...]`: the advantages of `gae` plus the values. lambda = 1 is the T-step estimator with a bootstrap."""
-    return value + gae(reward, value, next_value, terminated, truncated, gamma, lambda_)
+    return jnp.asarray(value) + gae(reward, value, next_value, terminated, truncated, gamma, lambda_)
 
 
 def n_step_return(reward: Array, next_value: Array, terminated: Array, truncated: Array, gamma: float | Array, n: int) -> jax.Array:
@@ -78,4 +78,4 @@ def discounted_sum(reward: Array, ended: Array, start: Array, gamma: float | Arr
         total = row[0] + gamma * carry
         return total * (1.0 - row[1]), total
 
-    return jax.lax.scan(forwards, start, (jnp.asarray(reward), jnp.asarray(ended, jnp.float32)))
+    return jax.lax.scan(forwards, jnp.asarray(start), (jnp.asarray(reward), jnp.asarray(ended, jnp.float32)))

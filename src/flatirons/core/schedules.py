@@ -10,7 +10,7 @@ from flatirons.types import Array
 
 def linear(start: float | Array, end: float | Array, progress: float | Array) -> jax.Array:
     """From `start` at progress 0 to `end` at progress 1, held there before and after."""
-    return start + (end - start) * jnp.clip(jnp.asarray(progress, jnp.float32), 0.0, 1.0)
+    return jnp.asarray(start + (end - start) * jnp.clip(jnp.asarray(progress, jnp.float32), 0.0, 1.0))
 
 
 def fraction(done: Array, total: int) -> jax.Array:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatirons.types import ArraySpec, Discrete, FlatironsError, Key, MultiDiscrete, Spec, Transition
+from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, Key, MultiDiscrete, Spec, Transition
 
 
 class Replay(NamedTuple):
@@ -72,11 +72,16 @@ def create(spec: Spec, num_envs: int, capacity: int) -> Replay:
     def frames(s: ArraySpec) -> jax.Array:
         return jnp.zeros((rows, num_envs, *(s.shape[1:] if s.stack > 1 else s.shape)), s.dtype)
 
-    discrete = isinstance(spec.action, (Discrete, MultiDiscrete))
-    action_shape = () if isinstance(spec.action, Discrete) else (len(spec.action.nvec),) if discrete else spec.action.shape
+    match spec.action:
+        case Discrete():
+            action_shape, action_dtype = (), jnp.int32
+        case MultiDiscrete(nvec):
+            action_shape, action_dtype = (len(nvec),), jnp.int32
+        case Box() as box:
+            action_shape, action_dtype = box.shape, jnp.float32
     return Replay(
         frames=jax.tree.map(frames, spec.obs, is_leaf=_is_spec),
-        action=jnp.zeros((starts, num_envs, *action_shape), jnp.int32 if discrete else jnp.float32),
+        action=jnp.zeros((starts, num_envs, *action_shape), action_dtype),
         reward=jnp.zeros((starts, num_envs)),
         terminated=jnp.zeros((starts, num_envs), bool),
         truncated=jnp.zeros((starts, num_envs), bool),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +43,9 @@ def rollout(
     config: Any, task: Task, policy: PolicyFunction, actor: Any, collector: Collector, num_steps: int
 ) -> tuple[Collector, Transition, Episodes]:
     """num_steps decisions of every environment, exploring: the Collector to go on from, a trajectory `[T, B, ...]`, the ended episodes."""
-    twin = _in_graph if task.in_graph else _on_host
-    return twin(config, task, policy, actor, collector, num_steps)
+    if task.in_graph:
+        return _in_graph(config, cast(InGraphTask, task), policy, actor, collector, num_steps)
+    return _on_host(config, cast(HostTask, task), policy, actor, collector, num_steps)
 
 
 # ------------------------------------------------------------------------------------------------------------- in-graph
@@ -91,14 +92,16 @@ def _in_graph(
 # --------------------------------------------------------------------------------------------------------------- on host
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def act(
+def _decide(
     policy: PolicyFunction, task: Task, greedy: bool, config: Any, actor: Any, key: Key, timestep: TimeStep, carry: Any
 ) -> tuple[Key, Any, Any, Any]:
     """One compiled decision for a batch on the host: (next key, action, carry, extras). `task` is compared by identity."""
     key, key_act = jax.random.split(key)
     action, carry, extras = policy(config, task, actor, greedy=greedy).act(key_act, timestep, carry)
     return key, action, carry, extras
+
+
+act = jax.jit(_decide, static_argnums=(0, 1, 2))
 
 
 @runtime_checkable
@@ -125,7 +128,7 @@ class HostRun:
         constants in it: handing a dozen of them over costs a fifth of a small network's decision."""
         if self._acting_for is None or self._acting_for[0] is not config or self._acting_for[1] is not policy:
             self._acting_for = (config, policy)
-            self._acting = jax.jit(functools.partial(act.__wrapped__, policy, task, False, config))
+            self._acting = jax.jit(functools.partial(_decide, policy, task, False, config))
         return self._acting
 
 

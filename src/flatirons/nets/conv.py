@@ -102,4 +102,4 @@ def stack(params: Any, x: Array, layers: tuple[ConvLayer, ...]) -> jax.Array:
     """The layers, each followed by a rectifier, flattened: `[..., H, W, C]` to `[..., features]`."""
     for p, layer in zip(params, layers, strict=True):
         x = jax.nn.relu(conv(p, x, layer.stride))
-    return x.reshape((*x.shape[:-3], -1))
+    return jnp.asarray(x).reshape((*x.shape[:-3], -1))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -137,7 +137,7 @@ PRESETS = {
             "num_steps": 25,
             "num_epochs": 20,
             "num_minibatches": 1,
-            "learning_rate": 1e-3,
+            "learning_rate": 5e-4,
             "gamma": 0.98,
             "gae_lambda": 0.8,
             "anneal_clip_eps": True,
@@ -428,7 +428,7 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
     progress = schedules.fraction(state.updates, config.total_steps // steps_per_turn(config))
     remaining = 1.0 - jnp.clip(progress, 0.0, 1.0)
     learning_rate = config.learning_rate * (remaining if config.anneal_learning_rate else 1.0)
-    annealed = dataclasses.replace(config, clip_eps=config.clip_eps * (remaining if config.anneal_clip_eps else 1.0))
+    annealed: Any = dataclasses.replace(cast(Any, config), clip_eps=config.clip_eps * (remaining if config.anneal_clip_eps else 1.0))
     batch, normaliser = _advantages(config, task, state, experience)
     rows = batch.advantage.shape[0]
 
