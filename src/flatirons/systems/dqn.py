@@ -114,7 +114,7 @@ PRESETS = {
             "epsilon_steps": 8_000,
         },
         tasks=("CartPole-v*", "jax:CartPole-v*"),
-        expected="CartPole-v1 at 50k: 475 or more in at least 8 of 10 seeds",
+        expected="CartPole at 50k: 498 in-graph, 361 on the host, 10 seeds each; unstable",
         hours="0.004",
     ),
     "dqn-minatar": Preset(
