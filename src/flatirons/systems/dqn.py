@@ -135,7 +135,7 @@ PRESETS = {
         },
         tasks=("pgx:minatar-*",),
         expected="Breakout at 1M: 14.2 over 3 seeds (13.2 to 15.8)",
-        hours="0.3",
+        hours="0.4",
     ),
 }
 
