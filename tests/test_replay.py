@@ -80,8 +80,8 @@ def _compiled(stack: int, num_envs: int) -> Compiled:
 
     def read_all(replay: memory.Replay) -> tuple[memory.Sample, jax.Array]:
         """Every transition that `sample` could draw: `draw` with its ages replaced by an enumeration."""
-        draws = [jnp.asarray(age)] if num_envs == 1 else [jnp.asarray(env), jnp.asarray(age)]
-        with mock.patch.object(jax.random, "randint", side_effect=draws):
+        draws = jnp.asarray(np.stack([age] if num_envs == 1 else [age, env]), jnp.uint32)
+        with mock.patch.object(jax.random, "bits", return_value=draws):
             return memory.sample(replay, spec, jax.random.key(0), len(env)), replay.size
 
     return Compiled(

@@ -140,7 +140,10 @@ def add(replay: Replay, spec: Spec, experience: Transition) -> Replay:
     row = jnp.take_along_axis(replay.row, candidate, axis=0)
     distance = (jnp.expand_dims(replay.head, 0) - row) % num_rows + jnp.expand_dims(advance, 0)
     lost = (jnp.arange(reach)[:, None] < jnp.expand_dims(replay.size, 0)) & (distance >= num_rows - stack)
-    size = jnp.minimum(replay.size - jnp.sum(lost, axis=0, dtype=jnp.int32) + num_steps, num_starts)
+    num_lost = jnp.sum(lost, axis=0, dtype=jnp.int32)
+    size = jnp.minimum(replay.size - num_lost + num_steps, num_starts)
+    # Adds 0, and makes what is written wait for what was read: otherwise XLA copies the whole array so that either can come first.
+    rows += jnp.minimum(jnp.expand_dims(num_lost, 0), 0)
 
     starts = (replay.next + jnp.arange(num_steps)) % num_starts
     return Replay(
@@ -160,9 +163,10 @@ def draw(replay: Replay, key: Key, shape: tuple[int, ...]) -> tuple[jax.Array, j
     """Places (start, environment), int32 of `shape`, of transitions drawn with replacement: uniform over environments, then over each
     one's transitions. Drawing for many minibatches at once costs no more than for one."""
     num_starts, num_envs = replay.row.shape
-    key_env, key_age = jax.random.split(key)
-    env = jax.random.randint(key_env, shape, 0, num_envs) if num_envs > 1 else jnp.zeros(shape, jnp.int32)
-    age = jax.random.randint(key_age, shape, 0, jnp.maximum(replay.size[env], 1))
+    # The remainder of 32 random bits: a transition's chance is off by at most size / 2^32 of itself, and a loop of three draws is one.
+    bits = jax.random.bits(key, (1 if num_envs == 1 else 2, *shape))
+    env = (bits[1] % num_envs).astype(jnp.int32) if num_envs > 1 else jnp.zeros(shape, jnp.int32)
+    age = (bits[0] % jnp.maximum(replay.size[env], 1).astype(jnp.uint32)).astype(jnp.int32)
     return (replay.next - 1 - age) % num_starts, env
 
 

@@ -5,24 +5,25 @@ A system's module-level `policy(config, task, actor, *, greedy)` is handed over,
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatirons.types import Episodes, HostTask, InGraphTask, Key, Policy, Task, TimeStep, Transition
-
-PolicyFunction = Callable[..., Policy]
+from flatirons.data.acting import Decider, PolicyFunction
+from flatirons.types import Episodes, HostTask, InGraphTask, Key, Task, Transition
 
 
 class Collector(NamedTuple):
-    """What a rollout goes on from. On a host `env`, `episode_return` and `episode_length` are `()`: there the task holds them."""
+    """What a rollout goes on from. On a host `env`, `episode_return` and `episode_length` are `()`: there the task holds them.
+
+    `drawn` counts a host's decisions from `key` (uint32); in-graph it is `()`.
+    """
 
     key: Any
+    drawn: Any
     env: Any
     carry: Any
     episode_return: Any
@@ -33,10 +34,10 @@ def start(task: Task, carry: Any, key: Key) -> Collector:
     """The first Collector; in-graph it resets the environments. A host task is reset by its owner, and its sums begin anew here."""
     if not task.in_graph:
         task.__dict__.pop("host_run", None)
-        return Collector(key, (), carry, (), ())
+        return Collector(key, jnp.uint32(0), (), carry, (), ())
     key, key_reset = jax.random.split(key)
     zeros = jnp.zeros(task.num_envs)
-    return Collector(key, task.reset(key_reset), carry, zeros, zeros.astype(jnp.int32))
+    return Collector(key, (), task.reset(key_reset), carry, zeros, zeros.astype(jnp.int32))
 
 
 def rollout(
@@ -86,22 +87,10 @@ def _in_graph(
     episodes = Episodes(
         jnp.sum(ended, dtype=jnp.int32), jnp.sum(jnp.where(ended, so_far, 0.0)), jnp.sum(jnp.where(ended, length, 0), dtype=jnp.int32)
     )
-    return Collector(key, env, carry, returns, lengths), trajectory, episodes
+    return Collector(key, (), env, carry, returns, lengths), trajectory, episodes
 
 
 # --------------------------------------------------------------------------------------------------------------- on host
-
-
-def _decide(
-    policy: PolicyFunction, task: Task, greedy: bool, config: Any, actor: Any, key: Key, timestep: TimeStep, carry: Any
-) -> tuple[Key, Any, Any, Any]:
-    """One compiled decision for a batch on the host: (next key, action, carry, extras). `task` is compared by identity."""
-    key, key_act = jax.random.split(key)
-    action, carry, extras = policy(config, task, actor, greedy=greedy).act(key_act, timestep, carry)
-    return key, action, carry, extras
-
-
-act = jax.jit(_decide, static_argnums=(0, 1, 2))
 
 
 @runtime_checkable
@@ -116,27 +105,46 @@ class KeepsScore(Protocol):
 class HostRun:
     """What the rollouts of one host task keep between them: episode sums so far, and where the time went (seconds)."""
 
-    def __init__(self, num_envs: int) -> None:
-        self.returns = np.zeros(num_envs)
-        self.lengths = np.zeros(num_envs, np.int64)
+    def __init__(self, task: HostTask) -> None:
+        self.returns = np.zeros(task.num_envs)
+        self.lengths = np.zeros(task.num_envs, np.int64)
         self.seconds = {"environment": 0.0, "inference": 0.0}
-        self._acting_for: tuple[Any, PolicyFunction] | None = None
-        self._acting: Callable[..., Any] = act
+        self._scorer = task if isinstance(task, KeepsScore) else None
+        self._decider: Decider | None = None
 
-    def acting(self, policy: PolicyFunction, task: HostTask, config: Any) -> Callable[..., tuple[Key, Any, Any, Any]]:
-        """`(actor, key, timestep, carry) -> (next key, action, carry, extras)`, compiled once for one Config object, whose numbers are
-        constants in it: handing a dozen of them over costs a fifth of a small network's decision."""
-        if self._acting_for is None or self._acting_for[0] is not config or self._acting_for[1] is not policy:
-            self._acting_for = (config, policy)
-            self._acting = jax.jit(functools.partial(_decide, policy, task, False, config))
-        return self._acting
+    def decider(self, policy: PolicyFunction, task: HostTask, config: Any) -> Decider:
+        """The exploring Decider of this task, made again for another policy or Config object."""
+        if self._decider is None or not self._decider.serves(policy, config):
+            self._decider = Decider(policy, task, config, greedy=False)
+        return self._decider
+
+    def count_episodes(self, trajectory: Transition) -> Episodes:
+        """The episodes that ended within a trajectory `[T, B, ...]`; what is left of it begins the sums of the next."""
+        count, return_sum, length_sum = 0, 0.0, 0
+        begin = 0
+        for t in np.flatnonzero((trajectory.terminated | trajectory.truncated).any(axis=1)).tolist():
+            self.returns += trajectory.reward[begin : t + 1].sum(axis=0, dtype=np.float64)
+            self.lengths += t + 1 - begin
+            ended = trajectory.terminated[t] | trajectory.truncated[t]
+            count += int(ended.sum())
+            return_sum += float(self.returns[ended].sum())
+            length_sum += int(self.lengths[ended].sum())
+            self.returns[ended] = 0.0
+            self.lengths[ended] = 0
+            begin = t + 1
+        self.returns += trajectory.reward[begin:].sum(axis=0, dtype=np.float64)
+        self.lengths += len(trajectory.reward) - begin
+        if self._scorer is not None:
+            games = self._scorer.pop_games()
+            count, return_sum, length_sum = len(games), sum(score for score, _ in games), sum(length for _, length in games)
+        return Episodes(np.int32(count), np.float32(return_sum), np.int32(length_sum))
 
 
 def host_run(task: HostTask) -> HostRun:
     """The HostRun of a task, made at its first use and kept on the task itself."""
     kept = task.__dict__.get("host_run")
     if kept is None:
-        kept = task.__dict__["host_run"] = HostRun(task.num_envs)
+        kept = task.__dict__["host_run"] = HostRun(task)
     return kept
 
 
@@ -144,46 +152,32 @@ def _on_host(
     config: Any, task: HostTask, policy: PolicyFunction, actor: Any, collector: Collector, num_steps: int
 ) -> tuple[Collector, Transition, Episodes]:
     kept = host_run(task)
-    key, carry = collector.key, collector.carry
-    rows: list[Transition] = []
-    count, return_sum, length_sum = 0, 0.0, 0
-    timestep = task.current
     clock = time.perf_counter
-    acting = kept.acting(policy, task, config)
-    for _ in range(num_steps):
+    t0 = clock()
+    decide = kept.decider(policy, task, config)
+    decide.set_actor(actor)
+    decide.set_key(collector.key, int(collector.drawn))
+    kept.seconds["inference"] += clock() - t0
+    carry, timestep = collector.carry, task.current
+    # What a compiled update reads is never written again (docs/determinism.md): every rollout has arrays of its own.
+    columns: list[np.ndarray] = []
+    structure: Any = None
+    for t in range(num_steps):
         t0 = clock()
-        key, action, carry, extras = acting(actor, key, timestep, carry)
-        action = np.asarray(action)  # waits for the device
+        action, carry, extras = decide(timestep, carry)
         t1 = clock()
         outcome, following = task.step(action)
         kept.seconds["inference"] += t1 - t0
         kept.seconds["environment"] += clock() - t1
-        rows.append(
-            Transition(
-                timestep.obs,
-                action,
-                outcome.reward,
-                outcome.next_obs,
-                outcome.terminated,
-                outcome.truncated,
-                timestep.first,
-                timestep.legal,
-                extras,
-            )
+        reward, next_obs, terminated, truncated = outcome
+        leaves, structure = jax.tree.flatten(
+            Transition(timestep.obs, action, reward, next_obs, terminated, truncated, timestep.first, timestep.legal, extras)
         )
-        kept.returns += outcome.reward
-        kept.lengths += 1
-        ended = outcome.terminated | outcome.truncated
-        if ended.any():
-            count += int(ended.sum())
-            return_sum += float(kept.returns[ended].sum())
-            length_sum += int(kept.lengths[ended].sum())
-            kept.returns[ended] = 0.0
-            kept.lengths[ended] = 0
+        if t == 0:
+            columns = [np.empty((num_steps, *np.shape(leaf)), leaf.dtype) for leaf in leaves]
+        for column, leaf in zip(columns, leaves, strict=True):
+            column[t] = leaf
         timestep = following
-    if isinstance(task, KeepsScore):
-        games = task.pop_games()
-        count, return_sum, length_sum = len(games), sum(score for score, _ in games), sum(length for _, length in games)
-    # np.stack copies into fresh memory: what a compiled update reads is never written again (docs/determinism.md).
-    trajectory = jax.tree.map(lambda *xs: np.stack([np.asarray(x) for x in xs]), *rows)
-    return Collector(key, (), carry, (), ()), trajectory, Episodes(np.int32(count), np.float32(return_sum), np.int32(length_sum))
+    trajectory: Transition = jax.tree.unflatten(structure, columns)
+    episodes = kept.count_episodes(trajectory)
+    return Collector(collector.key, np.uint32(decide.drawn), (), carry, (), ()), trajectory, episodes

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatirons.data import rollout
+from flatirons.data.acting import Decider
 from flatirons.run import folder
 from flatirons.types import FlatironsError, HostTask, InGraphTask, Key, Task
 
@@ -105,7 +105,9 @@ def _on_host(
     returns, lengths, cut = np.zeros(num_envs), np.zeros(num_envs, np.int64), 0
     # An episode cut at the cap goes on in its environment, which cannot be reset alone: what follows is not counted until it ends.
     counting = np.ones(num_envs, bool)
-    key = jax.random.key(seed)
+    decide = Decider(policy, task, config, greedy=True)
+    decide.set_actor(actor)
+    decide.set_key(jax.random.key(seed))
     carry = policy(config, task, actor, greedy=True).reset(num_envs)
     timestep, resets, steps = task.reset(seed), 0, 0
     while True:
@@ -123,8 +125,8 @@ def _on_host(
                 "check the environment with `flatirons check`"
             )
         steps += 1
-        key, action, carry, _ = rollout.act(policy, task, True, config, actor, key, timestep, carry)
-        outcome, timestep = task.step(np.asarray(action))
+        action, carry, _ = decide(timestep, carry)
+        outcome, timestep = task.step(action)
         returns += outcome.reward
         lengths += 1
         ended = np.asarray(outcome.terminated | outcome.truncated)

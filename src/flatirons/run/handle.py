@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flatirons.data import rollout
+from flatirons.data.acting import Decider
 from flatirons.run import checkpoint, evaluate, folder
 from flatirons.run.job import Job, acting_task, evaluation_task, is_instance, on_device, slots
 from flatirons.systems import system_name
@@ -73,17 +73,17 @@ class Run:
         if self._acting is None:
             acting = acting_task(self._job)
             self._acting = acting
-            self._key = jax.random.key(self.seed)
+            self._decide = Decider(self.system.policy, acting, self.config, greedy=True)
+            self._decide.set_key(jax.random.key(self.seed))
             self._carry = self.system.policy(self.config, acting, actor, greedy=True).reset(1)
             first = True if first is None else first
         spec = self._acting.spec
         timestep = TimeStep(
             _one_row(spec.obs, obs, "obs"), () if legal is None else np.asarray(legal, np.bool_)[None], np.array([bool(first)]), ()
         )
-        self._key, action, self._carry, _ = rollout.act(
-            self.system.policy, self._acting, True, self.config, actor, self._key, timestep, self._carry
-        )
-        action = np.asarray(action)[0]
+        self._decide.set_actor(actor)
+        action, self._carry, _ = self._decide(timestep, self._carry)
+        action = action[0]
         if isinstance(spec.action, Discrete):
             return int(action)
         if isinstance(spec.action, Box):

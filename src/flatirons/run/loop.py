@@ -24,12 +24,14 @@ from flatirons.run import checkpoint, evaluate, folder, metrics
 from flatirons.run.handle import Run, save_policies
 from flatirons.run.job import Job, init_function, on_device, seed_keys, slots, strong
 from flatirons.run.progress import Progress, breakdown, duration
-from flatirons.types import FlatironsError, Task
+from flatirons.types import FlatironsError, Metrics, Task
 
 REPORT_EVERY = 0.5
 """Seconds between reports."""
 CHECKPOINT_SECONDS = 60.0
 """Seconds between checkpoints when `checkpoint_every` does not say otherwise."""
+ONE_THREAD_NUMBERS = 100_000
+"""A host's network of up to so many numbers learns in one thread: handing its small products to a second one costs more than it saves."""
 EVALUATION_SEED = 1_000_000
 """Evaluations during a run with seed s use seed 1_000_000 + s each time, so that they differ by the policy alone."""
 
@@ -109,17 +111,24 @@ def turns_function(system: Any, task: Task, seeds: int = 1) -> Callable[[Any, An
 class _Host:
     """A Python loop over `system.step` with one compiled update. Nothing in it waits for the device but acting itself."""
 
-    def __init__(self, job: Job, task: Any, config: Any, timing: dict[str, float], stopped: Callable[[], bool]):
+    def __init__(self, job: Job, task: Any, config: Any, state: Any, timing: dict[str, float], stopped: Callable[[], bool]):
         self.system, self.config, self.task, self.timing, self._stopped = job.system, config, task, timing, stopped
         self._kept = rollout.host_run(task).seconds
         self._sum = metrics.HostSum()
-        update = jax.jit(job.system.update, static_argnums=(1,), donate_argnums=(2,))
+
+        def packed(config: Any, task: Task, state: Any, *experience: Any) -> tuple[Any, Metrics]:
+            state, found = job.system.update(config, task, state, *experience)
+            return state, self._sum.pack(found)
+
+        small = sum(leaf.size for leaf in jax.tree.leaves(job.system.actor(state))) <= ONE_THREAD_NUMBERS
+        one_thread = {"xla_cpu_multi_thread_eigen": False} if small and jax.default_backend() == "cpu" else {}
+        update = jax.jit(packed, static_argnums=(1,), donate_argnums=(2,), compiler_options=one_thread)
         self._learning = 0.0
         clock = time.perf_counter
 
-        def timed_update(*arguments: Any, **keywords: Any) -> Any:
+        def timed_update(*arguments: Any) -> Any:
             began = clock()
-            result = update(*arguments, **keywords)
+            result = update(*arguments)
             self._learning += clock() - began
             return result
 
@@ -276,7 +285,7 @@ def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable
         engine: _Engine = (
             _InGraph(job, task, config, state, timing)
             if task.in_graph
-            else _Host(job, task, config, timing, lambda: signals.caught is not None)
+            else _Host(job, task, config, state, timing, lambda: signals.caught is not None)
         )
         last_saved, last_saved_step = time.perf_counter(), step
         while step < end and signals.caught is None and not stopped_by_callback:

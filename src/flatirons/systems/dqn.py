@@ -325,8 +325,8 @@ def step(config: Config, task: Task, state: State, *, update: Callable = update)
     collector, experience, episodes = data.rollout(
         config, task, policy, actor(state), state.collector, config.train_every // config.num_envs
     )
-    state, metrics = update(config, task, state._replace(collector=collector), experience)
-    return state, metrics | {"episodes": episodes}
+    state, metrics = update(config, task, state._replace(collector=()), experience)
+    return state._replace(collector=collector), metrics | {"episodes": episodes}
 
 
 def interrupted(state: State) -> State:

@@ -480,5 +480,5 @@ def interrupted(state: State) -> State:
 def step(config: Config, task: Task, state: State, *, update: Callable = update) -> tuple[State, Metrics]:
     """One iteration of Algorithm 1."""
     collector, experience, episodes = data.rollout(config, task, policy, actor(state), state.collector, config.num_steps)
-    state, metrics = update(config, task, state._replace(collector=collector), experience)
-    return state, metrics | {"episodes": episodes}
+    state, metrics = update(config, task, state._replace(collector=()), experience)
+    return state._replace(collector=collector), metrics | {"episodes": episodes}
