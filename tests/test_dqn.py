@@ -88,6 +88,7 @@ def test_targets_by_hand() -> None:
         jnp.asarray(reward, jnp.float32),
         jnp.asarray(after, jnp.float32),
         jnp.asarray(terminated),
+        jnp.full(4, 0.9),
     )
     found = dqn.targets(config, TASK, _linear(1), _linear(2), sampled)
     np.testing.assert_allclose(found, reward + 0.9 * ~terminated * _q(_linear(2), after).max(1), rtol=1e-5)

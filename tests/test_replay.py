@@ -108,8 +108,9 @@ def _compare(compiled: Compiled, replay: memory.Replay, history: list[list[dict[
     for b in range(num_envs):
         assert 1 <= size[b] <= min(STARTS, len(history[b]))
         newest_first = history[b][: -1 - size[b] : -1]
-        for name, value in found._asdict().items():
-            expected = jax.tree.map(lambda *xs: np.stack(xs), *[row[name] for row in newest_first])
+        assert (found.discount == 1.0).all()
+        for name, value in found._replace(discount=())._asdict().items():
+            expected = jax.tree.map(lambda *xs: np.stack(xs), *[row.get(name, ()) for row in newest_first])
             got = jax.tree.map(lambda x, b=b: x[b * STARTS : b * STARTS + size[b]], value)
             jax.tree.map(np.testing.assert_array_equal, got, expected)
             if name in ("obs", "next_obs"):
@@ -182,6 +183,37 @@ def test_interrupt_ends_the_running_episodes_as_truncated(stack: int) -> None:
                     stream.begin()
             if turn % 4 == 0:
                 _compare(compiled, replay, history)
+
+
+@pytest.mark.parametrize(("stack", "num_envs", "num_steps"), [(1, 1, 3), (4, 2, 3), (1, 2, 30)])
+def test_targets_over_several_steps_stop_at_ends_and_at_the_newest(stack: int, num_envs: int, num_steps: int) -> None:
+    """The sums, successors and discounts of n-step targets against a walk through the list of all transitions."""
+    compiled, gamma = _compiled(stack, num_envs), 0.9
+    read = jax.jit(functools.partial(memory.read_at, spec=compiled.spec, gamma=gamma, num_steps=num_steps))
+    for seed, lengths in enumerate([(1, 1), (1, 6), (1000, 1000)]):
+        rng = np.random.default_rng(seed)
+        streams = [Stream(np.random.default_rng([seed, b]), stack, lengths) for b in range(num_envs)]
+        history: list[list[dict[str, Any]]] = [[] for _ in range(num_envs)]
+        replay = compiled.create()
+        for turn in range(60):
+            replay = compiled.add(replay, _experience(streams, int(rng.choice([1, 2, 5])), history))
+            if turn % 6:
+                continue
+            env = turn % num_envs
+            ages = np.arange(int(replay.size[env]))
+            found = jax.device_get(read(replay, start=(replay.next - 1 - ages) % STARTS, env=jnp.full(len(ages), env)))
+            for age in ages.tolist():
+                walk, reward = history[env][len(history[env]) - 1 - age :][:num_steps], 0.0
+                for steps, row in enumerate(walk):
+                    reward += gamma**steps * row["reward"]
+                    if row["terminated"] or row["truncated"]:
+                        break
+                np.testing.assert_allclose(found.reward[age], reward, rtol=1e-5, atol=1e-6)
+                np.testing.assert_allclose(found.discount[age], gamma ** (steps + 1), rtol=1e-5)
+                assert found.terminated[age] == row["terminated"] and found.action[age] == walk[0]["action"]
+                for part in ("eye", "arm"):
+                    np.testing.assert_array_equal(found.obs[part][age], walk[0]["obs"][part])
+                    np.testing.assert_array_equal(found.next_obs[part][age], row["next_obs"][part])
 
 
 def test_interrupting_an_empty_replay_changes_nothing() -> None:

@@ -39,13 +39,14 @@ class Replay(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A minibatch `[n, ...]`."""
+    """A minibatch `[n, ...]`. `discount` is gamma to the number of steps that lie between obs and next_obs, whose rewards are in `reward`."""
 
     obs: Any
     action: Any
     reward: Any
     next_obs: Any
     terminated: Any
+    discount: Any
 
 
 def _is_spec(x: Any) -> bool:
@@ -171,26 +172,50 @@ def draw(replay: Replay, key: Key, shape: tuple[int, ...]) -> tuple[jax.Array, j
 
 
 def sample(replay: Replay, spec: Spec, key: Key, num: int) -> Sample:
-    """`num` transitions, drawn as by `draw`."""
-    return read_at(replay, spec, *draw(replay, key, (num,)))
+    """`num` transitions, drawn as by `draw`; their `discount` is 1."""
+    return read_at(replay, spec, *draw(replay, key, (num,)), 1.0)
 
 
-def read_at(replay: Replay, spec: Spec, start: jax.Array, env: jax.Array) -> Sample:
-    """The transitions at these places, `[n, ...]`."""
+def read_at(replay: Replay, spec: Spec, start: jax.Array, env: jax.Array, gamma: Any, num_steps: int = 1) -> Sample:
+    """The transitions at these places `[n]`, each over `num_steps` steps: `reward` is r_0 + gamma r_1 + ..., `next_obs` the successor of the
+    last. Fewer steps where the episode ends before, or where no more are stored yet."""
     num_rows = jax.tree.leaves(replay.frames)[0].shape[0]
+    num_starts = replay.row.shape[0]
     row = replay.row[start, env]
+    if num_steps == 1:
+        last_row, reward, terminated = row, replay.reward[start, env], replay.terminated[start, env]
+        discount = jnp.broadcast_to(jnp.asarray(gamma, jnp.float32), reward.shape)
+    else:
+        ahead = jnp.arange(num_steps)[None]
+        at, in_env = (start[:, None] + ahead) % num_starts, env[:, None]
+        ended = replay.terminated[at, in_env] | replay.truncated[at, in_env]
+        before = jnp.cumsum(ended, axis=1) - ended
+        newer = (replay.next - 1 - start) % num_starts
+        taken = (before == 0) & (ahead <= newer[:, None])
+        powers = jnp.asarray(gamma, jnp.float32) ** ahead
+        reward = jnp.sum(jnp.where(taken, powers * replay.reward[at, in_env], 0.0), axis=1)
+        steps = jnp.sum(taken, axis=1, dtype=jnp.int32)
+        last = (start + steps - 1) % num_starts
+        last_row, terminated = replay.row[last, env], replay.terminated[last, env]
+        discount = jnp.asarray(gamma, jnp.float32) ** steps
 
     def read(s: ArraySpec, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
         if s.stack == 1:
-            return frames[row, env], frames[(row + 1) % num_rows, env]
-        at = (row[:, None] + jnp.arange(1 - s.stack, 2)[None]) % num_rows
-        window = frames[at, jnp.broadcast_to(env[:, None], at.shape)]
-        return window[:, :-1], window[:, 1:]
+            return frames[row, env], frames[(last_row + 1) % num_rows, env]
+
+        def window(first: jax.Array, length: int) -> jax.Array:
+            at = (first[:, None] + jnp.arange(length)[None]) % num_rows
+            return frames[at, jnp.broadcast_to(env[:, None], at.shape)]
+
+        if num_steps == 1:
+            both = window(row + (1 - s.stack), s.stack + 1)
+            return both[:, :-1], both[:, 1:]
+        return window(row + (1 - s.stack), s.stack), window(last_row + (2 - s.stack), s.stack)
 
     pairs = jax.tree.map(read, spec.obs, replay.frames, is_leaf=_is_spec)
     obs = jax.tree.map(lambda _, pair: pair[0], spec.obs, pairs, is_leaf=_is_spec)
     next_obs = jax.tree.map(lambda _, pair: pair[1], spec.obs, pairs, is_leaf=_is_spec)
-    return Sample(obs, replay.action[start, env], replay.reward[start, env], next_obs, replay.terminated[start, env])
+    return Sample(obs, replay.action[start, env], reward, next_obs, terminated, discount)
 
 
 def interrupt(replay: Replay) -> Replay:

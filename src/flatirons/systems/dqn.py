@@ -52,6 +52,8 @@ class Config:
     """Let the learning rate fall linearly to 0 at total_steps (not in the paper)."""
     gamma: float = 0.99
     """Discount."""
+    n_step: int = 1
+    """Steps of reward in a target before it bootstraps (not in the paper; Sutton and Barto 2018, section 7.1)."""
     target_every: int = 500
     """C, updates between two copies of theta into the target network (unless `tau` is set)."""
     tau: float | None = None
@@ -263,10 +265,12 @@ def loss(config: Config, task: Task, params: Any, batch: Batch) -> tuple[jax.Arr
 
 
 def targets(config: Config, task: Task, params: Any, target: Any, sampled: memory.Sample) -> jax.Array:
-    """y = r + gamma max_a' Q(s', a'; theta^-), `[n]`; only a termination has no successor. `params` is for the variants."""
+    """y = r + gamma max_a' Q(s', a'; theta^-), `[n]`; only a termination has no successor. `params` is for the variants.
+
+    Over n steps r is their discounted sum, s' what follows them and gamma its n-th power."""
     del params
     next_q = jnp.max(q_values(config, task, target, sampled.next_obs), axis=-1)
-    return returns.td_target(sampled.reward, sampled.terminated, next_q, config.gamma)
+    return returns.td_target(sampled.reward, sampled.terminated, next_q, sampled.discount)
 
 
 def _optimiser(config: Config) -> optax.GradientTransformation:
@@ -287,7 +291,7 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
     starts, envs = memory.draw(replay, key_updates, (config.gradient_steps, config.batch_size))
 
     def gradient(i: Any, params: Any, target: Any) -> tuple[Any, Metrics]:
-        sampled = memory.read_at(replay, task.spec, starts[i], envs[i])
+        sampled = memory.read_at(replay, task.spec, starts[i], envs[i], config.gamma, config.n_step)
         batch = Batch(sampled.obs, sampled.action, targets(config, task, params, target, sampled))
         return jax.grad(functools.partial(loss, config, task), has_aux=True)(params, batch)
 
