@@ -7,6 +7,8 @@ A page asks for a table with a pair of markers, and what stands between them is 
     <!-- results:speed -->             all speed results             <!-- /results -->
     <!-- results:speed:ppo -->         those whose name begins so    <!-- /results -->
 
+It also writes `src/flatirons/run/measured.json`, what `flatirons list SYSTEM` says a preset reaches, in how many hours.
+
 `python benchmarks/tables.py` writes; `--check` only says (exit status 1) which page is behind its results.
 """
 
@@ -21,6 +23,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKED = re.compile(r"(<!-- results:(?P<kind>learning|speed)(?::(?P<name>[\w.-]+))? -->\n).*?(<!-- /results -->)", re.DOTALL)
+MEASURED = "src/flatirons/run/measured.json"
 NOTHING = "Not measured yet.\n"
 
 
@@ -136,12 +139,27 @@ def fill(text: str, learned: Sequence[dict[str, Any]], timed: Sequence[dict[str,
     return MARKED.sub(made, text)
 
 
+def measured(learned: Sequence[dict[str, Any]]) -> str:
+    """measured.json: per preset what its rows reached, and the hours of a seed on one core, a range where rows differ."""
+    found: dict[str, dict[str, Any]] = {}
+    for r in learned:
+        low, high = r["ci95"]
+        entry = found.setdefault(r["preset"], {"expected": [], "hours": []})
+        seeds = f"{seeds_of(r)} seeds, {number(low)} to {number(high)}"
+        entry["expected"].append(f"{r['task']} at {r['total_steps']:,}: {number(r['mean'])} ({seeds})")
+        entry["hours"].append(sum(r["seconds_per_seed"]) / len(r["seconds_per_seed"]) / 3600)
+    for entry in found.values():
+        ends = [f"{hours:.1g}" for hours in (min(entry["hours"]), max(entry["hours"]))]
+        entry["hours"] = ends[0] if ends[0] == ends[1] else " to ".join(ends)
+    return json.dumps(found, indent=1, sort_keys=True) + "\n"
+
+
 def main(arguments: Sequence[str]) -> int:
     learned, timed = load(ROOT / "benchmarks/results/learning"), load(ROOT / "benchmarks/results/speed")
     behind = []
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        old = page.read_text(encoding="utf-8")
-        new = fill(old, learned, timed)
+    for page in [ROOT / MEASURED, ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        old = page.read_text(encoding="utf-8") if page.exists() else ""
+        new = measured(learned) if page == ROOT / MEASURED else fill(old, learned, timed)
         if new != old:
             behind.append(str(page.relative_to(ROOT)))
             if "--check" not in arguments:

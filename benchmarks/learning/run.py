@@ -52,7 +52,9 @@ def finished(path: Path, mark: str | None) -> dict[str, Any] | None:
 
 def train_seed(name: str, row: Row, seed: int, mark: str, args: argparse.Namespace, cores: queue.SimpleQueue[int]) -> Path:
     """Run one seed in its own process on a free core; the path of its result."""
-    home = args.runs.resolve() / name / f"seed_{seed}"
+    # Another budget has folders of its own: trying something out must not take the row's finished seeds away.
+    folder = name if args.budget is None else f"{name}-{args.budget}"
+    home = args.runs.resolve() / folder / f"seed_{seed}"
     path = home / "result.json"
     kept = finished(path, None if args.keep_seeds else mark)
     if kept is not None:
@@ -60,6 +62,7 @@ def train_seed(name: str, row: Row, seed: int, mark: str, args: argparse.Namespa
         return path
     stamp = home / "fingerprint"
     if home.exists() and (not stamp.exists() or stamp.read_text() != mark):
+        print(f"{name} seed {seed}: {home} is of other source files or settings, beginning anew", flush=True)
         shutil.rmtree(home)
     home.mkdir(parents=True, exist_ok=True)
     stamp.write_text(mark)

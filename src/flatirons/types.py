@@ -215,14 +215,12 @@ class System(Protocol):
 class Preset:
     """A named Config: a system's settings from a paper, or tuned for some tasks.
 
-    `tasks` are glob patterns of the task names it is the automatic choice for; `expected` and `hours` are what its benchmark measured.
+    `tasks` are glob patterns of the task names it is the automatic choice for. What its benchmark measured is in `run/measured.json`.
     """
 
     doc: str
     config: Mapping[str, Any]
     tasks: tuple[str, ...] = ()
-    expected: str = ""
-    hours: str = ""
 
 
 C = TypeVar("C")

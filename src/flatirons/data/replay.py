@@ -39,7 +39,7 @@ class Replay(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A minibatch `[n, ...]`. `discount` is gamma to the number of steps that lie between obs and next_obs, whose rewards are in `reward`."""
+    """A minibatch `[n, ...]`. `discount` is gamma to the number of steps from obs to next_obs, whose rewards are summed in `reward`."""
 
     obs: Any
     action: Any
@@ -177,8 +177,8 @@ def sample(replay: Replay, spec: Spec, key: Key, num: int) -> Sample:
 
 
 def read_at(replay: Replay, spec: Spec, start: jax.Array, env: jax.Array, gamma: Any, num_steps: int = 1) -> Sample:
-    """The transitions at these places `[n]`, each over `num_steps` steps: `reward` is r_0 + gamma r_1 + ..., `next_obs` the successor of the
-    last. Fewer steps where the episode ends before, or where no more are stored yet."""
+    """The transitions at these places `[n]`, over `num_steps` steps each: `reward` is r_0 + gamma r_1 + ..., `next_obs` what follows the
+    last one. Fewer steps where the episode ends before, or where no more are stored yet."""
     num_rows = jax.tree.leaves(replay.frames)[0].shape[0]
     num_starts = replay.row.shape[0]
     row = replay.row[start, env]

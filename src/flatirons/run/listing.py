@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import json
 import textwrap
 from difflib import get_close_matches
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -110,10 +112,14 @@ def system(name: str) -> str:
 
     module, overrides, chosen = systems.find(name)
     config = module.Config(**overrides)
+    measured = json.loads((Path(__file__).parent / "measured.json").read_text(encoding="utf-8"))
     lines = [f"{systems.system_name(module)}: {_title(module)}", f"actions: {', '.join(actions(module))}", "", "presets"]
     for preset, known in module.PRESETS.items():
         lines += ["", f"  {preset}: {known.doc}", f"    for       {', '.join(known.tasks) or 'any task, when asked for'}"]
-        lines += [f"    expected  {known.expected or 'not measured yet'}", f"    hours     {known.hours or 'not measured yet'} (two cores)"]
+        reached = measured.get(preset, {}).get("expected", ["not measured yet"])
+        for label, line in zip(["expected", *[""] * len(reached)], reached, strict=False):
+            lines.append(f"    {label:<9} {line}")
+        lines.append(f"    hours     {measured.get(preset, {}).get('hours', 'not measured yet')}, a seed on one core")
     lines += ["", f"settings{f' of {chosen}' if chosen else ''}, each a flag of `flatirons train {name}`", ""]
     docs = field_docs(module.Config)
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}

@@ -116,8 +116,6 @@ PRESETS = {
             "epsilon_steps": 8_000,
         },
         tasks=("CartPole-v*", "jax:CartPole-v*"),
-        expected="CartPole at 50k: 498 in-graph, 361 on the host, 10 seeds each; unstable",
-        hours="0.004",
     ),
     "dqn-minatar": Preset(
         doc="The MinAtar authors' settings (Young and Tian 2019): centred RMSProp as PyTorch has it, one update per frame, epsilon 0.1.",
@@ -136,8 +134,6 @@ PRESETS = {
             "network": "minatar",
         },
         tasks=("pgx:minatar-*",),
-        expected="Breakout at 1M: 14.2 over 3 seeds (13.2 to 15.8)",
-        hours="0.4",
     ),
 }
 
