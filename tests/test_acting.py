@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces as gs
 
+import flatirons as fi
 from flatirons import envs
 from flatirons.data import acting
 from flatirons.data.acting import Decider
@@ -156,3 +157,19 @@ def test_convolutions_and_large_networks_are_compiled() -> None:
         action, _, _ = decider(task.current, ())
         assert decider.how == "compiled" and action.shape == (1,) and 0 <= action[0] < 3
         task.close()
+
+
+@pytest.mark.parametrize("action", [gs.Discrete(3, start=5), gs.Box(-1.0, 1.0, (2, 3), np.float32)])
+def test_a_runs_policy_speaks_the_environments_language(action: gymnasium.Space, tmp_path: Any) -> None:
+    """Also after loading, where there is no environment to ask."""
+    system = "ppo"
+    env = _Ends(VECTOR, action)
+    run = fi.train(system, env, total_steps=16, num_envs=1, num_steps=8, num_minibatches=2, out=tmp_path / "run", quiet=True)
+    for found in (run, fi.load(tmp_path / "run")):
+        assert action.contains(found.policy(VECTOR.sample()))
+
+
+class _Ends(_Spaces):
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action)
+        return self.observation_space.sample(), 1.0, True, False, {}

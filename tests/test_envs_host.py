@@ -174,7 +174,7 @@ def test_every_space_and_the_true_last_observation(vectoriser: str) -> None:
     assert task.spec.obs["vector"] == ArraySpec((2,), "float32")
     assert task.spec.obs["count"] == ArraySpec((), "int32", 0, 99)
     assert task.spec.obs["inner"]["pair"] == (ArraySpec((2,), "int32", 0, 8), ArraySpec((1, 2), "bool", 0, 1))
-    assert task.spec.obs["bits"] == ArraySpec((3,), "int8", 0, 1) and task.spec.action == Discrete(3)
+    assert task.spec.obs["bits"] == ArraySpec((3,), "int8", 0, 1) and task.spec.action == Discrete(3, start=-1)
     assert jax.tree.structure(task.spec.obs) == jax.tree.structure(task.current.obs)
     for step in range(1, 9):
         outcome, after = task.step(np.array([0, 1, 2], np.int32))

@@ -51,9 +51,10 @@ class ArraySpec:
 
 @dataclasses.dataclass(frozen=True)
 class Discrete:
-    """Actions 0 ... n-1, int32, shape ()."""
+    """Actions 0 ... n-1, int32, shape (). `start` is what the environment itself calls the first of them."""
 
     n: int
+    start: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +66,14 @@ class MultiDiscrete:
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """Continuous actions, float32, shape (len(low),). A task clips what it is given to these bounds at its door."""
+    """Continuous actions, float32, shape (len(low),). A task clips what it is given to these bounds at its door.
+
+    `raw_shape` is the shape of the environment's own actions where that is another.
+    """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
+    raw_shape: tuple[int, ...] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

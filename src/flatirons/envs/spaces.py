@@ -47,9 +47,10 @@ def action_spec(space: gymnasium.Space) -> ActionSpec:
     Raises FlatironsError for other spaces (Dict, Tuple, integer Box).
     """
     if isinstance(space, gs.Discrete):
-        return Discrete(int(space.n))
+        return Discrete(int(space.n), int(space.start))
     if isinstance(space, gs.Box) and np.issubdtype(space.dtype, np.floating):
-        return Box(tuple(space.low.astype(np.float32).ravel().tolist()), tuple(space.high.astype(np.float32).ravel().tolist()))
+        low, high = (tuple(bound.astype(np.float32).ravel().tolist()) for bound in (space.low, space.high))
+        return Box(low, high, None if len(space.shape) == 1 else tuple(space.shape))
     if isinstance(space, gs.MultiDiscrete):
         return MultiDiscrete(tuple(int(n) for n in space.nvec.ravel()))
     if isinstance(space, gs.MultiBinary):
@@ -74,11 +75,12 @@ def space_of(spec: Any) -> gymnasium.Space:
             low, high = max(low, bounds[0]), min(high, bounds[1])
         return gs.Box(low, high, spec.shape, dtype.type)
     if isinstance(spec, Discrete):
-        return gs.Discrete(spec.n)
+        return gs.Discrete(spec.n, start=spec.start)
     if isinstance(spec, MultiDiscrete):
         return gs.MultiDiscrete(np.asarray(spec.nvec))
     if isinstance(spec, Box):
-        return gs.Box(np.asarray(spec.low, np.float32), np.asarray(spec.high, np.float32))
+        shape = spec.shape if spec.raw_shape is None else spec.raw_shape
+        return gs.Box(np.asarray(spec.low, np.float32).reshape(shape), np.asarray(spec.high, np.float32).reshape(shape))
     raise FlatironsError(f"{spec!r} is not a spec of observations or actions")
 
 

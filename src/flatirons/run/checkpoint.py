@@ -2,12 +2,14 @@
 
     checkpoints/step_000000012345/manifest.json      every file with size and SHA-256, every leaf, the meta; its first line is its own hash
                                   state.safetensors  the small leaves
+                                  parity             the exclusive or of all its pieces, where it has any
     checkpoints/chunks/<sha256>.safetensors          pieces of the large leaves (replay), shared by the checkpoints that name them
 
 A checkpoint is written beside its place, fsynced and renamed into it, so that a kill at any moment leaves the previous one. Large leaves
 are cut at fixed places, whatever they hold, and every piece is a file named by the hash of its content: of a replay that grew by some rows
-only the pieces with new rows are written. The price of sharing: a byte that rots in a piece damages every checkpoint that names the piece,
-and loading then goes back to the newest one that does not. The next `save` of the same content writes a rotten piece anew.
+only the pieces with new rows are written. A byte that rots in a piece would damage every checkpoint that shares it, so each checkpoint has
+a parity file, from which any one piece can be made again out of the others; the next `save` of the same content writes it anew. What is
+damaged beyond that is passed over, and loading goes back to the newest intact checkpoint.
 
 The hashes find accidents, not forgers. Against a forged folder stands that nothing here can run code: JSON and safetensors only, names that
 cannot leave the folder, shapes that must equal the caller's. One process at a time may save into a folder.
@@ -44,13 +46,14 @@ _FORMAT = "flatirons arrays"
 _MANIFEST = "manifest.json"
 _MANIFEST_LIMIT = 1 << 28
 _CHUNKS = "chunks"
+_PARITY = "parity"
 _STEP = re.compile(r"step_(\d{12,})(\.old)?")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Loaded(NamedTuple):
-    """A loaded tree. `warnings` says, a sentence each, which damaged checkpoints were passed over and why: show them."""
+    """A loaded tree. `warnings` says, a sentence each, which damaged checkpoints were passed over, and what was mended: show them."""
 
     tree: PyTree
     meta: dict[str, Any]
@@ -147,6 +150,8 @@ def save(
             _write_chunk(path, chunk, what)
         arrays.sync_folder(folder / _CHUNKS)
         records = {digest: chunk.record for digest, chunk in chunks.items()}
+        if chunks:
+            files[_PARITY] = _parity([chunk.pieces for chunk in chunks.values()]).tobytes()
         _write_folder(temporary, "state.safetensors", small, cut, records, files, meta_text, step)
         _put_in_place(temporary, final)
     except BaseException as error:
@@ -376,7 +381,7 @@ def _json(meta: Mapping[str, Any], what: str) -> str:
 def _read_extra_files(extra_files: Mapping[str, Path], what: str) -> dict[str, bytes]:
     content = {}
     for name, path in extra_files.items():
-        if not _SAFE_NAME.fullmatch(name) or name in (_MANIFEST, "state.safetensors"):
+        if not _SAFE_NAME.fullmatch(name) or name in (_MANIFEST, _PARITY, "state.safetensors"):
             raise FlatironsError(f"{what} was not saved, because an extra file cannot be called {name!r}; use letters, digits and dots.")
         try:
             content[name] = Path(path).read_bytes()
@@ -389,6 +394,20 @@ def _absent(store: Path, chunks: dict[str, _Chunk]) -> dict[str, _Chunk]:
     """The chunks that are not in the store, or are there damaged. A good chunk is never written again."""
     there = _parallel(lambda item: arrays.agrees(store / f"{item[0]}.safetensors", item[1].record), chunks.items())
     return {digest: chunk for (digest, chunk), good in zip(chunks.items(), there) if not good}
+
+
+def _parity(contents: Iterable[Iterable[bytes | memoryview]]) -> np.ndarray:
+    """The exclusive or of files given as pieces, uint8, as long as the longest of them."""
+    total = np.zeros(0, np.uint8)
+    for pieces in contents:
+        start = 0
+        for piece in pieces:
+            part = np.frombuffer(piece, np.uint8)
+            if start + part.size > total.size:
+                total = np.concatenate([total, np.zeros(start + part.size - total.size, np.uint8)])
+            total[start : start + part.size] ^= part
+            start += part.size
+    return total
 
 
 def _write_chunk(path: Path, chunk: _Chunk, what: str) -> None:
@@ -544,7 +563,7 @@ def _newest(folder: Path, read: Callable[[Path], Loaded]) -> Loaded:
         except Damage as damage:
             damages.append(str(damage))
             continue
-        return loaded._replace(warnings=[f"{damage}; using {path.name} instead" for damage in damages])
+        return loaded._replace(warnings=[*(f"{damage}; using {path.name} instead" for damage in damages), *loaded.warnings])
     if damages:
         raise FlatironsError(
             f"No checkpoint in {folder} is intact ({'; '.join(damages)}): put back a copy of the folder, or start a new run in another one."
@@ -583,11 +602,12 @@ def _load(path: Path, like: PyTree) -> Loaded:
     if small.keys() != {name for name, record in manifest.leaves.items() if not record.chunks}:
         raise Damage(f"{path.name}/{manifest.arrays} does not hold the leaves that its manifest names")
     leaves = []
+    repaired: list[str] = []
     for name, leaf in wanted.items():
         record = manifest.leaves[name]
-        array = _join(path, name, record, manifest.chunks) if record.chunks else small.pop(name)
+        array = _join(path, name, record, manifest, repaired) if record.chunks else small.pop(name)
         leaves.append(_restore(array, record, leaf, f"{path.name}/{manifest.arrays}: {name}"))
-    return Loaded(jax.tree_util.tree_unflatten(structure, leaves), manifest.meta, path, [])
+    return Loaded(jax.tree_util.tree_unflatten(structure, leaves), manifest.meta, path, sorted(set(repaired)))
 
 
 def _signature(leaf: Any) -> tuple[str, str, tuple[int, ...]]:
@@ -621,7 +641,19 @@ def _check_fit(path: Path, saved: dict[str, _LeafRecord], wanted: dict[str, Any]
         )
 
 
-def _join(path: Path, name: str, record: _LeafRecord, chunks: dict[str, FileRecord]) -> np.ndarray:
+def _made_again(path: Path, manifest: _Manifest, digest: str) -> bytes | None:
+    """A damaged piece from the parity file and all other pieces, or None where that is not possible."""
+    try:
+        others = [path / _PARITY, *(_chunk_path(path, other) for other in manifest.chunks if other != digest)]
+        content = _parity([file.read_bytes()] for file in others)[: manifest.chunks[digest].size].tobytes()
+    except OSError:
+        return None
+    return content if arrays.record_of([memoryview(content)]) == manifest.chunks[digest] else None
+
+
+def _join(path: Path, name: str, record: _LeafRecord, manifest: _Manifest, repaired: list[str]) -> np.ndarray:
+    """A leaf from its pieces; what was wrong with one that had to be made again is added to `repaired`."""
+    chunks = manifest.chunks
     # `like` agreed with this shape and dtype, so the memory asked for is what the caller expects.
     whole = np.empty(record.shape, jnp.dtype(record.dtype))
     flat = whole.reshape(-1)
@@ -630,7 +662,14 @@ def _join(path: Path, name: str, record: _LeafRecord, chunks: dict[str, FileReco
     def fill(item: tuple[int, str]) -> None:
         start, digest = item
         called = f"{_CHUNKS}/{digest}.safetensors (part of {name} in {path.name})"
-        piece = arrays.decode(arrays.read_file(_chunk_path(path, digest), called, record=chunks[digest]), called).get("chunk")
+        try:
+            content: bytes | None = arrays.read_file(_chunk_path(path, digest), called, record=chunks[digest])
+        except Damage as damage:
+            content = _made_again(path, manifest, digest)
+            if content is None:
+                raise
+            repaired.append(f"{damage}; it was made again from the other pieces")
+        piece = arrays.decode(content, called).get("chunk")
         place = flat[start : start + record.chunk_size]
         if piece is None or piece.dtype != place.dtype or piece.shape != place.shape:
             raise Damage(f"{called} is not the piece that the manifest describes")

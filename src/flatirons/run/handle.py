@@ -85,9 +85,10 @@ class Run:
         action, self._carry, _ = self._decide(timestep, self._carry)
         action = action[0]
         if isinstance(spec.action, Discrete):
-            return int(action)
+            return int(action) + spec.action.start
         if isinstance(spec.action, Box):
-            return np.clip(action, np.asarray(spec.action.low, np.float32), np.asarray(spec.action.high, np.float32))
+            clipped = np.clip(action, np.asarray(spec.action.low, np.float32), np.asarray(spec.action.high, np.float32))
+            return clipped if spec.action.raw_shape is None else clipped.reshape(spec.action.raw_shape)
         return np.array(action)
 
     def evaluate(self, episodes: int = 20, seed: int | None = None, *, env: Any = None) -> Any:

@@ -419,11 +419,12 @@ def spec_from_json(value: Mapping[str, Any]) -> Spec:
     action = dict(value["action"])
     kind = action.pop("kind")
     if kind == "Box":
-        made: Any = Box(tuple(bound(x, -np.inf) for x in action["low"]), tuple(bound(x, np.inf) for x in action["high"]))
+        low, high = tuple(bound(x, -np.inf) for x in action["low"]), tuple(bound(x, np.inf) for x in action["high"])
+        made: Any = Box(low, high, None if action["raw_shape"] is None else tuple(action["raw_shape"]))
     elif kind == "MultiDiscrete":
         made = MultiDiscrete(tuple(action["nvec"]))
     else:
-        made = Discrete(int(action["n"]))
+        made = Discrete(int(action["n"]), int(action["start"]))
     return Spec(obs(value["obs"]), made, value["max_episode_steps"])
 
 
