@@ -202,3 +202,15 @@ def test_unknown_and_unfit_networks_are_refused_in_a_sentence() -> None:
         torso("nature", small, (64,), "tanh", "orthogonal").init(jax.random.key(0), small)
     flat = torso("mlp", small, (64,), "tanh", "orthogonal")
     assert flat.apply(flat.init(jax.random.key(0), small), _random_obs(small, (2,))).shape == (2, 64)
+
+
+def test_standardised_layers_by_hand() -> None:
+    x = np.random.default_rng(0).normal(3.0, 5.0, (4, 6)).astype(np.float32)
+    found = np.asarray(mlp.standardise(jnp.asarray(x)))
+    np.testing.assert_allclose(found, (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5), rtol=1e-4, atol=1e-5)
+    params = mlp.mlp_init(jax.random.key(0), (6, 5, 3), init="fan_in")
+    h = np.asarray(x)
+    for layer in params:
+        y = h @ np.asarray(layer["w"]) + np.asarray(layer["b"])
+        h = np.maximum((y - y.mean(1, keepdims=True)) / np.sqrt(y.var(1, keepdims=True) + 1e-5), 0)
+    np.testing.assert_allclose(mlp.mlp(params, jnp.asarray(x), "relu", layer_norm=True), h, rtol=1e-3, atol=1e-4)

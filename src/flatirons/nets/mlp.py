@@ -63,8 +63,16 @@ def mlp_init(key: Key, sizes: Sequence[int], *, init: Init = "orthogonal", scale
     return tuple(dense_init(k, a, b, init=init, scale=scale) for k, a, b in zip(keys, sizes[:-1], sizes[1:], strict=False))
 
 
-def mlp(params: Any, x: Array, activation: Activation) -> jax.Array:
-    """All layers, each followed by the activation."""
+def standardise(x: jax.Array) -> jax.Array:
+    """Each row to mean 0 and variance 1 over its features: layer normalisation (Ba, Kiros and Hinton 2016, equation 3) without the learned
+    gain and shift, which the next layer has."""
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + 1e-5)
+
+
+def mlp(params: Any, x: Array, activation: Activation, *, layer_norm: bool = False) -> jax.Array:
+    """All layers, each followed by the activation; with `layer_norm`, standardised before it."""
     for layer in params:
-        x = activate(activation, dense(layer, x))
+        y = dense(layer, x)
+        x = activate(activation, standardise(y) if layer_norm else y)
     return jnp.asarray(x)

@@ -66,11 +66,14 @@ def num_features(spec: ArraySpec) -> int:
     return count
 
 
-def torso(network: str | Network, obs_spec: Any, hidden: tuple[int, ...], activation: Activation, init: Init) -> Network:
+def torso(
+    network: str | Network, obs_spec: Any, hidden: tuple[int, ...], activation: Activation, init: Init, *, layer_norm: bool = False
+) -> Network:
     """The torso of a Config's `network` for an observation: `init(key, obs_spec)`, `apply(params, obs [..., *obs]) -> [..., features]`.
 
     "auto" gives an image its paper's stack (10x10 MinAtar, else Nature) and everything else an MLP over the concatenated parts. A named
-    stack is forced on images. A `Network` of a person's own is returned as it is. Raises FlatironsError for an unknown name.
+    stack is forced on images. `layer_norm` is for the dense layers. A `Network` of a person's own is returned as it is. Raises
+    FlatironsError for an unknown name.
     """
     if isinstance(network, Network):
         return network
@@ -109,6 +112,6 @@ def torso(network: str | Network, obs_spec: Any, hidden: tuple[int, ...], activa
             else:
                 parts.append(x.reshape((*x.shape[: x.ndim - len(spec.shape)], -1)))
         features = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
-        return mlp(params["mlp"], features, "relu" if only_image else activation)
+        return mlp(params["mlp"], features, "relu" if only_image else activation, layer_norm=layer_norm)
 
     return Network(init_params, apply)
