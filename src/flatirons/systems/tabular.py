@@ -373,7 +373,8 @@ def soft_policy_iteration(
         pi = project(boltzmann(mdp, q, temperature)[0])
         previous, q = q, soft_evaluate(mdp, pi, gamma, temperature)
         history.append(float(mdp.start @ soft_value(q, pi, temperature)))
-        if np.max(np.abs(q - previous)) <= tolerance:
+        # A linear solve leaves some of float64's last digits in doubt.
+        if np.max(np.abs(q - previous)) <= max(tolerance, 1e-12 * float(np.max(np.abs(q)))):
             return Plan(soft_value(q, pi, temperature), q, pi, tuple(history))
     raise _unsettled("soft policy iteration", max_iterations, 0.0)
 
