@@ -97,16 +97,16 @@ def exact() -> dict[str, Any]:
         return max(abs(s[field] - k[column]) for s, k in lakes)
 
     rows = [
-        at_most("value iteration: largest \\|V − linear solve\\|, 12 problems", 1e-8, max(s["value_error"] for s in solved)),
+        at_most("value iteration: largest |V − linear solve|, 12 problems", 1e-8, max(s["value_error"] for s in solved)),
         at_most("Q-value iteration: the same", 1e-8, max(s["q_error"] for s in solved)),
         at_most("largest gain any action promises over that solve", 1e-8, max(s["regret"] for s in solved)),
-        at_most("FrozenLake: \\|V(s₀) − the six-digit table\\|, ten discounts", 5.1e-7, off_by("value_of_start", 0)),
-        at_most("FrozenLake: \\|greedy return in the limit − the four-digit table\\|", 5.1e-5, off_by("policy_return", 1)),
-        at_most("FrozenLake: \\|best possible return − the four-digit table\\|", 5.1e-5, off_by("best_return", 2)),
-        at_most("Taxi: \\|mean optimal return over 300 starts − 7.93\\|", 1e-8, abs(taxi["value_of_start"] - 7.93)),
+        at_most("FrozenLake: |V(s₀) − the six-digit table|, ten discounts", 5.1e-7, off_by("value_of_start", 0)),
+        at_most("FrozenLake: |greedy return in the limit − the four-digit table|", 5.1e-5, off_by("policy_return", 1)),
+        at_most("FrozenLake: |best possible return − the four-digit table|", 5.1e-5, off_by("best_return", 2)),
+        at_most("Taxi: |mean optimal return over 300 starts − 7.93|", 1e-8, abs(taxi["value_of_start"] - 7.93)),
         row("Taxi: returns from", "3 to 15", f"{taxi['worst_start']:.6f} to {taxi['best_start']:.6f}",
             abs(taxi["worst_start"] - 3) < 1e-8 and abs(taxi["best_start"] - 15) < 1e-8),
-        at_most("CliffWalking: \\|optimal return + 13\\|", 1e-8, abs(cliff["value_of_start"] + 13.0)),
+        at_most("CliffWalking: |optimal return + 13|", 1e-8, abs(cliff["value_of_start"] + 13.0)),
     ]  # fmt: skip
     return {"settings": {"tolerance": 1e-10}, "solved": solved, "rows": rows}
 
@@ -196,7 +196,7 @@ def soft(processes: int = 200) -> dict[str, Any]:
     rows = [
         at_most(f"largest fall of any Q(s, a) in an iteration, {processes} processes, Π = all", 1e-10, fall),
         at_most("the same, Π = 12 distributions", 1e-10, restricted_fall),
-        at_most("largest \\|Q − soft value iteration's\\|", 1e-8, apart),
+        at_most("largest |Q − soft value iteration's|", 1e-8, apart),
         at_most("rewards × k at α = 1 against α = 1/k: largest difference of the policies", 1e-8, scaled),
     ]
     return {"settings": {"processes": processes, "temperature": "0.01-10", "gamma": "0.1-0.99"}, "rows": rows}
