@@ -641,5 +641,5 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
 def step(config: Config, task: Task, state: State, *, update: Callable = update) -> tuple[State, Metrics]:
     """One turn: `num_steps` decisions of every environment, then an update from each of them."""
     collector, experience, episodes = data.rollout(config, task, policy, actor(state), state.collector, config.num_steps)
-    state, metrics = update(config, task, state._replace(collector=collector), experience)
-    return state, metrics | {"episodes": episodes}
+    state, metrics = update(config, task, state._replace(collector=()), experience)
+    return state._replace(collector=collector), metrics | {"episodes": episodes}
