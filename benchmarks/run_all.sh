@@ -24,6 +24,8 @@ if [ "$which" = all ] || [ "$which" = speed ]; then
     run benchmarks.speed.dqn_cartpole_sb3
 fi
 if [ "$which" = all ] || [ "$which" = learning ]; then
+    run benchmarks.tabular.run
+    run benchmarks.tabular.figure
     for row in ppo-cartpole-ingraph ppo-cartpole-host dqn-cartpole-ingraph dqn-cartpole-host \
         dqn-minatar-breakout ppo-halfcheetah ppo-pendulum ppo-acrobot ppo-lunarlander ppo-hopper; do
         run benchmarks.learning.run "$row"

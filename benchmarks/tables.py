@@ -6,6 +6,7 @@ A page asks for a table with a pair of markers, and what stands between them is 
     <!-- results:learning:ppo -->      those of one system           <!-- /results -->
     <!-- results:speed -->             all speed results             <!-- /results -->
     <!-- results:speed:ppo -->         those whose name begins so    <!-- /results -->
+    <!-- results:checks:tabular -->    checks whose name begins so   <!-- /results -->
 
 It also writes `src/flatirons/run/measured.json`, what `flatirons list SYSTEM` says a preset reaches, in how many hours.
 
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-MARKED = re.compile(r"(<!-- results:(?P<kind>learning|speed)(?::(?P<name>[\w.-]+))? -->\n).*?(<!-- /results -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- results:(?P<kind>learning|speed|checks)(?::(?P<name>[\w.-]+))? -->\n).*?(<!-- /results -->)", re.DOTALL)
 MEASURED = "src/flatirons/run/measured.json"
 NOTHING = "Not measured yet.\n"
 
@@ -93,6 +94,18 @@ def speed(results: Sequence[dict[str, Any]]) -> str:
     return (table(head, rows) if rows else "") + provenance(results)
 
 
+def checks(results: Sequence[dict[str, Any]]) -> str:
+    """One row for each thing that was to be shown: what, what was asked, what was found."""
+    head = ["benchmark", "what", "to reach", "measured", "reached"]
+    rows = []
+    for r in results:
+        for part in r["rows"]:
+            found = part["measured"]
+            shown = found if isinstance(found, str) else f"{found:,}" if isinstance(found, int) else f"{found:.2g}"
+            rows.append([f"`{r['name']}`", part["what"], part["reach"], shown, "yes" if part["reached"] else "**no**"])
+    return table(head, rows) + provenance(results)
+
+
 def flat(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """The comparisons in a result file: its own pairs, or those of each named setting under `settings` or `results`."""
     if result.get("pairs"):
@@ -123,7 +136,7 @@ def provenance(results: Sequence[dict[str, Any]]) -> str:
     return f"\nMeasured {where}. Commands, seeds and versions: `benchmarks/results`.\n"
 
 
-def fill(text: str, learned: Sequence[dict[str, Any]], timed: Sequence[dict[str, Any]]) -> str:
+def fill(text: str, learned: Sequence[dict[str, Any]], timed: Sequence[dict[str, Any]], checked: Sequence[dict[str, Any]] = ()) -> str:
     """The page `text` with every marked table made anew."""
 
     def made(match: re.Match[str]) -> str:
@@ -131,6 +144,9 @@ def fill(text: str, learned: Sequence[dict[str, Any]], timed: Sequence[dict[str,
         if match["kind"] == "learning":
             chosen = [r for r in learned if name is None or r["system"] == name]
             body = learning(chosen) if chosen else NOTHING
+        elif match["kind"] == "checks":
+            chosen = [r for r in checked if name is None or r["name"].startswith(name)]
+            body = checks(chosen) if chosen else NOTHING
         else:
             chosen = [r for r in timed if flat(r) and (name is None or r["name"].startswith(name))]
             body = speed(chosen) if chosen else NOTHING
@@ -155,11 +171,11 @@ def measured(learned: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    learned, timed = load(ROOT / "benchmarks/results/learning"), load(ROOT / "benchmarks/results/speed")
+    learned, timed, checked = (load(ROOT / "benchmarks/results" / kind) for kind in ("learning", "speed", "tabular"))
     behind = []
     for page in [ROOT / MEASURED, ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         old = page.read_text(encoding="utf-8") if page.exists() else ""
-        new = measured(learned) if page == ROOT / MEASURED else fill(old, learned, timed)
+        new = measured(learned) if page == ROOT / MEASURED else fill(old, learned, timed, checked)
         if new != old:
             behind.append(str(page.relative_to(ROOT)))
             if "--check" not in arguments:

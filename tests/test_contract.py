@@ -37,6 +37,8 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
             "hidden": (8,),
         },
     ),
+    # A step of 1e-4 and a pull of 1e4 in the test of other losses make one full step.
+    "tabular": ("mdp:CliffWalking-v1", {"num_envs": 2, "num_steps": 8, "learning_rate": 1e-4, "epsilon_steps": 100}),
 }
 TURNS = 3
 

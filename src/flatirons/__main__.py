@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "train a system on a task",
     "resume": "go on with a run from its newest intact checkpoint",
     "eval": "score a run's policy on episodes of its own",
+    "solve": "plan on a task whose transition probabilities are known, exactly",
     "play": "watch a run's policy, in a window or as a video file",
     "plot": "draw learning curves of one or more runs",
     "list": "list systems, tasks and presets; with a system: its settings and what to expect",

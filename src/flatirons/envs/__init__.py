@@ -1,7 +1,8 @@
 """The one door to environments: `make(task) -> Task`, in-graph or on the host, and `check(task) -> list[Finding]`.
 
 Names: `CartPole-v1` (any Gymnasium id), `ALE/Pong-v5` (Atari through ale-py's vector environment), `envpool:HalfCheetah-v5`,
-`jax:CartPole-v1`, `pgx:minatar-breakout`, `probe:constant-reward` (these three in-graph). Simulators are imported when one is asked for.
+`jax:CartPole-v1`, `pgx:minatar-breakout`, `mdp:FrozenLake-v1`, `probe:constant-reward` (these four in-graph). Simulators are imported when
+one is asked for.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def make(
     if not isinstance(task, str):
         return _from_object(task, num_envs, seed, vectoriser, timeout_s, options)
     prefix, colon, rest = task.partition(":")
-    if colon and prefix in ("jax", "pgx", "probe"):
+    if colon and prefix in ("jax", "pgx", "mdp", "probe"):
         if vectoriser != "auto":
             raise FlatironsError(f"{task} runs in-graph, where there is nothing to vectorise; leave the vectoriser at 'auto'")
         return _in_graph(task, prefix, rest, num_envs, options)
@@ -112,9 +113,14 @@ def names() -> list[str]:
 
 
 def _tables() -> Mapping[str, Any]:
-    from flatirons.envs import classic, minatar, probes
+    from flatirons.envs import classic, mdp, minatar, probes
 
-    return {"jax": tuple(classic.ENVS), "pgx": tuple(minatar.NAMES), "probe": tuple(probes.ENVS)}
+    return {
+        "jax": tuple(classic.ENVS),
+        "pgx": tuple(minatar.NAMES),
+        "mdp": (*mdp.TOY_TEXT, *mdp.OWN),
+        "probe": tuple(probes.ENVS),
+    }
 
 
 def _nearest(name: str, known: Any) -> str:
@@ -169,6 +175,8 @@ def _in_graph(task: str, prefix: str, name: str, num_envs: int, options: dict[st
     from flatirons.envs.ingraph import InGraph
 
     known = _tables()[prefix]
+    if prefix == "mdp":
+        return InGraph(_finite(task, name, known, options), num_envs, task)
     if name not in known:
         offer = _nearest(name, known)
         raise FlatironsError(f"the task {task!r} is unknown{offer or f'; {prefix}: has {chr(44).join(known)}'}")
@@ -194,6 +202,23 @@ def _in_graph(task: str, prefix: str, name: str, num_envs: int, options: dict[st
             _demand_types(task, typing.get_type_hints(type(env)), options)
             env = dataclasses.replace(env, **options)
     return InGraph(env, num_envs, task)
+
+
+def _finite(task: str, name: str, known: Any, options: dict[str, Any]) -> Any:
+    import gymnasium
+
+    from flatirons.envs import mdp
+
+    if name not in known:
+        # Any registered id may have a transition table, one of a person's own too.
+        try:
+            gymnasium.spec(name)
+        except (gymnasium.error.Error, ModuleNotFoundError):
+            offer = _nearest(name, known)
+            raise FlatironsError(f"the task {task!r} is unknown{offer or f'; mdp: has {chr(44).join(known)}'}") from None
+    hints = typing.get_type_hints(mdp.OWN[name]) if name in mdp.OWN else {}
+    _demand_types(task, hints | {"max_episode_steps": int | None}, options)
+    return mdp.make(name, **options)
 
 
 def _from_object(task: Any, num_envs: int, seed: int, vectoriser: str, timeout_s: float | None, options: dict[str, Any]) -> Task:

@@ -116,6 +116,13 @@ def _whole(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _finite(text: str) -> float:
+    try:
+        return number(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 # ------------------------------------------------------------------------------------------------------------------ train
 
 
@@ -458,6 +465,30 @@ def seeds_in(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name[5:]))
 
 
+def solve(arguments: list[str]) -> int:
+    """`flatirons solve METHOD TASK [--gamma G] [--json]`."""
+    parser = _parser("solve", "Plan on a finite task whose transition probabilities are known, in float64. Nothing is trained or written.")
+    parser.add_argument("method", metavar="METHOD", help="a planner; `flatirons list` names them")
+    parser.add_argument("task", metavar="TASK", help="such as mdp:FrozenLake-v1; --env.NAME VALUE sets an option")
+    parser.add_argument("--gamma", type=_finite, default=0.99, metavar="FLOAT", help="discount (default: 0.99)")
+    parser.add_argument("--tolerance", type=_finite, metavar="FLOAT", help="how near to the answer it must come (default: 1e-10)")
+    parser.add_argument("--max-iterations", type=_whole, metavar="INT", help="when to give up (monotonic-policy-iteration: to stop; 100)")
+    parser.add_argument(
+        "--penalty", type=_finite, metavar="FLOAT", help="C of monotonic-policy-iteration (default: the one with the promise)"
+    )
+    parser.add_argument("--temperature", type=_finite, metavar="FLOAT", help="alpha of soft-policy-iteration (default: 1)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else: values, policy, history")
+    env_options, rest = split_env_options(arguments)
+    chosen = parser.parse(rest)
+    from flatirons.run import solve as planning
+
+    names = ("tolerance", "max_iterations", "penalty", "temperature")
+    options = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
+    found = planning.solve(chosen.method, chosen.task, gamma=chosen.gamma, env_options=env_options, **options)
+    print(json.dumps(found) if chosen.json else planning.in_words(found))
+    return 0
+
+
 def play(arguments: list[str]) -> int:
     """`flatirons play RUN [--video FILE] [--episodes N] [--seed S]`."""
     parser = _parser("play", "Watch a run's policy: in a window where there is a display, else as a video file.")
@@ -536,6 +567,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": train,
     "resume": resume,
     "eval": evaluate,
+    "solve": solve,
     "play": play,
     "plot": plot,
     "list": listing,

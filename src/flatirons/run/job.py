@@ -231,6 +231,7 @@ def choose(system: Any, preset: str | None, task_name: str) -> tuple[Any, dict[s
         preset = systems.choose_preset(module, task_name)
     if preset is not None:
         if preset not in module.PRESETS:
+            systems.demand_trainable(preset)
             known = list(module.PRESETS)
             raise FlatironsError(f"{system_name(module)} has no preset {preset!r}; {_near(preset, known) if known else 'it has none'}")
         settings = dict(module.PRESETS[preset].config)

@@ -40,6 +40,7 @@ def settings(name: str, task: str | None, preset: str | None) -> tuple[str | Non
     module, overrides, chosen = systems.find(name)
     if preset is not None:
         if preset not in module.PRESETS:
+            systems.demand_trainable(preset)
             near = get_close_matches(preset, module.PRESETS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(module.PRESETS) or 'none'}."
             raise FlatironsError(f"{systems.system_name(module)} has no preset {preset!r}; {hint}")
@@ -55,18 +56,22 @@ def _title(module: Any) -> str:
 
 
 def actions(module: Any) -> list[str]:
-    """The kinds of action a system accepts, found by asking its `check`."""
+    """The kinds of action a system accepts, with a vector or a whole number as observation, found by asking its `check`."""
     kinds = {"Discrete": Discrete(2), "MultiDiscrete": MultiDiscrete((2, 2)), "Box": Box((-1.0,), (1.0,))}
-    accepted = []
-    for kind, action in kinds.items():
-        config = module.Config()
-        task = SimpleNamespace(name="a task", num_envs=config.num_envs, spec=Spec(ArraySpec((4,)), action, 100), in_graph=True, notes=())
-        try:
-            module.check(config, task)
-        except FlatironsError:
-            continue
-        accepted.append(kind)
-    return accepted
+    return [kind for kind, action in kinds.items() if any(_accepts(module, Spec(obs, action, 100)) for obs in _OBSERVATIONS)]
+
+
+_OBSERVATIONS = (ArraySpec((4,)), ArraySpec((), "int32", 0, 3))
+
+
+def _accepts(module: Any, spec: Spec) -> bool:
+    config = module.Config()
+    task = SimpleNamespace(name="a task", num_envs=config.num_envs, spec=spec, in_graph=True, notes=())
+    try:
+        module.check(config, task)
+    except FlatironsError:
+        return False
+    return True
 
 
 def everything() -> str:
@@ -79,7 +84,9 @@ def everything() -> str:
         width = max(map(len, module.PRESETS), default=0)
         for preset, known in module.PRESETS.items():
             lines.append(f"    {preset:<{width}}  {', '.join(known.tasks) or 'any task, when asked for'}")
-    lines += ["", "A preset can stand in the place of a system: `flatirons train PRESET TASK`.", "", "tasks", ""]
+    lines += ["", "A preset can stand in the place of a system: `flatirons train PRESET TASK`.", ""]
+    lines += ["planners (flatirons solve PLANNER TASK), for tasks mdp:NAME", "", *(f"  {name}" for name in systems.tabular.PLANNERS)]
+    lines += ["", "tasks", ""]
     for family, what in tasks().items():
         lines += textwrap.wrap(f"{family:<20}{what}", WIDTH, initial_indent="  ", subsequent_indent=" " * 22, break_on_hyphens=False)
     return "\n".join(lines)
@@ -87,13 +94,14 @@ def everything() -> str:
 
 def tasks() -> dict[str, str]:
     """Families of task names, and what each holds."""
-    from flatirons.envs import classic, minatar, probes
+    from flatirons.envs import classic, mdp, minatar, probes
 
     return {
         "NAME-vN": "any Gymnasium id, such as CartPole-v1; HalfCheetah-v5 needs flatirons[mujoco], LunarLander-v3 flatirons[box2d]",
         "ALE/GAME-v5": "Atari through ALE's vector environment, such as ALE/Pong-v5; needs flatirons[atari]",
         "jax:NAME": "in-graph: " + ", ".join(_without_prefix(classic.ENVS)),
         "pgx:NAME": "in-graph: " + ", ".join(_without_prefix(minatar.NAMES)) + "; needs flatirons[games]",
+        "mdp:NAME": "finite, in-graph, its transition probabilities known: " + ", ".join((*mdp.TOY_TEXT, *mdp.OWN)),
         "envpool:NAME": "EnvPool's tasks, such as envpool:HalfCheetah-v5; needs flatirons[envpool]",
         "probe:NAME": "tiny environments with known answers: " + ", ".join(_without_prefix(probes.ENVS)),
     }

@@ -7,10 +7,10 @@ import fnmatch
 from types import ModuleType
 from typing import Any
 
-from flatirons.systems import dqn, ppo
+from flatirons.systems import dqn, ppo, tabular
 from flatirons.types import FlatironsError
 
-SYSTEMS: tuple[ModuleType, ...] = (ppo, dqn)
+SYSTEMS: tuple[ModuleType, ...] = (ppo, dqn, tabular)
 
 
 def system_name(module: ModuleType) -> str:
@@ -20,6 +20,7 @@ def system_name(module: ModuleType) -> str:
 
 def find(name: str) -> tuple[ModuleType, dict[str, Any], str | None]:
     """(module, its settings, preset or None) of a system's or a preset's name. Raises FlatironsError with the nearest name."""
+    demand_trainable(name)
     names = []
     for module in SYSTEMS:
         if name == system_name(module):
@@ -30,6 +31,12 @@ def find(name: str) -> tuple[ModuleType, dict[str, Any], str | None]:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise FlatironsError(f"unknown system {name!r}: {hint}`flatirons list` names them all")
+
+
+def demand_trainable(name: str | None) -> None:
+    """Raises FlatironsError, with the command to give instead, where a planner is asked to train."""
+    if name in tabular.PLANNERS:
+        raise FlatironsError(f"{name} plans on a model and takes no decisions to train on; call `flatirons solve {name} mdp:...`")
 
 
 def choose_preset(module: ModuleType, task_name: str) -> str | None:
