@@ -108,7 +108,7 @@ class HostRun:
     def __init__(self, task: HostTask) -> None:
         self.returns = np.zeros(task.num_envs)
         self.lengths = np.zeros(task.num_envs, np.int64)
-        self.seconds = {"environment": 0.0, "inference": 0.0}
+        self.seconds = {"environment": 0.0, "inference": 0.0, "learning": 0.0}
         self._scorer = task if isinstance(task, KeepsScore) else None
         self._decider: Decider | None = None
 
@@ -157,7 +157,7 @@ def _on_host(
     decide = kept.decider(policy, task, config)
     decide.set_actor(actor)
     decide.set_key(collector.key, int(collector.drawn))
-    kept.seconds["inference"] += clock() - t0
+    kept.seconds["learning"] += clock() - t0  # new parameters are there once the update that makes them is done
     carry, timestep = collector.carry, task.current
     # What a compiled update reads is never written again (docs/determinism.md): every rollout has arrays of its own.
     columns: list[np.ndarray] = []

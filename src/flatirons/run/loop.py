@@ -146,7 +146,7 @@ class _Host:
         row = self._sum.read()
         compiling = _compiled_seconds() - compiling
         parts = {name: seconds - before[name] for name, seconds in self._kept.items()}
-        parts["learning"] = self._learning - learning
+        parts["learning"] += self._learning - learning
         # Compiling happens inside the first decision and the first update.
         for name in ("learning", "inference"):
             inside = min(compiling, parts.get(name, 0.0))
