@@ -173,3 +173,37 @@ class _Ends(_Spaces):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         assert self.action_space.contains(action)
         return self.observation_space.sample(), 1.0, True, False, {}
+
+
+def test_numpys_operations_are_xlas() -> None:
+    """Every operation that NumPy takes over, on signed whole numbers too, in value and in dtype."""
+    rng = np.random.default_rng(0)
+    x, y = (rng.integers(-7, 8, (3, 4)).astype(np.int32) for _ in range(2))
+    y = np.where(y == 0, 2, y).astype(np.int32)
+    u, v = (rng.normal(size=(3, 4)).astype(np.float32) for _ in range(2))
+
+    def everything(u: Any, v: Any, x: Any, y: Any) -> list[Any]:
+        whole = [x // y, x % y, jax.lax.div(x, y), jax.lax.rem(x, y), x.sum(0), x.max(1), x.min(), (x > y).any(0), (x == y).all(1)]
+        whole += [jnp.where(x != y, x, -y), jnp.clip(x, -1, 2), jnp.abs(x), x**3, ~(x >= y) | (x <= 1) & (y < 3), jnp.sign(x), x.mean(0)]
+        parts = [u / v, u**2, jnp.square(u), jnp.exp(u), jnp.log(v * v), jnp.log1p(v * v), jnp.expm1(u), jnp.tanh(u), jax.nn.sigmoid(u)]
+        parts += [jnp.sqrt(u * u), jax.lax.rsqrt(v * v), jnp.floor(u), jnp.ceil(u), (v * v) ** u, u @ v.T, jax.nn.softmax(u)]
+        parts += [jax.nn.log_softmax(u), jax.nn.logsumexp(v, axis=1), jax.nn.one_hot(x[0], 4), jnp.argmax(u, 1), u.var(1), u.min(0)]
+        parts += [jnp.concatenate([u, v], 1), jnp.stack([u, v], 1), jnp.split(u, 2, 1)[1], u[:, 1:3], u.T, u[None, :, 0], u.reshape(-1)]
+        return [
+            *whole,
+            *parts,
+            jax.nn.relu(u),
+            jnp.minimum(u, v),
+            u.astype(jnp.int32),
+            x.astype(jnp.float32),
+            jnp.broadcast_to(u[:1], (5, 4)),
+        ]
+
+    program = acting._Program(jax.make_jaxpr(lambda key, *seen: everything(*seen))(jax.random.key(0), u, v, x, y), 0)
+    for slot, value in zip(program.seen_slots, (u, v, x, y), strict=True):
+        program.values[slot] = value
+    program.check()
+    for n, (slot, expected) in enumerate(zip(program.out_slots, jax.jit(everything)(u, v, x, y), strict=True)):
+        found = program.values[slot]
+        assert found.dtype == expected.dtype, n
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6, err_msg=str(n))

@@ -86,6 +86,13 @@ def _plain(function: Callable[..., Any]) -> Callable[[dict[str, Any], Any], Call
     return lambda params, shapes: function
 
 
+def _divide(x: Any, y: Any) -> Any:
+    """XLA's division: that of whole numbers goes towards zero."""
+    if np.issubdtype(np.asarray(x).dtype, np.inexact):
+        return np.true_divide(x, y)
+    return np.where((x < 0) == (y < 0), 1, -1).astype(np.asarray(x).dtype) * (np.abs(x) // np.abs(y))
+
+
 def _logistic(x: Any) -> Any:
     return 1.0 / (1.0 + np.exp(-x))
 
@@ -94,7 +101,7 @@ NUMPY: dict[str, Callable[[dict[str, Any], Sequence[tuple[int, ...]]], Callable[
     "add": _plain(np.add),
     "sub": _plain(np.subtract),
     "mul": _plain(np.multiply),
-    "div": lambda params, shapes: np.true_divide,
+    "div": _plain(_divide),
     "max": _plain(np.maximum),
     "min": _plain(np.minimum),
     "neg": _plain(np.negative),
@@ -108,6 +115,7 @@ NUMPY: dict[str, Callable[[dict[str, Any], Sequence[tuple[int, ...]]], Callable[
     "log1p": _plain(np.log1p),
     "expm1": _plain(np.expm1),
     "sign": _plain(np.sign),
+    "is_finite": _plain(np.isfinite),
     "floor": _plain(np.floor),
     "ceil": _plain(np.ceil),
     "rem": _plain(np.fmod),
@@ -138,7 +146,7 @@ NUMPY: dict[str, Callable[[dict[str, Any], Sequence[tuple[int, ...]]], Callable[
     "concatenate": lambda params, _: lambda *xs: np.concatenate(xs, params["dimension"]),
     "slice": lambda params, _: _slice(params["start_indices"], params["limit_indices"], params["strides"]),
     "argmax": lambda params, _: _argmax(params),
-    "reduce_sum": _reducer("sum"),
+    "reduce_sum": lambda params, _: lambda x: x.sum(axis=tuple(params["axes"]), dtype=x.dtype),
     "reduce_max": _reducer("max"),
     "reduce_min": _reducer("min"),
     "reduce_and": _reducer("all"),
@@ -230,6 +238,16 @@ class _Program:
             found |= zip(equation.outvars, outs, strict=True)
         return [slot_of(atom) for atom in closed.jaxpr.outvars]
 
+    def check(self) -> None:
+        """Run all of it on the values that are there, nothing drawn, and raise _Unsupported where NumPy gives another shape or dtype."""
+        for slot in self.noise_slots:
+            self.values[slot] = np.zeros(self._avals[slot].shape, self._avals[slot].dtype)
+        with np.errstate(all="ignore"):
+            for function, ins, out in self.each:
+                made = self.values[out] = function(*[self.values[slot] for slot in ins])
+                if (made.shape, made.dtype) != (self._avals[out].shape, self._avals[out].dtype):
+                    raise _Unsupported(f"{function} gave {made.dtype}{made.shape} for {self._avals[out]}")
+
     def noise(self, key: Key) -> list[Any]:
         """The randomness of one decision, in the order of `noise_slots`; traced by JAX."""
         values: dict[int, Any] = {0: key}
@@ -314,12 +332,15 @@ class Decider:
         values = program.values
         for slot, noise in zip(program.noise_slots, self._block, strict=True):
             values[slot] = noise[place]
-        for slot, seen in zip(program.seen_slots, jax.tree.leaves((timestep, carry)), strict=True):
-            values[slot] = seen
+        self._see(program, timestep, carry)
         with np.errstate(all="ignore"):
             for function, ins, out in program.each:
                 values[out] = function(*[values[slot] for slot in ins])
         return jax.tree.unflatten(self._out_tree, [values[slot] for slot in program.out_slots])
+
+    def _see(self, program: _Program, timestep: TimeStep, carry: Any) -> None:
+        for slot, seen in zip(program.seen_slots, jax.tree.leaves((timestep, carry)), strict=True):
+            program.values[slot] = seen
 
     def _settle(self, program: _Program) -> None:
         values = program.values
@@ -341,6 +362,8 @@ class Decider:
                 raise _Unsupported("a large network")
             self._out_tree = jax.tree.structure(shapes)
             self._settle(program)
+            self._see(program, timestep, carry)
+            program.check()
             self._program, noise = program, program.noise
         except _Unsupported:
 
