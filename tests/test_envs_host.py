@@ -206,7 +206,7 @@ def test_a_reused_buffer_does_not_change_what_was_handed_out() -> None:
 
 def test_box_actions_are_clipped_and_shaped() -> None:
     task = envs.make(Reusing, 2, vectoriser="serial")
-    assert task.spec.action == Box((-1.0, 0.0), (1.0, 5.0))
+    assert task.spec.action == Box((-1.0, 0.0), (1.0, 5.0), raw_shape=(1, 2))
     given = np.array([[-9, 9], [0.5, -3]], np.float32)
     task.step(given)
     seen = [env.actions[0] for env in task.engine.rows.envs]
