@@ -267,3 +267,59 @@ def test_check_accepts_the_defaults_and_the_small_presets() -> None:
     for name in ("dqn-classic",):
         dqn.check(dqn.Config(**dqn.PRESETS[name].config), TASK)
     dqn.check(dqn.Config(), TASK)
+
+
+def test_double_dqn_values_by_theta_minus_what_theta_chooses() -> None:
+    obs, after = np.random.default_rng(0).normal(size=(2, 64, 3))
+    sampled = memory.Sample(
+        jnp.asarray(obs, jnp.float32), jnp.zeros(64, jnp.int32), jnp.ones(64), jnp.asarray(after, jnp.float32), jnp.zeros(64, bool),
+        jnp.full(64, 0.9),
+    )  # fmt: skip
+    config = dqn.Config(**HAND | {"double": True})
+    chosen = _q(_linear(1), after).argmax(1)
+    expected = 1.0 + 0.9 * _q(_linear(2), after)[np.arange(64), chosen]
+    np.testing.assert_allclose(dqn.targets(config, TASK, _linear(1), _linear(2), sampled), expected, rtol=1e-4)
+    plain = dqn.targets(dataclasses.replace(config, double=False), TASK, _linear(1), _linear(2), sampled)
+    assert (np.asarray(plain) >= expected - 1e-4).all() and (np.asarray(plain) > expected + 1e-3).any()
+    slope = jax.grad(lambda p: jnp.sum(dqn.targets(config, TASK, p, _linear(2), sampled)))(_linear(1))
+    assert _difference(slope, jax.tree.map(jnp.zeros_like, slope)) == 0.0, "theta chooses, and has no gradient from it"
+
+
+def test_dueling_heads_by_hand() -> None:
+    config = dqn.Config(**HAND | {"dueling": True})
+    params = dqn.init_params(config, TASK, jax.random.key(0))
+    obs = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    a = obs @ np.asarray(params["q"]["w"]) + np.asarray(params["q"]["b"])
+    v = obs @ np.asarray(params["value"]["w"]) + np.asarray(params["value"]["b"])
+    found = np.asarray(dqn.q_values(config, TASK, params, jnp.asarray(obs)))
+    np.testing.assert_allclose(found, v + a - a.mean(1, keepdims=True), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.mean(1), v[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_taylor_step_of_the_double_dqn_page() -> None:
+    """One gradient step moves Q(s, a) by alpha (Y - Q) |grad Q|^2 to first order (van Hasselt 2016, equation 1)."""
+    config = dqn.Config(**HAND | {"error": "squared"})
+    params, obs = _linear(1), jnp.ones((1, 3))
+    q = lambda p: dqn.q_values(config, TASK, p, obs)[0, 1]  # noqa: E731
+    y, alpha = 5.0, 1e-4
+    grads = jax.grad(lambda p: dqn.loss(config, TASK, p, dqn.Batch(obs, jnp.array([1]), jnp.array([y])))[0])(params)
+    after = jax.tree.map(lambda p, g: p - alpha * g, params, grads)
+    slope = jax.grad(q)(params)
+    moved = float(q(after) - q(params))
+    assert moved == pytest.approx(float(alpha * (y - q(params)) * sum(jnp.sum(g**2) for g in jax.tree.leaves(slope))), rel=1e-3)
+
+
+def test_a_replay_smaller_than_a_batch_is_refused() -> None:
+    with pytest.raises(FlatironsError, match="buffer_size=8 is smaller than a batch: make it at least batch_size=16"):
+        dqn.check(dqn.Config(**HAND | {"batch_size": 16}), TASK)
+
+
+def test_overlap_acts_one_training_behind() -> None:
+    config = dqn.Config(**HAND | {"overlap": True})
+    state = dqn.init(config, TASK, jax.random.key(0))
+    assert _difference(state.behind.params, state.params) == 0.0
+    step = jax.jit(lambda s: dqn.step(config, TASK, s))
+    for _ in range(4):
+        before = state
+        state, _ = step(state)
+        assert _difference(state.behind, dqn.actor(before)) == 0.0 and _difference(state.params, before.params) > 0.0

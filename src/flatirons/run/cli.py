@@ -414,11 +414,12 @@ def resume(arguments: list[str]) -> int:
 
 
 def evaluate(arguments: list[str]) -> int:
-    """`flatirons eval RUN [--episodes N] [--seed S] [--json]`."""
+    """`flatirons eval RUN [--episodes N] [--seed S] [--values] [--json]`."""
     parser = _parser("eval", "Score a run's policy, acting greedily, on an environment of its own.")
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("--episodes", type=_whole, default=20, metavar="INT", help="episodes (default: 20)")
     parser.add_argument("--seed", type=_whole, metavar="INT", help="seed of the evaluation (default: 10_000 + the run's seed)")
+    parser.add_argument("--values", action="store_true", help="also what the policy expects of states against what it gets (dqn)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     chosen = parser.parse(arguments)
     if chosen.episodes < 1:
@@ -431,7 +432,10 @@ def evaluate(arguments: list[str]) -> int:
 
     for folder in seeds or [path]:
         with contextlib.redirect_stdout(sys.stderr):  # whatever loading has to say must not mix with the result
-            result = flatirons.load(folder).evaluate(episodes=chosen.episodes, seed=chosen.seed)
+            loaded = flatirons.load(folder)
+            result = loaded.evaluate(episodes=chosen.episodes, seed=chosen.seed)
+            if chosen.values:
+                result |= loaded.overestimation(chosen.episodes, chosen.seed)
         if chosen.json:
             print(json.dumps(result))
         else:
@@ -445,7 +449,10 @@ def _in_words(result: Mapping[str, Any]) -> str:
         return what + ", ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items())
     length = sum(result["lengths"]) / len(result["lengths"])
     spread = f"{result['mean']:.2f} ± {result['std']:.2f} (min {result['min']:.2f}, max {result['max']:.2f})"
-    return f"{what}return {spread} over {result['episodes']} episodes of {length:.0f} decisions on average"
+    words = f"{what}return {spread} over {result['episodes']} episodes of {length:.0f} decisions on average"
+    if "overestimation" in result:
+        words += f"; expected {result['value_estimate']:.4g} of a state, got {result['discounted_return']:.4g} (discounted)"
+    return words
 
 
 def existing_run(path: str) -> Path:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from flatirons.data.acting import Decider
-from flatirons.run import checkpoint, evaluate, folder
+from flatirons.run import checkpoint, evaluate, folder, values
 from flatirons.run.job import Job, acting_task, evaluation_task, is_instance, on_device, slots
 from flatirons.systems import system_name
 from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, TimeStep
@@ -111,6 +111,21 @@ class Run:
             return evaluate.evaluate(self.system, on_device(self.config), task, self.actor, episodes, chosen)
         finally:
             if not is_instance(job.eval_source):
+                task.close()
+
+    def overestimation(self, episodes: int = 20, seed: int | None = None) -> dict[str, Any]:
+        """What the policy expects of the states it visits against what it gets there, over `episodes` greedy episodes (at most as many as
+        environments are made at once: 8 on a host); see `flatirons.run.values.overestimation`. Raises FlatironsError for a system that
+        keeps no such estimate, and for a run of several seeds."""
+        if self._job.seeds > 1:
+            raise FlatironsError(f"{self.path} holds {self._job.seeds} runs; ask one of run.runs")
+        values.demand_estimate(self.system, self._job.name)
+        chosen = 10_000 + self.seed if seed is None else seed
+        task = evaluation_task(self._job, episodes, chosen)
+        try:
+            return values.overestimation(self.system, on_device(self.config), task, self.actor, chosen)
+        finally:
+            if not is_instance(self._job.eval_source):
                 task.close()
 
     def save(self) -> Path:

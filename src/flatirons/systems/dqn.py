@@ -7,7 +7,13 @@
         a gradient step on (y - Q(s, a; theta))^2, its error clipped to [-1, 1]
         every C updates theta^- <- theta
 
-C is `target_every`, D the replay of `buffer_size`. See docs/dqn.md.
+C is `target_every`, D the replay of `buffer_size`. See docs/dqn.md. The family around it differs in a few lines, each a setting:
+
+    C = 1                 no target network: Mnih et al. 2013, "Playing Atari with deep reinforcement learning"
+    double                y = r + gamma Q(s', argmax_a' Q(s', a'; theta); theta^-): van Hasselt, Guez and Silver 2016, equation 4
+    dueling               Q = V + A - mean A: Wang et al. 2016, equation 9
+    prioritised           D is sampled by the last error: Schaul et al. 2016, Algorithm 1
+    n_step                y sums n rewards before it bootstraps: Sutton and Barto 2018, section 7.1
 """
 
 from __future__ import annotations
@@ -21,6 +27,7 @@ import jax.numpy as jnp
 import optax
 
 from flatirons.core import exploration, losses, optimisers, resources, returns, schedules, trees
+from flatirons.data import priorities
 from flatirons.data import replay as memory
 from flatirons.data import rollout as data
 from flatirons.nets.mlp import Activation, dense, dense_init
@@ -46,12 +53,24 @@ class Config:
     """Transitions in the replay; num_envs must divide it."""
     learning_starts: int = 1_000
     """Decisions before the first update."""
+    overlap: bool = False
+    """Act with the parameters from before the last training, so that on a host the environment steps while the learner computes."""
     learning_rate: float = 5e-4
     """Step size."""
     anneal_learning_rate: bool = False
     """Let the learning rate fall linearly to 0 at total_steps (not in the paper)."""
     gamma: float = 0.99
     """Discount."""
+    double: bool = False
+    """Choose a' by theta and value it by theta^- (van Hasselt 2016, Double DQN)."""
+    dueling: bool = False
+    """Heads for V and A instead of one for Q (Wang 2016)."""
+    prioritised: bool = False
+    """Sample the replay in proportion to |error|^priority_exponent instead of uniformly (Schaul 2016)."""
+    priority_exponent: float = 0.6
+    """alpha of prioritised replay; 0 is uniform."""
+    importance_exponent: float = 0.4
+    """beta of prioritised replay at the start, rising linearly to 1 at total_steps."""
     n_step: int = 1
     """Steps of reward in a target before it bootstraps (not in the paper; Sutton and Barto 2018, section 7.1)."""
     target_every: int = 500
@@ -84,25 +103,55 @@ class Config:
     """Standardise each hidden dense layer before its activation, which keeps Q from diverging (not in the paper; Ba 2016)."""
 
 
+NATURE = {
+    "total_steps": 50_000_000,
+    "batch_size": 32,
+    "buffer_size": 1_000_000,
+    "learning_starts": 50_000,
+    "learning_rate": 2.5e-4,
+    "target_every": 10_000,
+    "epsilon_end": 0.1,
+    "epsilon_steps": 250_000,
+    "eval_epsilon": 0.05,
+    "optimiser": "rmsprop",
+    "optimiser_eps": 0.01,
+    "max_grad_norm": None,
+    "network": "nature",
+}
+
 PRESETS = {
     "dqn-nature": Preset(
         doc="The Nature paper's settings (Extended Data Table 1): 1M-frame replay, RMSProp, C = 10,000 updates, epsilon to 0.1.",
+        config=NATURE,
+        tasks=("ALE/*",),
+    ),
+    "dqn-2013": Preset(
+        doc="The first paper's (Mnih 2013): its smaller network, no target network (C = 1), squared error, an update a decision, RMSProp.",
         config={
-            "total_steps": 50_000_000,
+            "total_steps": 2_500_000,
+            "train_every": 1,
             "batch_size": 32,
             "buffer_size": 1_000_000,
             "learning_starts": 50_000,
             "learning_rate": 2.5e-4,
-            "target_every": 10_000,
+            "target_every": 1,
             "epsilon_end": 0.1,
             "epsilon_steps": 250_000,
             "eval_epsilon": 0.05,
+            "error": "squared",
             "optimiser": "rmsprop",
             "optimiser_eps": 0.01,
             "max_grad_norm": None,
-            "network": "nature",
+            "network": "playing-atari",
         },
-        tasks=("ALE/*",),
+    ),
+    "double-dqn": Preset(
+        doc="Double DQN with the Nature paper's settings, as van Hasselt 2016 compares them.",
+        config=NATURE | {"double": True},
+    ),
+    "double-dqn-tuned": Preset(
+        doc="Double DQN as its authors tuned it: C = 30,000 updates, epsilon to 0.01 (0.001 in evaluation).",
+        config=NATURE | {"double": True, "target_every": 30_000, "epsilon_end": 0.01, "eval_epsilon": 0.001},
     ),
     "dqn-classic": Preset(
         doc="Tuned for CartPole: targets over 3 steps, layers standardised, an update a decision in turns of 250, rate annealed.",
@@ -120,6 +169,23 @@ PRESETS = {
             "epsilon_steps": 8_000,
         },
         tasks=("CartPole-v*", "jax:CartPole-v*"),
+    ),
+    "dqn-lunarlander": Preset(
+        doc="Tuned for LunarLander: targets over 3 steps, layers standardised, an update a decision in turns of 100, rate annealed.",
+        config={
+            "total_steps": 300_000,
+            "train_every": 100,
+            "gradient_steps": 100,
+            "batch_size": 64,
+            "learning_rate": 5e-4,
+            "anneal_learning_rate": True,
+            "n_step": 3,
+            "target_every": 200,
+            "layer_norm": True,
+            "epsilon_end": 0.05,
+            "epsilon_steps": 50_000,
+        },
+        tasks=("LunarLander-v*",),
     ),
     "dqn-minatar": Preset(
         doc="The MinAtar authors' settings (Young and Tian 2019): centred RMSProp as PyTorch has it, one update per frame, epsilon 0.1.",
@@ -150,7 +216,7 @@ class Actor(NamedTuple):
 
 
 class State(NamedTuple):
-    """Everything a run is made of. `turns` and `updates` count trainings and gradient steps (int32)."""
+    """Everything a run is made of. `turns` and `updates` count trainings and gradient steps (int32); `behind` is the Actor of `overlap`."""
 
     params: Any
     target: Any
@@ -161,9 +227,22 @@ class State(NamedTuple):
     key: Any
     turns: Any
     updates: Any
+    priorities: Any = ()
+    behind: Any = ()
+
+
+class Priorities(NamedTuple):
+    """Of prioritised replay: a sum tree over transitions (place start * num_envs + environment), and the largest priority so far."""
+
+    tree: Any
+    largest: Any
 
 
 # ------------------------------------------------------------------------------------------------------------ the network
+
+
+def _is_spec(x: Any) -> bool:
+    return isinstance(x, ArraySpec)
 
 
 def _torso(config: Config, task: Task) -> Network:
@@ -178,12 +257,19 @@ def init_params(config: Config, task: Task, key: Key) -> Any:
     params = net.init(key_torso, task.spec.obs)
     width = jax.eval_shape(net.apply, params, example).shape[-1]
     assert isinstance(task.spec.action, Discrete)
-    return {"torso": params, "q": dense_init(key_head, width, task.spec.action.n, init="fan_in")}
+    heads = {"q": dense_init(key_head, width, task.spec.action.n, init="fan_in")}
+    if config.dueling:
+        heads["value"] = dense_init(jax.random.fold_in(key_head, 1), width, 1, init="fan_in")
+    return {"torso": params} | heads
 
 
 def q_values(config: Config, task: Task, params: Any, obs: Any) -> jax.Array:
-    """Q(s, .; theta), `[..., actions]`."""
-    return dense(params["q"], _torso(config, task).apply(params["torso"], obs))
+    """Q(s, .; theta), `[..., actions]`. Dueling: V(s) + A(s, .) - mean_a A(s, a), where the head "q" gives A (Wang 2016, equation 9)."""
+    features = _torso(config, task).apply(params["torso"], obs)
+    q = dense(params["q"], features)
+    if not config.dueling:
+        return q
+    return dense(params["value"], features) + q - jnp.mean(q, axis=-1, keepdims=True)
 
 
 # ------------------------------------------------------------------------------------------------------------ the system
@@ -204,13 +290,18 @@ def check(config: Config, task: Task) -> None:
         raise FlatironsError("num_envs, train_every, gradient_steps, batch_size, target_every and epsilon_steps must be at least 1")
     if config.train_every % config.num_envs:
         raise FlatironsError(f"num_envs={config.num_envs} does not divide train_every={config.train_every}: make it a multiple")
-    stack = max(s.stack for s in jax.tree.leaves(task.spec.obs, is_leaf=lambda x: isinstance(x, ArraySpec)))
+    stack = max(s.stack for s in jax.tree.leaves(task.spec.obs, is_leaf=_is_spec))
     if config.buffer_size % config.num_envs or config.buffer_size < config.train_every * (stack + 1):
         raise FlatironsError(
             f"buffer_size={config.buffer_size} must be a multiple of num_envs={config.num_envs} and at least "
             f"{config.train_every * (stack + 1)}, the most rows that train_every={config.train_every} decisions can fill"
         )
+    if config.batch_size > config.buffer_size:
+        raise FlatironsError(f"buffer_size={config.buffer_size} is smaller than a batch: make it at least batch_size={config.batch_size}")
+    if config.n_step < 1:
+        raise FlatironsError(f"n_step={config.n_step} must be at least 1")
     needed = memory.num_bytes(task.spec, config.num_envs, config.buffer_size)
+    needed += priorities.num_bytes(config.buffer_size) if config.prioritised else 0
     resources.require_memory(needed, f"a replay of {config.buffer_size:,} transitions (buffer_size)")
     torso(config.network, task.spec.obs, config.hidden, config.activation, "fan_in")
 
@@ -219,17 +310,30 @@ def init(config: Config, task: Task, key: Key) -> State:
     """Fresh parameters, twice, an empty replay and environments."""
     key_params, key_collect, key = jax.random.split(key, 3)
     params = init_params(config, task, key_params)
+    epsilon = jnp.asarray(config.epsilon_start, jnp.float32)
     return State(
         params=params,
         target=jax.tree.map(jnp.copy, params),
         opt_state=_optimiser(config).init(params),
         replay=memory.create(task.spec, task.num_envs, config.buffer_size),
-        epsilon=jnp.asarray(config.epsilon_start, jnp.float32),
+        epsilon=epsilon,
         collector=data.start(task, (), key_collect),
         key=key,
         turns=jnp.int32(0),
         updates=jnp.int32(0),
+        priorities=Priorities(priorities.create(config.buffer_size), jnp.float32(1.0)) if config.prioritised else (),
+        behind=_copied(Actor(params, epsilon)) if config.overlap else (),
     )
+
+
+def estimate(config: Config, task: Task, actor: Actor, timestep: TimeStep) -> jax.Array:
+    """max_a Q(s, a), `[B]`: what the policy expects of each state, for comparison with what it gets (van Hasselt 2016, section 4)."""
+    return jnp.max(q_values(config, task, actor.params, timestep.obs), axis=-1)
+
+
+@jax.jit
+def _copied(actor: Actor) -> Actor:
+    return jax.tree.map(jnp.copy, actor)
 
 
 def actor(state: State) -> Actor:
@@ -248,11 +352,12 @@ def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
 
 
 class Batch(NamedTuple):
-    """Rows `[n, ...]` with their targets y in them."""
+    """Rows `[n, ...]` with their targets y, and the weights `[n]` of their errors (1 but for prioritised replay)."""
 
     obs: Any
     action: Any
     target: Any
+    weight: Any = 1.0
 
 
 def loss(config: Config, task: Task, params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
@@ -260,16 +365,21 @@ def loss(config: Config, task: Task, params: Any, batch: Batch) -> tuple[jax.Arr
     q = q_values(config, task, params, batch.obs)
     chosen = jnp.sum(q * jax.nn.one_hot(batch.action, q.shape[-1]), axis=-1)
     error = chosen - batch.target
-    total = jnp.mean(losses.huber(error) if config.error == "huber" else losses.squared(error))
-    return total, {"loss": total, "q_value": jnp.mean(chosen), "td_error": jnp.mean(jnp.abs(error))}
+    total = jnp.mean(batch.weight * (losses.huber(error) if config.error == "huber" else losses.squared(error)))
+    metrics = {"loss": total, "q_value": jnp.mean(chosen), "td_error": jnp.mean(jnp.abs(error))}
+    return total, metrics | ({"errors": error} if config.prioritised else {})
 
 
 def targets(config: Config, task: Task, params: Any, target: Any, sampled: memory.Sample) -> jax.Array:
-    """y = r + gamma max_a' Q(s', a'; theta^-), `[n]`; only a termination has no successor. `params` is for the variants.
+    """y = r + gamma max_a' Q(s', a'; theta^-), `[n]`; only a termination has no successor. Double DQN chooses a' by `params`, theta.
 
     Over n steps r is their discounted sum, s' what follows them and gamma its n-th power."""
-    del params
-    next_q = jnp.max(q_values(config, task, target, sampled.next_obs), axis=-1)
+    next_q = q_values(config, task, target, sampled.next_obs)
+    if config.double:
+        best = jnp.argmax(q_values(config, task, params, sampled.next_obs), axis=-1)
+        next_q = jnp.sum(next_q * jax.nn.one_hot(best, next_q.shape[-1]), axis=-1)
+    else:
+        next_q = jnp.max(next_q, axis=-1)
     return returns.td_target(sampled.reward, sampled.terminated, next_q, sampled.discount)
 
 
@@ -277,27 +387,63 @@ def _optimiser(config: Config) -> optax.GradientTransformation:
     return optimisers.optimiser(config.optimiser, eps=config.optimiser_eps)
 
 
+def _store(config: Config, task: Task, state: State, experience: Transition) -> tuple[memory.Replay, Any]:
+    """The replay with a trajectory added; with priorities, the new transitions have the largest so far and the lost ones none."""
+    replay = memory.add(state.replay, task.spec, experience)
+    if not config.prioritised:
+        return replay, ()
+    num_starts, num_envs = replay.row.shape
+    num_steps = experience.reward.shape[0]
+    before = state.replay
+    # As many of the oldest as one addition can push out, then the new ones, which may lie in the same places.
+    reach = min(num_starts, 2 * num_steps * (max(s.stack for s in jax.tree.leaves(task.spec.obs, is_leaf=_is_spec)) + 1))
+    age = jnp.expand_dims(replay.size, 0) + jnp.arange(reach)[:, None]
+    old = (replay.next - 1 - age) % num_starts * num_envs + jnp.arange(num_envs)[None]
+    new = (before.next + jnp.arange(num_steps)[:, None]) % num_starts * num_envs + jnp.arange(num_envs)[None]
+    kept = jnp.where(age < num_starts, 0.0, priorities.read(state.priorities.tree, old))
+    tree = priorities.write(state.priorities.tree, old.reshape(-1), kept.reshape(-1))
+    tree = priorities.write(tree, new.reshape(-1), jnp.full(new.size, state.priorities.largest))
+    return replay, Priorities(tree, state.priorities.largest)
+
+
 def update(config: Config, task: Task, state: State, experience: Transition, *, loss: Callable = loss) -> tuple[State, Metrics]:
     """Store a trajectory `[T, B, ...]`, then `gradient_steps` minibatch steps once `learning_starts` decisions are stored."""
-    replay = memory.add(state.replay, task.spec, experience)
+    replay, ranked = _store(config, task, state, experience)
     turns = state.turns + 1
     decisions = turns * config.train_every
-    learning_rate = config.learning_rate * (
-        1.0 - jnp.clip(schedules.fraction(state.turns, config.total_steps // config.train_every), 0.0, 1.0)
-        if config.anneal_learning_rate
-        else 1.0
-    )
+    done = jnp.clip(schedules.fraction(state.turns, config.total_steps // config.train_every), 0.0, 1.0)
+    learning_rate = config.learning_rate * (1.0 - done if config.anneal_learning_rate else 1.0)
+    beta = config.importance_exponent + (1.0 - config.importance_exponent) * done
     key, key_updates = jax.random.split(state.key)
-    starts, envs = memory.draw(replay, key_updates, (config.gradient_steps, config.batch_size))
+    num_envs = replay.row.shape[1]
+    if config.prioritised:
+        keys = jax.random.split(key_updates, config.gradient_steps)
+    else:
+        starts, envs = memory.draw(replay, key_updates, (config.gradient_steps, config.batch_size))
 
-    def gradient(i: Any, params: Any, target: Any) -> tuple[Any, Metrics]:
-        sampled = memory.read_at(replay, task.spec, starts[i], envs[i], config.gamma, config.n_step)
-        batch = Batch(sampled.obs, sampled.action, targets(config, task, params, target, sampled))
-        return jax.grad(functools.partial(loss, config, task), has_aux=True)(params, batch)
+    def gradient(i: Any, params: Any, target: Any, ranked: Any) -> tuple[Any, Metrics, Any]:
+        weight: Any = 1.0
+        if config.prioritised:
+            # P(i) = p_i / sum p; w_i = (N P(i))^-beta / max w (Algorithm 1, lines 9 and 10)
+            place = priorities.draw(ranked.tree, keys[i], config.batch_size)
+            share = priorities.read(ranked.tree, place) / priorities.total(ranked.tree)
+            weight = (jnp.sum(replay.size) * jnp.maximum(share, 1e-12)) ** -beta
+            weight = weight / jnp.max(weight)
+            start, env = place // num_envs, place % num_envs
+        else:
+            start, env = starts[i], envs[i]
+        sampled = memory.read_at(replay, task.spec, start, env, config.gamma, config.n_step)
+        batch = Batch(sampled.obs, sampled.action, targets(config, task, params, target, sampled), weight)
+        grads, metrics = jax.grad(functools.partial(loss, config, task), has_aux=True)(params, batch)
+        if config.prioritised:
+            # p_i = (|error| + 1e-6)^alpha (lines 11 and 12)
+            priority = (jnp.abs(metrics.pop("errors")) + 1e-6) ** config.priority_exponent
+            ranked = Priorities(priorities.write(ranked.tree, place, priority), jnp.maximum(ranked.largest, jnp.max(priority)))
+        return grads, metrics, ranked
 
     def one_update(i: Any, c: tuple[Any, ...]) -> tuple[Any, ...]:
-        params, target, opt_state, updates, sums = c
-        grads, metrics = gradient(i, params, target)
+        params, target, opt_state, updates, ranked, sums = c
+        grads, metrics, ranked = gradient(i, params, target, ranked)
         norm = trees.global_norm(grads)
         if config.max_grad_norm is not None:
             grads = optimisers.clip_by_global_norm(grads, norm, config.max_grad_norm)
@@ -308,29 +454,30 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
             target = trees.select(updates % config.target_every == 0, params, target)
         else:
             target = trees.polyak(params, target, config.tau)
-        return params, target, opt_state, updates, jax.tree.map(jnp.add, sums, metrics | {"grad_norm": norm})
+        return params, target, opt_state, updates, ranked, jax.tree.map(jnp.add, sums, metrics | {"grad_norm": norm})
 
-    _, reported = jax.eval_shape(gradient, 0, state.params, state.target)
+    _, reported, _ = jax.eval_shape(gradient, 0, state.params, state.target, ranked)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), dict(reported) | {"grad_norm": jnp.zeros(())})
     # A loop of none before learning starts: under vmap it costs a masked pass over the parameters, where a cond would run both branches.
     num_updates = jnp.where(decisions >= config.learning_starts, config.gradient_steps, 0)
-    params, target, opt_state, updates, sums = jax.lax.fori_loop(
-        0, num_updates, one_update, (state.params, state.target, state.opt_state, state.updates, zeros)
+    params, target, opt_state, updates, ranked, sums = jax.lax.fori_loop(
+        0, num_updates, one_update, (state.params, state.target, state.opt_state, state.updates, ranked, zeros)
     )
     epsilon = schedules.linear(config.epsilon_start, config.epsilon_end, schedules.fraction(decisions, config.epsilon_steps))
     metrics = {name: total / config.gradient_steps for name, total in sums.items()}
     metrics |= {"epsilon": epsilon, "replay_size": jnp.sum(replay.size).astype(jnp.float32)}
-    state = State(params, target, opt_state, replay, epsilon, state.collector, key, turns, updates)
+    state = State(params, target, opt_state, replay, epsilon, state.collector, key, turns, updates, ranked, state.behind)
     return state, metrics
 
 
 def step(config: Config, task: Task, state: State, *, update: Callable = update) -> tuple[State, Metrics]:
     """One turn of Algorithm 1: `train_every` decisions, then a training."""
-    collector, experience, episodes = data.rollout(
-        config, task, policy, actor(state), state.collector, config.train_every // config.num_envs
-    )
-    state, metrics = update(config, task, state._replace(collector=()), experience)
-    return state._replace(collector=collector), metrics | {"episodes": episodes}
+    acting = state.behind if config.overlap else actor(state)
+    collector, experience, episodes = data.rollout(config, task, policy, acting, state.collector, config.train_every // config.num_envs)
+    # On a host this copy is ready once the training before is done, and the next decisions wait for it alone.
+    behind = _copied(actor(state)) if config.overlap else ()
+    state, metrics = update(config, task, state._replace(collector=(), behind=()), experience)
+    return state._replace(collector=collector, behind=behind), metrics | {"episodes": episodes}
 
 
 def interrupted(state: State) -> State:
