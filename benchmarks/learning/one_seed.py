@@ -55,7 +55,9 @@ def main() -> None:
     )
     trained = time.perf_counter() - begin
     score = run.evaluate(episodes=job["episodes"], seed=10_000 + job["seed"])
+    values = run.overestimation(job["episodes"], 10_000 + job["seed"]) if hasattr(run.system, "estimate") else None
     result = {
+        "values": values,
         "seed": job["seed"],
         "fingerprint": job["fingerprint"],
         "commit": job["commit"],

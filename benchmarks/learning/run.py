@@ -115,6 +115,7 @@ def collect(head: dict[str, Any], row: Row, seeds: list[dict[str, Any]]) -> dict
         "protocol": "final policy, greedy, on an evaluation environment seeded 10000 + seed",
         "returns": {str(s["seed"]): s["returns"] for s in seeds},
         "training_returns": [s["training_return"] for s in seeds],
+        "values": [s.get("values") for s in seeds],
         "means": means,
         "mean": statistics.fmean(means),
         "ci95": [low, high],

@@ -191,7 +191,8 @@ def make_atari(
     games = {"".join(part.title() for part in rom.split("_")): rom for rom in roms.get_all_rom_ids()}
     name = task.removeprefix("ALE/").removesuffix("-v5")
     if name not in games:
-        raise FlatironsError(f"the task {task!r} is unknown{_nearest(name, games) or '; `flatirons list` names the games'}")
+        ids = [f"ALE/{game}-v5" for game in games]
+        raise FlatironsError(f"the task {task!r} is unknown{_nearest(task, ids) or '; `flatirons list` names the games'}")
     engine = AtariEngine(games[name], num_envs, chosen)
     shape = (chosen.stack, chosen.height, chosen.width)
     spec = Spec(
