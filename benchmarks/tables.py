@@ -5,6 +5,7 @@ A page asks for a table with a pair of markers, and what stands between them is 
     <!-- results:learning -->          all learning results          <!-- /results -->
     <!-- results:learning:ppo -->      those of one system           <!-- /results -->
     <!-- results:speed -->             all speed results             <!-- /results -->
+    <!-- results:values -->            what policies expected of states, and what they got   <!-- /results -->
     <!-- results:speed:ppo -->         those whose name begins so    <!-- /results -->
     <!-- results:checks:tabular -->    checks whose name begins so   <!-- /results -->
 
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-MARKED = re.compile(r"(<!-- results:(?P<kind>learning|speed|checks)(?::(?P<name>[\w.-]+))? -->\n).*?(<!-- /results -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- results:(?P<kind>learning|speed|checks|values)(?::(?P<name>[\w.-]+))? -->\n).*?(<!-- /results -->)", re.DOTALL)
 MEASURED = "src/flatirons/run/measured.json"
 NOTHING = "Not measured yet.\n"
 
@@ -144,6 +145,8 @@ def fill(text: str, learned: Sequence[dict[str, Any]], timed: Sequence[dict[str,
         if match["kind"] == "learning":
             chosen = [r for r in learned if name is None or r["system"] == name]
             body = learning(chosen) if chosen else NOTHING
+        elif match["kind"] == "values":
+            body = values([r for r in learned if r.get("values") and all(r["values"])]) or NOTHING
         elif match["kind"] == "checks":
             chosen = [r for r in checked if name is None or r["name"].startswith(name)]
             body = checks(chosen) if chosen else NOTHING
@@ -153,6 +156,18 @@ def fill(text: str, learned: Sequence[dict[str, Any]], timed: Sequence[dict[str,
         return f"{match[1]}{body}{match[4]}"
 
     return MARKED.sub(made, text)
+
+
+def values(results: Sequence[dict[str, Any]]) -> str:
+    """One row per benchmark: what the final policies expected of the states they visited, what they got, and the difference with its spread
+    over seeds (the smallest and the largest)."""
+    head = ["benchmark", "seeds", "expected: mean max Q", "got: mean discounted return", "overestimation", "from – to"]
+    rows = []
+    for r in results:
+        expected, got, over = ([v[name] for v in r["values"]] for name in ("value_estimate", "discounted_return", "overestimation"))
+        means = [number(sum(xs) / len(xs)) for xs in (expected, got, over)]
+        rows.append([f"`{r['name']}`", str(len(over)), *means, f"{number(min(over))} – {number(max(over))}"])
+    return table(head, rows) + provenance(results) if rows else ""
 
 
 def measured(learned: Sequence[dict[str, Any]]) -> str:
