@@ -13,6 +13,7 @@ COMMANDS = {
     "play": "watch a run's policy, in a window or as a video file",
     "plot": "draw learning curves of one or more runs",
     "list": "list systems, tasks and presets; with a system: its settings and what to expect",
+    "suite": "list the tasks that papers report together, with published scores",
     "check": "check an environment, with a fix for each fault found",
     "doctor": "say what this machine and installation can do",
 }

@@ -171,6 +171,13 @@ def _import(module: str) -> Any:
         raise _missing("this task", error.name or module) from None
 
 
+def demand_extra(task: str) -> None:
+    """Raises FlatironsError with the install line where the package behind a task is missing; makes nothing."""
+    for prefix, module in (("ALE/", "ale_py"), ("pgx:", "pgx"), ("envpool:", "envpool")):
+        if task.startswith(prefix):
+            _import(module)
+
+
 def _in_graph(task: str, prefix: str, name: str, num_envs: int, options: dict[str, Any]) -> Task:
     from flatirons.envs.ingraph import InGraph
 

@@ -450,6 +450,10 @@ def _in_words(result: Mapping[str, Any]) -> str:
     length = sum(result["lengths"]) / len(result["lengths"])
     spread = f"{result['mean']:.2f} ± {result['std']:.2f} (min {result['min']:.2f}, max {result['max']:.2f})"
     words = f"{what}return {spread} over {result['episodes']} episodes of {length:.0f} decisions on average"
+    from flatirons.envs.suites import human_normalised
+
+    if (share := human_normalised(result["task"], result["mean"])) is not None:
+        words += f"; {share:.1%} of the way from random play to the human tester"
     if "overestimation" in result:
         words += f"; expected {result['value_estimate']:.4g} of a state, got {result['discounted_return']:.4g} (discounted)"
     return words
@@ -570,6 +574,23 @@ def doctor(arguments: list[str]) -> int:
     return 0
 
 
+def suite(arguments: list[str]) -> int:
+    """`flatirons suite [NAME]`."""
+    parser = _parser("suite", "Tasks that papers report together, with published scores; without a name, the suites there are.")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="such as atari-7")
+    chosen = parser.parse(arguments)
+    from flatirons.envs import demand_extra, suites
+
+    if chosen.name is None:
+        print("\n".join(f"{name:<10} {known.doc} ({len(known.tasks)} tasks)" for name, known in suites.SUITES.items()))
+        return 0
+    known = suites.find(chosen.name)
+    demand_extra(known.tasks[0])
+    print(suites.table(chosen.name))
+    print(f"\ntrain on each of them, for instance:\n  flatirons train dqn {known.tasks[0]} --out runs/{chosen.name}/0")
+    return 0
+
+
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": train,
     "resume": resume,
@@ -578,6 +599,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "play": play,
     "plot": plot,
     "list": listing,
+    "suite": suite,
     "check": check,
     "doctor": doctor,
 }
