@@ -323,3 +323,41 @@ def test_overlap_acts_one_training_behind() -> None:
         before = state
         state, _ = step(state)
         assert _difference(state.behind, dqn.actor(before)) == 0.0 and _difference(state.params, before.params) > 0.0
+
+
+class Masked(Still):
+    """Of three actions only the one that the clock in the state names is legal."""
+
+    def init(self, key: Any) -> Any:
+        return jnp.zeros(3)
+
+    def step(self, key: Any, state: Any, action: Any) -> Any:
+        return state + 1.0, action.astype(jnp.float32), state[0] >= 5.0
+
+    def legal(self, state: Any) -> Any:
+        return jnp.arange(3) == state[0].astype(jnp.int32) % 3
+
+
+@pytest.mark.parametrize("n_step", [1, 2])
+def test_targets_take_legal_actions_only(n_step: int) -> None:
+    task = InGraph(Masked(), 2)
+    config = dqn.Config(**HAND | {"num_envs": 2, "train_every": 8, "buffer_size": 32, "learning_starts": 10_000, "n_step": n_step})
+    state = dqn.init(config, task, jax.random.key(0))
+    step = jax.jit(lambda s: dqn.step(config, task, s))
+    for _ in range(3):
+        state, _ = step(state)
+    assert memory.num_bytes(task.spec, 2, 32, masked=True) == sum(x.nbytes for x in jax.tree.leaves(state.replay))
+    newest = (int(state.replay.next) - 1) % 16
+    starts = jnp.asarray([i for i in range(12) if i != newest])
+    sampled = memory.read_at(state.replay, task.spec, starts, jnp.zeros(len(starts), jnp.int32), 0.9, n_step)
+    clock = np.asarray(sampled.next_obs)[:, 0].astype(int)
+    going_on = ~np.asarray(sampled.terminated)
+    only = np.arange(3) == clock[:, None] % 3
+    known = going_on & (np.asarray(sampled.next_legal).sum(1) == 1)
+    assert known.sum() >= going_on.sum() - 1 and (np.asarray(sampled.next_legal)[known] == only[known]).all()
+    found = np.asarray(dqn.targets(config, task, _linear(1), _linear(2), sampled))
+    q = _q(_linear(2), np.asarray(sampled.next_obs))
+    expected = np.asarray(sampled.reward) + np.asarray(sampled.discount) * (q * only).sum(1)
+    np.testing.assert_allclose(found[known], expected[known], rtol=1e-4)
+    actions = np.asarray(state.replay.action)[np.asarray(starts), 0]
+    np.testing.assert_array_equal(actions, np.asarray(sampled.obs)[:, 0].astype(int) % 3)

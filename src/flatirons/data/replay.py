@@ -11,17 +11,18 @@ All functions are in-graph with fixed shapes; donated to a compiled update, the 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, Key, MultiDiscrete, Spec, Transition
+from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, HostTask, InGraphTask, Key, MultiDiscrete, Spec, Task, Transition
 
 
 class Replay(NamedTuple):
-    """frames: pytree of `[R, B, *frame]`; action `[S, B, ...]`; reward, terminated, truncated, row: `[S, B]`.
+    """frames: pytree of `[R, B, *frame]`; action `[S, B, ...]`; reward, terminated, truncated, row: `[S, B]`; legal bool `[S, B, n]`: the
+    actions that were legal, or `()` where all always are.
 
     head int32 `[B]`: the row that holds the newest successor, written over when the episode goes on. next int32 `()`: the start to write
     next. size int32 `[B]`: transitions that can be sampled, the newest ones.
@@ -36,10 +37,13 @@ class Replay(NamedTuple):
     head: Any
     next: Any
     size: Any
+    legal: Any = ()
 
 
 class Sample(NamedTuple):
-    """A minibatch `[n, ...]`. `discount` is gamma to the number of steps from obs to next_obs, whose rewards are summed in `reward`."""
+    """A minibatch `[n, ...]`. `discount` is gamma to the number of steps from obs to next_obs, whose rewards are summed in `reward`.
+
+    `next_legal` bool `[n, actions]`, or `()`; all true where it is not known (at a truncation, and for the newest transition)."""
 
     obs: Any
     action: Any
@@ -47,6 +51,7 @@ class Sample(NamedTuple):
     next_obs: Any
     terminated: Any
     discount: Any
+    next_legal: Any = ()
 
 
 def _is_spec(x: Any) -> bool:
@@ -61,8 +66,17 @@ def _stack(spec: Spec) -> int:
     return max(s.stack for s in _specs(spec))
 
 
-def create(spec: Spec, num_envs: int, capacity: int) -> Replay:
-    """An empty replay of `capacity` transitions in all (num_envs must divide it).
+def has_masks(task: Task) -> bool:
+    """Whether a task says which actions are legal."""
+    if not task.in_graph:
+        return not isinstance(cast(HostTask, task).current.legal, tuple)
+    in_graph = cast(InGraphTask, task)
+    timestep = jax.eval_shape(lambda key: in_graph.observe(in_graph.reset(key)), jax.random.key(0))
+    return not isinstance(timestep.legal, tuple)
+
+
+def create(spec: Spec, num_envs: int, capacity: int, *, masked: bool = False) -> Replay:
+    """An empty replay of `capacity` transitions in all (num_envs must divide it); `masked` keeps the legal actions (Discrete only).
 
     An eighth more rows than transitions are kept for the frames that begin and end episodes: where episodes are shorter than eight stacks,
     a little less than `capacity` is held.
@@ -90,12 +104,13 @@ def create(spec: Spec, num_envs: int, capacity: int) -> Replay:
         head=jnp.zeros(num_envs, jnp.int32),
         next=jnp.int32(0),
         size=jnp.zeros(num_envs, jnp.int32),
+        legal=jnp.zeros((starts, num_envs, spec.action.n), bool) if masked and isinstance(spec.action, Discrete) else (),
     )
 
 
-def num_bytes(spec: Spec, num_envs: int, capacity: int) -> int:
+def num_bytes(spec: Spec, num_envs: int, capacity: int, *, masked: bool = False) -> int:
     """Bytes that `create` takes."""
-    shapes = jax.eval_shape(lambda: create(spec, num_envs, capacity))
+    shapes = jax.eval_shape(lambda: create(spec, num_envs, capacity, masked=masked))
     return sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(shapes))
 
 
@@ -157,6 +172,7 @@ def add(replay: Replay, spec: Spec, experience: Transition) -> Replay:
         head=(replay.head + advance) % num_rows,
         next=(replay.next + num_steps) % num_starts,
         size=size,
+        legal=() if isinstance(replay.legal, tuple) else replay.legal.at[starts].set(experience.legal),
     )
 
 
@@ -182,6 +198,7 @@ def read_at(replay: Replay, spec: Spec, start: jax.Array, env: jax.Array, gamma:
     num_rows = jax.tree.leaves(replay.frames)[0].shape[0]
     num_starts = replay.row.shape[0]
     row = replay.row[start, env]
+    last = start
     if num_steps == 1:
         last_row, reward, terminated = row, replay.reward[start, env], replay.terminated[start, env]
         discount = jnp.broadcast_to(jnp.asarray(gamma, jnp.float32), reward.shape)
@@ -215,7 +232,11 @@ def read_at(replay: Replay, spec: Spec, start: jax.Array, env: jax.Array, gamma:
     pairs = jax.tree.map(read, spec.obs, replay.frames, is_leaf=_is_spec)
     obs = jax.tree.map(lambda _, pair: pair[0], spec.obs, pairs, is_leaf=_is_spec)
     next_obs = jax.tree.map(lambda _, pair: pair[1], spec.obs, pairs, is_leaf=_is_spec)
-    return Sample(obs, replay.action[start, env], reward, next_obs, terminated, discount)
+    next_legal: Any = ()
+    if not isinstance(replay.legal, tuple):
+        unknown = replay.truncated[last, env] | (last == (replay.next - 1) % num_starts)
+        next_legal = replay.legal[(last + 1) % num_starts, env] | unknown[:, None]
+    return Sample(obs, replay.action[start, env], reward, next_obs, terminated, discount, next_legal)
 
 
 def interrupt(replay: Replay) -> Replay:

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import optax
 
 from flatirons.core import exploration, losses, optimisers, resources, returns, schedules, trees
+from flatirons.core.distributions import mask_logits
 from flatirons.data import priorities
 from flatirons.data import replay as memory
 from flatirons.data import rollout as data
@@ -300,7 +301,7 @@ def check(config: Config, task: Task) -> None:
         raise FlatironsError(f"buffer_size={config.buffer_size} is smaller than a batch: make it at least batch_size={config.batch_size}")
     if config.n_step < 1:
         raise FlatironsError(f"n_step={config.n_step} must be at least 1")
-    needed = memory.num_bytes(task.spec, config.num_envs, config.buffer_size)
+    needed = memory.num_bytes(task.spec, config.num_envs, config.buffer_size, masked=memory.has_masks(task))
     needed += priorities.num_bytes(config.buffer_size) if config.prioritised else 0
     resources.require_memory(needed, f"a replay of {config.buffer_size:,} transitions (buffer_size)")
     torso(config.network, task.spec.obs, config.hidden, config.activation, "fan_in")
@@ -315,7 +316,7 @@ def init(config: Config, task: Task, key: Key) -> State:
         params=params,
         target=jax.tree.map(jnp.copy, params),
         opt_state=_optimiser(config).init(params),
-        replay=memory.create(task.spec, task.num_envs, config.buffer_size),
+        replay=memory.create(task.spec, task.num_envs, config.buffer_size, masked=memory.has_masks(task)),
         epsilon=epsilon,
         collector=data.start(task, (), key_collect),
         key=key,
@@ -328,7 +329,7 @@ def init(config: Config, task: Task, key: Key) -> State:
 
 def estimate(config: Config, task: Task, actor: Actor, timestep: TimeStep) -> jax.Array:
     """max_a Q(s, a), `[B]`: what the policy expects of each state, for comparison with what it gets (van Hasselt 2016, section 4)."""
-    return jnp.max(q_values(config, task, actor.params, timestep.obs), axis=-1)
+    return jnp.max(mask_logits(q_values(config, task, actor.params, timestep.obs), timestep.legal), axis=-1)
 
 
 @jax.jit
@@ -374,9 +375,9 @@ def targets(config: Config, task: Task, params: Any, target: Any, sampled: memor
     """y = r + gamma max_a' Q(s', a'; theta^-), `[n]`; only a termination has no successor. Double DQN chooses a' by `params`, theta.
 
     Over n steps r is their discounted sum, s' what follows them and gamma its n-th power."""
-    next_q = q_values(config, task, target, sampled.next_obs)
+    next_q = mask_logits(q_values(config, task, target, sampled.next_obs), sampled.next_legal)
     if config.double:
-        best = jnp.argmax(q_values(config, task, params, sampled.next_obs), axis=-1)
+        best = exploration.greedy(q_values(config, task, params, sampled.next_obs), sampled.next_legal)
         next_q = jnp.sum(next_q * jax.nn.one_hot(best, next_q.shape[-1]), axis=-1)
     else:
         next_q = jnp.max(next_q, axis=-1)
