@@ -301,7 +301,7 @@ def check(config: Config, task: Task) -> None:
         raise FlatironsError(f"buffer_size={config.buffer_size} is smaller than a batch: make it at least batch_size={config.batch_size}")
     if config.n_step < 1:
         raise FlatironsError(f"n_step={config.n_step} must be at least 1")
-    needed = memory.num_bytes(task.spec, config.num_envs, config.buffer_size, masked=memory.has_masks(task))
+    needed = memory.num_bytes(task.spec, config.num_envs, config.buffer_size)
     needed += priorities.num_bytes(config.buffer_size) if config.prioritised else 0
     resources.require_memory(needed, f"a replay of {config.buffer_size:,} transitions (buffer_size)")
     torso(config.network, task.spec.obs, config.hidden, config.activation, "fan_in")
