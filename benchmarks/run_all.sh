@@ -27,7 +27,7 @@ if [ "$which" = all ] || [ "$which" = learning ]; then
     run benchmarks.tabular.run
     run benchmarks.tabular.figure
     for row in ppo-cartpole-ingraph ppo-cartpole-host dqn-cartpole-ingraph dqn-cartpole-host \
-        dqn-minatar-breakout ppo-halfcheetah dqn-lunarlander double-dqn-lunarlander ppo-pendulum ppo-acrobot ppo-lunarlander ppo-hopper; do
+        dqn-minatar-breakout ppo-halfcheetah dqn-lunarlander dqn-lunarlander-double ppo-pendulum ppo-acrobot ppo-lunarlander ppo-hopper; do
         run benchmarks.learning.run "$row"
     done
 fi

@@ -46,7 +46,7 @@ ROWS: dict[str, Row] = {
     "ppo-halfcheetah": Row(system="ppo", task="HalfCheetah-v5", budget=1_000_000, seeds=3, reach=1668, aim=5784),
     "dqn-minatar-breakout": Row(system="dqn", task="pgx:minatar-breakout", budget=1_000_000, seeds=3, reach=8, aim=10),
     "dqn-lunarlander": Row(system="dqn", task="LunarLander-v3", budget=300_000, seeds=5, reach=195, aim=266),
-    "double-dqn-lunarlander": Row(
+    "dqn-lunarlander-double": Row(
         system="dqn", task="LunarLander-v3", budget=300_000, seeds=5, reach=195, aim=266, config={"double": True}
     ),
     # What else a newcomer tries first. The aims are single agents of RL Zoo at these or larger budgets; Hopper: OpenAI Baselines, Tianshou.
