@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -15,6 +16,7 @@ import flatirons as fi
 from flatirons import envs
 from flatirons.data import acting
 from flatirons.data.acting import Decider
+from flatirons.run import evaluate
 from flatirons.systems import dqn, ppo
 from flatirons.types import Policy, TimeStep
 
@@ -207,3 +209,26 @@ def test_numpys_operations_are_xlas() -> None:
         found = program.values[slot]
         assert found.dtype == expected.dtype, n
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6, err_msg=str(n))
+
+
+def test_evaluations_of_one_task_trace_the_policy_once() -> None:
+    system, _, observation, action = CASES["dqn"]
+    task: Any = envs.make(lambda: _Ends(observation, action), 2)
+    config = system.Config(num_envs=2, train_every=2)
+    traces = 0
+
+    def policy(*arguments: Any, **keywords: Any) -> Policy:
+        nonlocal traces
+        traces += 1
+        return system.policy(*arguments, **keywords)
+
+    module: Any = SimpleNamespace(policy=policy, __name__="dqn")
+    # A State is begun on a task of its own: beginning one lets go of what is kept on the task.
+    actors = [system.actor(system.init(config, task, jax.random.key(seed))) for seed in range(3)]
+    counts = []
+    for seed, actor in enumerate(actors):
+        evaluate.evaluate(module, config, task, actor, 2, seed)
+        counts.append(traces)
+    # One call an evaluation is for the policy's memory; the first one traces as well.
+    assert np.diff(counts).tolist() == [1, 1]
+    task.close()

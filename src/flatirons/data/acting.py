@@ -283,7 +283,6 @@ class Decider:
         self.greedy = greedy
         self._made_for = (policy, task, config)
         self._program: _Program | None = None
-        self._traced = False
         self._actor: Any = None
         self._key: Any = None
         self.drawn = 0
@@ -316,11 +315,10 @@ class Decider:
 
     def __call__(self, timestep: TimeStep, carry: Any) -> tuple[np.ndarray, Any, Any]:
         """One decision for the whole batch."""
-        if not self._traced:
-            self._trace(timestep, carry)
+        if self._draw is None:
+            self._draw = self._trace(timestep, carry)
         number, place = divmod(self.drawn, self._block_size)
         if number != self._block_number:
-            assert self._draw is not None
             self._block = [np.asarray(x) for x in self._draw(self._key, np.uint32(number))]
             self._block_number = number
         self.drawn += 1
@@ -349,7 +347,8 @@ class Decider:
         for function, ins, out in program.settled:
             values[out] = function(*[values[slot] for slot in ins])
 
-    def _trace(self, timestep: TimeStep, carry: Any) -> None:
+    def _trace(self, timestep: TimeStep, carry: Any) -> Callable[[Any, Any], list[Any]]:
+        """Choose where decisions are made; returns what draws a block of randomness."""
         policy, task, config = self._made_for
 
         def decide(key: Key, actor: Any, timestep: TimeStep, carry: Any) -> tuple[Any, Any, Any]:
@@ -378,5 +377,4 @@ class Decider:
         def block(key: Key, number: Any) -> list[Any]:
             return jax.vmap(noise)(jax.random.split(jax.random.fold_in(key, number), size))
 
-        self._draw = jax.jit(block)
-        self._traced = True
+        return jax.jit(block)

@@ -110,13 +110,15 @@ class HostRun:
         self.lengths = np.zeros(task.num_envs, np.int64)
         self.seconds = {"environment": 0.0, "inference": 0.0, "learning": 0.0}
         self._scorer = task if isinstance(task, KeepsScore) else None
-        self._decider: Decider | None = None
+        self._deciders: dict[bool, Decider] = {}
 
-    def decider(self, policy: PolicyFunction, task: HostTask, config: Any) -> Decider:
-        """The exploring Decider of this task, made again for another policy or Config object."""
-        if self._decider is None or not self._decider.serves(policy, config):
-            self._decider = Decider(policy, task, config, greedy=False)
-        return self._decider
+    def decider(self, policy: PolicyFunction, task: HostTask, config: Any, *, greedy: bool) -> Decider:
+        """The Decider of this task, so that what it traced and compiled serves every rollout and every evaluation; made again for another
+        policy or Config object."""
+        kept = self._deciders.get(greedy)
+        if kept is None or not kept.serves(policy, config):
+            kept = self._deciders[greedy] = Decider(policy, task, config, greedy=greedy)
+        return kept
 
     def count_episodes(self, trajectory: Transition) -> Episodes:
         """The episodes that ended within a trajectory `[T, B, ...]`; what is left of it begins the sums of the next."""
@@ -154,7 +156,7 @@ def _on_host(
     kept = host_run(task)
     clock = time.perf_counter
     t0 = clock()
-    decide = kept.decider(policy, task, config)
+    decide = kept.decider(policy, task, config, greedy=False)
     decide.set_actor(actor)
     decide.set_key(collector.key, int(collector.drawn))
     kept.seconds["learning"] += clock() - t0  # new parameters are there once the update that makes them is done

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatirons.data.acting import Decider
+from flatirons.data import rollout
 from flatirons.run import folder
 from flatirons.types import FlatironsError, HostTask, InGraphTask, Key, Task
 
@@ -105,7 +105,7 @@ def _on_host(
     returns, lengths, cut = np.zeros(num_envs), np.zeros(num_envs, np.int64), 0
     # An episode cut at the cap goes on in its environment, which cannot be reset alone: what follows is not counted until it ends.
     counting = np.ones(num_envs, bool)
-    decide = Decider(policy, task, config, greedy=True)
+    decide = rollout.host_run(task).decider(policy, task, config, greedy=True)
     decide.set_actor(actor)
     decide.set_key(jax.random.key(seed))
     carry = policy(config, task, actor, greedy=True).reset(num_envs)

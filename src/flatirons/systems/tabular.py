@@ -436,6 +436,15 @@ class Config:
     """What every entry of the table is at first; higher than any return makes the greedy policy try everything."""
 
 
+CONTROL = {
+    "total_steps": 1_000_000,
+    "learning_rate": 1.0,
+    "learning_rate_decay": 0.6,
+    "epsilon_start": 1.0,
+    "epsilon_end": 0.1,
+    "epsilon_steps": 500_000,
+}
+
 PRESETS = {
     "td-0": Preset(
         doc="TD(0) of the random policy (Sutton and Barto, section 6.1; Example 6.2's settings).",
@@ -444,28 +453,12 @@ PRESETS = {
     ),
     "q-learning": Preset(
         doc="Q-learning (Watkins 1989): explores at random at first, alpha falls with the visits of each entry.",
-        config={
-            "method": "q-learning",
-            "total_steps": 1_000_000,
-            "learning_rate": 1.0,
-            "learning_rate_decay": 0.6,
-            "epsilon_start": 1.0,
-            "epsilon_end": 0.1,
-            "epsilon_steps": 500_000,
-        },
+        config=CONTROL | {"method": "q-learning"},
         tasks=("mdp:*", "FrozenLake*", "Taxi-v*", "CliffWalking*"),
     ),
     "double-q-learning": Preset(
         doc="Double Q-learning (van Hasselt 2010), with the same settings: two tables, each evaluates what the other selects.",
-        config={
-            "method": "double-q-learning",
-            "total_steps": 1_000_000,
-            "learning_rate": 1.0,
-            "learning_rate_decay": 0.6,
-            "epsilon_start": 1.0,
-            "epsilon_end": 0.1,
-            "epsilon_steps": 500_000,
-        },
+        config=CONTROL | {"method": "double-q-learning"},
     ),
     "q-learning-bias": Preset(
         doc="Q-learning with Sutton and Barto's settings of Figure 6.5, for the maximisation bias.",
