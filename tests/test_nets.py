@@ -17,18 +17,21 @@ PAPERS = {(layer.kernel, layer.stride) for stack in (conv.NATURE, conv.PLAYING_A
 LAYERS = sorted(PAPERS | {(3, 2), (1, 1), (2, 3)})
 
 
+@pytest.mark.parametrize("planes", [False, True])
+@pytest.mark.parametrize("channels", [2, conv.SHIFTS_FROM])
 @pytest.mark.parametrize(("kernel", "stride"), LAYERS)
-def test_matrix_form_is_the_convolution(kernel: int, stride: int) -> None:
+def test_matrix_form_is_the_convolution(kernel: int, stride: int, channels: int, planes: bool) -> None:
     size = (kernel + 2 * stride + 1, kernel + 4 * stride)  # the last rows and columns fit no kernel, or do
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(3, *size, 2)), jnp.float32)
-    params = {"w": jnp.asarray(rng.normal(size=(kernel, kernel, 2, 3)), jnp.float32), "b": jnp.asarray(rng.normal(size=3), jnp.float32)}
-    shape = jax.eval_shape(lambda p, x: conv.conv(p, x, stride, form="native"), params, x).shape
+    x = jnp.asarray(rng.normal(size=(3, channels, *size) if planes else (3, *size, channels)), jnp.float32)
+    w = rng.normal(size=(kernel, kernel, channels, 3)) / channels
+    params = {"w": jnp.asarray(w, jnp.float32), "b": jnp.asarray(rng.normal(size=3), jnp.float32)}
+    shape = jax.eval_shape(lambda p, x: conv.conv(p, x, stride, planes=planes, form="native"), params, x).shape
     weight = jnp.asarray(rng.normal(size=shape), jnp.float32)
 
     def run(form: Any) -> Any:
         def total(p: Any, x: Any) -> tuple[Any, Any]:
-            y = conv.conv(p, x, stride, form=form)
+            y = conv.conv(p, x, stride, planes=planes, scale=0.5, form=form)
             return jnp.sum(y * weight), y
 
         return jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(params, x)
@@ -40,6 +43,30 @@ def test_matrix_form_is_the_convolution(kernel: int, stride: int) -> None:
     for a, b in zip(jax.tree.leaves(matrix_grads), jax.tree.leaves(native_grads), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, float(jnp.abs(b).max())))
     assert conv.output_shape((*size, 2), (conv.ConvLayer(3, kernel, stride),)) == shape[1:]
+
+
+@pytest.mark.parametrize(("kernel", "stride"), LAYERS)
+def test_planes_of_bytes_are_the_same_picture(kernel: int, stride: int) -> None:
+    rng = np.random.default_rng(0)
+    planes = rng.integers(0, 256, (2, 3, kernel + 2 * stride + 1, kernel + 3 * stride), np.uint8)
+    params = conv.conv_init(jax.random.key(0), 3, conv.ConvLayer(5, kernel, stride))
+    for form in ("matrix", "native"):
+        y = conv.conv(params, planes, stride, planes=True, scale=1 / 255, form=form)
+        expected = conv.conv(params, np.moveaxis(planes, 1, -1).astype(np.float32) / 255, stride, form="native")
+        np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+def test_convolutions_have_second_derivatives() -> None:
+    x = jax.random.normal(jax.random.key(1), (2, 6, 6, conv.SHIFTS_FROM))
+    params = conv.conv_init(jax.random.key(0), conv.SHIFTS_FROM, conv.ConvLayer(3, 3, 1))
+
+    def hessian_product(form: Any) -> Any:
+        def total(p: Any) -> Any:
+            return jnp.sum(jnp.tanh(conv.conv(p, x, 1, form=form)) ** 2)
+
+        return jax.jvp(jax.grad(total), (params,), (jax.tree.map(jnp.ones_like, params),))[1]["w"]
+
+    np.testing.assert_allclose(hessian_product("matrix"), hessian_product("native"), rtol=1e-3, atol=1e-3)
 
 
 def test_convolution_against_a_slow_loop() -> None:

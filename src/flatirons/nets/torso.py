@@ -53,9 +53,12 @@ def as_float(spec: ArraySpec, x: Any) -> jax.Array:
         return x.reshape((*x.shape[: x.ndim - 1 - len(spec.shape)], -1))
     if len(spec.shape) == 3 and not _channels_last(spec):
         x = jnp.moveaxis(x, -3, -1)
-    if spec.dtype == "uint8" and spec.high > 1:
-        return x.astype(jnp.float32) * (1.0 / 255.0)
-    return x.astype(jnp.float32)
+    return x.astype(jnp.float32) * _scale(spec)
+
+
+def _scale(spec: ArraySpec) -> float:
+    """What numbers are multiplied by: bytes of a picture lie in [0, 1] afterwards."""
+    return 1.0 / 255.0 if spec.dtype == "uint8" and spec.high > 1 else 1.0
 
 
 def num_features(spec: ArraySpec) -> int:
@@ -104,13 +107,11 @@ def torso(
     def apply(params: Any, obs: Any) -> jax.Array:
         parts = []
         for spec, name, p, x in zip(leaves, stacks, params["images"], jax.tree.leaves(obs), strict=True):
-            x = as_float(spec, x)
             if name is not None:
-                parts.append(conv.stack(p, x, _STACKS[name][0]))
-            elif is_category(spec):
-                parts.append(x)
-            else:
-                parts.append(x.reshape((*x.shape[: x.ndim - len(spec.shape)], -1)))
+                parts.append(conv.stack(p, x, _STACKS[name][0], planes=not _channels_last(spec), scale=_scale(spec)))
+                continue
+            x = as_float(spec, x)
+            parts.append(x if is_category(spec) else x.reshape((*x.shape[: x.ndim - len(spec.shape)], -1)))
         features = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
         return mlp(params["mlp"], features, "relu" if only_image else activation, layer_norm=layer_norm)
 
