@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import time
 from typing import Any
 
+import gymnasium
+import numpy as np
 import torch
 from stable_baselines3 import DQN, PPO
-from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
 from benchmarks.record import versions
 from benchmarks.speed.measure import answer, measure
@@ -41,11 +45,57 @@ def ppo(settings: dict[str, Any], task: str, seed: int) -> PPO:
     )
 
 
+class MinAtarNetwork(BaseFeaturesExtractor):
+    """The network of MinAtar's authors: 16 filters of 3 x 3, then 128 rectifiers."""
+
+    def __init__(self, space: Any) -> None:
+        super().__init__(space, features_dim=128)
+        self.conv = torch.nn.Conv2d(space.shape[0], 16, 3)
+        self.dense = torch.nn.Linear(16 * (space.shape[1] - 2) * (space.shape[2] - 2), 128)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[n, channels, height, width]` to `[n, 128]`."""
+        return torch.relu(self.dense(torch.relu(self.conv(x)).flatten(1)))
+
+
+class MinAtarImage(gymnasium.ObservationWrapper):
+    """The adapter: MinAtar's own environment with channels first and float32, which is what SB3's networks take."""
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        height, width, channels = env.observation_space.shape or (0, 0, 0)
+        self.observation_space = gymnasium.spaces.Box(0.0, 1.0, (channels, height, width), np.float32)
+
+    def observation(self, observation: Any) -> np.ndarray:
+        """`[height, width, channels]` bool to `[channels, height, width]` float32."""
+        return np.moveaxis(np.asarray(observation, np.float32), -1, 0)
+
+
+def task_and_network(settings: dict[str, Any], task: str, seed: int) -> tuple[Any, str, dict[str, Any]]:
+    """(environments, policy class, its arguments) as an SB3 user would set them up for this task."""
+    network = settings.get("network")
+    if network == "nature":
+        gymnasium.register_envs(importlib.import_module("ale_py"))
+        # SB3's standard Atari wrappers: no-ops, frame skip 4 with the maximum, episodic life, FIRE, 84 x 84, clipped rewards; stacked here.
+        return VecFrameStack(make_atari_env(task, 1, seed=seed), 4), "CnnPolicy", {}
+    if network == "minatar":
+        importlib.import_module("minatar.gym").register_envs()
+        env = make_vec_env(task, 1, seed=seed, wrapper_class=MinAtarImage)
+        torso = {"features_extractor_class": MinAtarNetwork, "normalize_images": False, "net_arch": []}
+        return env, "CnnPolicy", torso
+    return make_vec_env(task, 1, seed=seed), "MlpPolicy", {"net_arch": settings["hidden"]}
+
+
 def dqn(settings: dict[str, Any], task: str, seed: int) -> DQN:
-    """DQN on one environment, its MlpPolicy, ReLU; epsilon constant."""
+    """DQN on one environment, ReLU; epsilon constant."""
+    env, policy, arguments = task_and_network(settings, task, seed)
+    if settings.get("optimiser") == "rmsprop-torch":
+        # Centred with momentum, as MinAtar's authors call it; ours has these built in.
+        arguments["optimizer_class"] = torch.optim.RMSprop
+        arguments["optimizer_kwargs"] = {"alpha": 0.95, "momentum": 0.95, "eps": settings["optimiser_eps"], "centered": True}
     return DQN(
-        "MlpPolicy",
-        make_vec_env(task, 1, seed=seed),
+        policy,
+        env,
         learning_rate=settings["learning_rate"],
         buffer_size=settings["buffer_size"],
         learning_starts=settings["learning_starts"],
@@ -57,7 +107,7 @@ def dqn(settings: dict[str, Any], task: str, seed: int) -> DQN:
         exploration_initial_eps=settings["epsilon_start"],
         exploration_final_eps=settings["epsilon_end"],
         max_grad_norm=settings["max_grad_norm"],
-        policy_kwargs={"net_arch": settings["hidden"]},
+        policy_kwargs=arguments,
         device="cpu",
         seed=seed,
     )
@@ -87,7 +137,7 @@ def main() -> None:
         | {
             "return_after": sum(returns) / len(returns) if returns else None,
             "threads": torch.get_num_threads(),
-            "versions": versions(("torch", "stable-baselines3", "gymnasium", "mujoco", "numpy")),
+            "versions": versions(("torch", "stable-baselines3", "gymnasium", "mujoco", "numpy", "ale-py", "minatar")),
         }
     )
 

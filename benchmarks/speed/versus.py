@@ -39,16 +39,45 @@ def measurement(python: Path, module: str, job: dict[str, Any]) -> dict[str, Any
     return json.loads(answers[-1].removeprefix(MARK))
 
 
+CONVOLUTIONS = {
+    # (height and width of the result, filters, inputs to each), then the width of the dense layer
+    "nature": (((20, 32, 8 * 8 * 4), (9, 64, 4 * 4 * 32), (7, 64, 3 * 3 * 64)), 512),
+    "playing-atari": (((20, 16, 8 * 8 * 4), (9, 32, 4 * 4 * 16)), 256),
+    "minatar": (((8, 16, 3 * 3 * 4),), 128),
+}
+"""Layers of the papers' networks on their images (84 x 84 x 4; MinAtar Breakout's 10 x 10 x 4)."""
+
+
+def forward_flops(settings: dict[str, Any], obs: int, actions: int) -> tuple[float, float]:
+    """Floating-point operations of one row through the network, in all and in its first layer: 2mn a layer."""
+    network = settings.get("network")
+    if network is None:
+        widths = [obs, *settings["hidden"], actions]
+        layers = [2 * m * n for m, n in itertools.pairwise(widths)]
+    else:
+        convolutions, dense = CONVOLUTIONS[network]
+        layers = [2 * size * size * filters * inputs for size, filters, inputs in convolutions]
+        size, filters, _ = convolutions[-1]
+        layers += [2 * size * size * filters * dense, 2 * dense * actions]
+    return sum(layers), layers[0]
+
+
+def update_flops(settings: dict[str, Any], obs: int, actions: int) -> float:
+    """One DQN update: the row and its successor forward (Double DQN: the successor twice), the row backward at twice the cost, less the
+    gradient of the input, which nobody needs."""
+    forward, first = forward_flops(settings, obs, actions)
+    return settings["batch_size"] * ((5 if settings.get("double") else 4) * forward - first)
+
+
 def flops_per_step(system: str, settings: dict[str, Any], obs: int, actions: int) -> float:
     """Floating-point operations a decision costs in matrix products: what the roof divides by. Forward 2mn, backward twice that."""
-    widths = [obs, *settings["hidden"]]
-    tower = sum(2 * m * n for m, n in itertools.pairwise(widths))
     if system == "ppo":
+        widths = [obs, *settings["hidden"]]
+        tower = sum(2 * m * n for m, n in itertools.pairwise(widths))
         both = 2 * tower + 2 * widths[-1] * (actions + 1)
         return both + 3 * both * settings["num_epochs"]
-    q = tower + 2 * widths[-1] * actions
-    per_update = settings["batch_size"] * 4 * q
-    return q + per_update * settings["gradient_steps"] / settings["train_every"]
+    updates = settings["gradient_steps"] / settings["train_every"]
+    return forward_flops(settings, obs, actions)[0] + update_flops(settings, obs, actions) * updates
 
 
 def compare(

@@ -80,7 +80,7 @@ def _fold(x: jax.Array, stride: int, size: tuple[int, int], *, planes: bool) -> 
         return x.transpose(0, 2, 4, 1, 3, 5).reshape(n, rows, cols, -1)
     # The bytes of a block's row move as one word, which is seven times as fast.
     words = jax.lax.bitcast_convert_type(x, word).transpose(0, 2, 4, 1, 3)
-    return jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(words), jnp.uint8).reshape(n, rows, cols, -1)
+    return jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(n, rows, cols, -1)
 
 
 def _patches(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -103,8 +103,7 @@ def _shifts(x: jax.Array, w: jax.Array) -> jax.Array:
     parts = jax.lax.split(product, [filters] * kernel**2, axis=1)
     offsets = [i * width + j for i in range(kernel) for j in range(kernel)]
     total = functools.reduce(jnp.add, (part[at : pixels - reach + at] for part, at in zip(parts, offsets, strict=True)))
-    # The barrier keeps XLA from working out the gradient of a pixel anew for each tap.
-    whole = jnp.pad(jax.lax.optimization_barrier(total), ((0, reach), (0, 0))).reshape(n, height, width, filters)
+    whole = jnp.pad(total, ((0, reach), (0, 0))).reshape(n, height, width, filters)
     return whole[:, : height - kernel + 1, : width - kernel + 1]
 
 

@@ -154,6 +154,25 @@ PRESETS = {
         doc="Double DQN as its authors tuned it: C = 30,000 updates, epsilon to 0.01 (0.001 in evaluation).",
         config=NATURE | {"double": True, "target_every": 30_000, "epsilon_end": 0.01, "eval_epsilon": 0.001},
     ),
+    "double-dqn-laptop": Preset(
+        doc="Double DQN on Atari within hours on two cores: the 2013 network, 100k-frame replay, targets over 3 steps, Adam, rate annealed.",
+        config={
+            "total_steps": 1_000_000,
+            "batch_size": 32,
+            "buffer_size": 100_000,
+            "learning_starts": 10_000,
+            "learning_rate": 2e-4,
+            "anneal_learning_rate": True,
+            "double": True,
+            "n_step": 3,
+            "target_every": 500,
+            "epsilon_end": 0.02,
+            "epsilon_steps": 100_000,
+            "eval_epsilon": 0.001,
+            "optimiser_eps": 1e-5,
+            "network": "playing-atari",
+        },
+    ),
     "dqn-classic": Preset(
         doc="Tuned for CartPole: targets over 3 steps, layers standardised, an update a decision in turns of 250, rate annealed.",
         config={
@@ -459,11 +478,15 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
 
     _, reported, _ = jax.eval_shape(gradient, 0, state.params, state.target, ranked)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), dict(reported) | {"grad_norm": jnp.zeros(())})
-    # A loop of none before learning starts: under vmap it costs a masked pass over the parameters, where a cond would run both branches.
-    num_updates = jnp.where(decisions >= config.learning_starts, config.gradient_steps, 0)
-    params, target, opt_state, updates, ranked, sums = jax.lax.fori_loop(
-        0, num_updates, one_update, (state.params, state.target, state.opt_state, state.updates, ranked, zeros)
-    )
+    learning = decisions >= config.learning_starts
+    carry = (state.params, state.target, state.opt_state, state.updates, ranked, zeros)
+    if config.gradient_steps == 1:
+        # XLA's matrix products inside a loop on a CPU use one core, inside a branch all of them.
+        carry = jax.lax.cond(learning, functools.partial(one_update, 0), lambda c: c, carry)
+    else:
+        # A loop of none before learning starts: under vmap it costs a masked pass over the parameters, where a cond would run both branches.
+        carry = jax.lax.fori_loop(0, jnp.where(learning, config.gradient_steps, 0), one_update, carry)
+    params, target, opt_state, updates, ranked, sums = carry
     epsilon = schedules.linear(config.epsilon_start, config.epsilon_end, schedules.fraction(decisions, config.epsilon_steps))
     metrics = {name: total / config.gradient_steps for name, total in sums.items()}
     metrics |= {"epsilon": epsilon, "replay_size": jnp.sum(replay.size).astype(jnp.float32)}

@@ -1,0 +1,49 @@
+"""How long one compiled DQN update takes, replay and all: `python -m benchmarks.speed.update_time JSON` in our environment."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.speed.measure import answer
+from flatirons import envs
+from flatirons.data import rollout
+from flatirons.systems import dqn
+
+
+def main() -> None:
+    """Measure what the JSON argument asks for: the mean over a stretch of updates, the best of three stretches."""
+    job = json.loads(sys.argv[1])
+    config = dqn.Config(**job["settings"] | {"learning_starts": job["settings"]["train_every"]})
+    task: Any = envs.make(job["task"], config.num_envs, seed=0)
+    state = jax.jit(dqn.init, static_argnums=1)(config, task, jax.random.key(0))
+    on_device = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), config)
+    update = jax.jit(dqn.update, static_argnums=1, donate_argnums=2)
+    acting = dqn.actor(state)
+    num_steps = config.train_every // config.num_envs
+    collector, experience, _ = rollout.rollout(on_device, task, dqn.policy, acting, state.collector, num_steps)
+    state = state._replace(collector=())
+
+    def updates(n: int) -> float:
+        nonlocal state
+        begin = time.perf_counter()
+        for _ in range(n):
+            state, metrics = update(on_device, task, state, experience)
+            jax.block_until_ready(metrics)
+        jax.block_until_ready(state)
+        return time.perf_counter() - begin
+
+    updates(10)
+    count = max(10, round(job["seconds"] / 3 / (updates(10) / 10)))
+    best = min(updates(count) for _ in range(3))
+    answer({"milliseconds": 1e3 * best / count})
+    del collector
+    task.close()
+
+
+main()
