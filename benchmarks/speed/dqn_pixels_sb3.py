@@ -10,7 +10,6 @@ from typing import Any
 from benchmarks.record import OURS, PEER_TORCH, header, write
 from benchmarks.speed.versus import arguments, compare, measurement, update_flops
 
-
 ATARI: dict[str, Any] = {
     "num_envs": 1,
     "train_every": 4,

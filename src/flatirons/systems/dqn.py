@@ -155,7 +155,7 @@ PRESETS = {
         config=NATURE | {"double": True, "target_every": 30_000, "epsilon_end": 0.01, "eval_epsilon": 0.001},
     ),
     "double-dqn-laptop": Preset(
-        doc="Double DQN on Atari within hours on two cores: the 2013 network, 100k-frame replay, targets over 3 steps, Adam, rate annealed.",
+        doc="Double DQN on Atari within hours on two cores: the 2013 network, a replay of 100k, targets over 3 steps, Adam, annealed.",
         config={
             "total_steps": 1_000_000,
             "batch_size": 32,
@@ -484,7 +484,7 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
         # XLA's matrix products inside a loop on a CPU use one core, inside a branch all of them.
         carry = jax.lax.cond(learning, functools.partial(one_update, 0), lambda c: c, carry)
     else:
-        # A loop of none before learning starts: under vmap it costs a masked pass over the parameters, where a cond would run both branches.
+        # A loop of none before learning starts: under vmap a masked pass over the parameters, where a cond would run both branches.
         carry = jax.lax.fori_loop(0, jnp.where(learning, config.gradient_steps, 0), one_update, carry)
     params, target, opt_state, updates, ranked, sums = carry
     epsilon = schedules.linear(config.epsilon_start, config.epsilon_end, schedules.fraction(decisions, config.epsilon_steps))
