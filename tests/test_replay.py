@@ -242,7 +242,7 @@ def test_size_in_bytes_is_said_before_anything_is_made() -> None:
         assert memory.num_bytes(spec, 2, 40) == sum(x.nbytes for x in jax.tree.leaves(made))
     assert made.action.shape == (20, 2, 3) and made.action.dtype == jnp.int32
     atari = Spec(ArraySpec((4, 84, 84), "uint8", 0, 255, stack=4), Discrete(6))
-    assert 7056e6 < memory.num_bytes(atari, 1, 1_000_000) < 1.13 * 7056e6 + 50e6
+    assert 7056e6 < memory.num_bytes(atari, 1, 1_000_000) <= 7.2e9
 
 
 def test_a_donated_replay_is_written_in_place() -> None:

@@ -78,11 +78,11 @@ def has_masks(task: Task) -> bool:
 def create(spec: Spec, num_envs: int, capacity: int, *, masked: bool = False) -> Replay:
     """An empty replay of `capacity` transitions in all (num_envs must divide it); `masked` keeps the legal actions (Discrete only).
 
-    An eighth more rows than transitions are kept for the frames that begin and end episodes: where episodes are shorter than eight stacks,
-    a little less than `capacity` is held.
+    More rows than transitions are kept for the frames that begin and end episodes, an eighth, or a 64th where pictures are stacked and an
+    eighth would be a gigabyte: where episodes are shorter than eight steps (64 stacks), a little less than `capacity` is held.
     """
-    starts = capacity // num_envs
-    rows = starts + starts // 8 + 2 * _stack(spec) + 2
+    starts, stack = capacity // num_envs, _stack(spec)
+    rows = starts + starts // (8 if stack == 1 else 64) + 2 * stack + 2
 
     def frames(s: ArraySpec) -> jax.Array:
         return jnp.zeros((rows, num_envs, *(s.shape[1:] if s.stack > 1 else s.shape)), s.dtype)
