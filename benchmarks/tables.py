@@ -69,7 +69,8 @@ def learning(results: Sequence[dict[str, Any]]) -> str:
         span = f" ({number(low)} to {number(high)})" if low is not None else ""
         worst = number(min(r["means"])) if r.get("means") else "–"
         measured = [number(r["mean"]) + span, worst]
-        bars = [number(r.get("reach")), number(r.get("aim")), "yes" if r.get("reached") else "**no**"]
+        reached = "–" if r.get("reach") is None else "yes" if r.get("reached") else "**no**"
+        bars = [number(r.get("reach")), number(r.get("aim")), reached]
         run = [f"`{r['name']}`", r["task"], f"{r['total_steps']:,}", str(seeds_of(r))]
         rows.append([*run, *measured, *bars, minutes(r.get("seconds_per_seed"))])
     return table(head, rows) + provenance(results)

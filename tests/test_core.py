@@ -338,15 +338,14 @@ def test_standardise_is_frozen_and_clips() -> None:
 # -------------------------------------------------------------------------------------------------------------- optimisers
 
 
-def _numpy_rmsprop(grads: list[np.ndarray], inside: bool, eps: float, decay: float = 0.95, momentum: float = 0.95) -> list[np.ndarray]:
-    """Graves 2013 equations 38 to 41 (inside), PyTorch's `RMSprop(centered=True, momentum=...)` (outside), in float64."""
-    n, m, b, out = 0.0, 0.0, 0.0, []
+def _numpy_rmsprop(grads: list[np.ndarray], inside: bool, eps: float, decay: float = 0.95) -> list[np.ndarray]:
+    """Graves 2013 equations 38 to 40 (inside), PyTorch's `RMSprop(centered=True)` (outside), in float64: no momentum."""
+    n, m, out = 0.0, 0.0, []
     for g in grads:
         n = decay * n + (1 - decay) * g * g
         m = decay * m + (1 - decay) * g
         denominator = np.sqrt(n - m * m + eps) if inside else np.sqrt(n - m * m) + eps
-        b = momentum * b + g / denominator
-        out.append(b)
+        out.append(g / denominator)
     return out
 
 

@@ -12,14 +12,14 @@ class Row:
     """One benchmark. `budget` is in decisions; the run takes the largest multiple of the system's turn that does not pass it.
 
     A rule says when a bar is held: "lower bound" (of the mean's 95 % interval over seeds), "every seed", or "K of N" (seeds' means).
-    `config` is on top of the preset the task gets by itself.
+    Without `reach` a row is there to be compared with another. `config` is on top of the preset the task gets by itself.
     """
 
     system: str
     task: str
     budget: int
     seeds: int
-    reach: float
+    reach: float | None = None
     aim: float | None = None
     rule: str = ""
     aim_rule: str = ""
@@ -48,6 +48,23 @@ ROWS: dict[str, Row] = {
     "dqn-minatar-freeway": Row(system="dqn", task="pgx:minatar-freeway", budget=1_000_000, seeds=3, reach=45, aim=50),
     "dqn-minatar-space-invaders": Row(system="dqn", task="pgx:minatar-space_invaders", budget=1_000_000, seeds=3, reach=30, aim=44),
     "dqn-minatar-asterix": Row(system="dqn", task="pgx:minatar-asterix", budget=1_200_000, seeds=3, reach=12, aim=15),
+    # The two papers' ablation: without the target network (which is DQN of 2013), without the replay (two draws from the two newest
+    # transitions), without either.
+    "dqn-2013-minatar-breakout": Row(system="dqn-2013-minatar", task="pgx:minatar-breakout", budget=1_000_000, seeds=3, reach=8, aim=10),
+    "dqn-minatar-breakout-no-replay": Row(
+        system="dqn", task="pgx:minatar-breakout", budget=1_000_000, seeds=3, config={"buffer_size": 2, "batch_size": 2}
+    ),
+    "dqn-2013-minatar-breakout-no-replay": Row(
+        system="dqn-2013-minatar", task="pgx:minatar-breakout", budget=1_000_000, seeds=3, config={"buffer_size": 2, "batch_size": 2}
+    ),
+    # Overestimation: targets over one step, as both papers have them, so that Double DQN is all that differs.
+    "dqn-lunarlander-one-step": Row(system="dqn", task="LunarLander-v3", budget=300_000, seeds=5, config={"n_step": 1}),
+    "dqn-lunarlander-one-step-double": Row(
+        system="dqn", task="LunarLander-v3", budget=300_000, seeds=5, config={"n_step": 1, "double": True}
+    ),
+    "dqn-minatar-asterix-double": Row(
+        system="dqn", task="pgx:minatar-asterix", budget=1_200_000, seeds=3, reach=12, aim=15, config={"double": True}
+    ),
     "double-dqn-laptop-pong": Row(system="double-dqn-laptop", task="ALE/Pong-v5", budget=1_000_000, seeds=2, reach=15, aim=20),
     "dqn-lunarlander": Row(system="dqn", task="LunarLander-v3", budget=300_000, seeds=5, reach=195, aim=266),
     "dqn-lunarlander-double": Row(

@@ -95,8 +95,8 @@ def train_seed(name: str, row: Row, seed: int, mark: str, args: argparse.Namespa
     return path
 
 
-def collect(head: dict[str, Any], row: Row, seeds: list[dict[str, Any]]) -> dict[str, Any]:
-    """The row's result from its seeds' results."""
+def collect(head: dict[str, Any], row: Row, seeds: list[dict[str, Any]], curves: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The row's result from its seeds' results and their learning curves."""
     means = [statistics.fmean(s["returns"]) for s in seeds]
     low, high = bootstrap(means)
     reach_rule = row.reach_rule()
@@ -121,13 +121,33 @@ def collect(head: dict[str, Any], row: Row, seeds: list[dict[str, Any]]) -> dict
         "ci95": [low, high],
         "reach": row.reach,
         "rule": reach_rule,
-        "reached": held(reach_rule, row.reach, means, low, row.seeds),
+        "reached": None if row.reach is None else held(reach_rule, row.reach, means, low, row.seeds),
         "aim": row.aim,
         "aim_rule": aim_rule,
         "aim_reached": row.aim is not None and held(aim_rule, row.aim, means, low, row.seeds),
-        "passed": sum(mean >= row.reach for mean in means),
+        "passed": None if row.reach is None else sum(mean >= row.reach for mean in means),
         "seconds_per_seed": [s["seconds"] for s in seeds],
+        "curves": curves,
     }
+
+
+def curve(folder: Path, total_steps: int, points: int = 50) -> list[dict[str, Any]]:
+    """A run's training in `points` equal stretches of decisions: at each end, over it, the mean return of the episodes and the mean Q."""
+    file = folder / "metrics.jsonl"
+    if not file.exists():
+        return []
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    stretches: list[list[dict[str, Any]]] = [[] for _ in range(points)]
+    for row in rows:
+        stretches[min(points - 1, row["step"] * points // total_steps)].append(row)
+    found = []
+    for index, stretch in enumerate(stretches):
+        episodes = sum(row.get("episodes") or 0 for row in stretch)
+        total = sum(row["episode_return"] * row["episodes"] for row in stretch if row.get("episodes"))
+        q_values = [row["q_value"] for row in stretch if "q_value" in row]
+        point: dict[str, Any] = {"step": (index + 1) * total_steps // points, "episode_return": total / episodes if episodes else None}
+        found.append(point | ({"q_value": statistics.fmean(q_values)} if q_values else {}))
+    return found
 
 
 def main() -> None:
@@ -157,11 +177,13 @@ def main() -> None:
     with concurrent.futures.ThreadPoolExecutor(args.workers) as pool:
         jobs = [pool.submit(train_seed, args.row, row, seed, mark, args, cores) for seed in seeds]
         paths = [job.result() for job in jobs]
-    result = collect(head, row, [json.loads(path.read_text()) for path in paths])
+    found = [json.loads(path.read_text()) for path in paths]
+    curves = {str(s["seed"]): curve(path.parent / "run", s["total_steps"]) for s, path in zip(found, paths, strict=True)}
+    result = collect(head, row, found, curves)
     write(args.out / f"{args.row}.json", result)
     low, high = result["ci95"]
-    verdict = "reached" if result["reached"] else "NOT reached"
-    print(f"{args.row}: mean {result['mean']:.1f} ({low:.1f} to {high:.1f}), {row.reach} {verdict} ({result['rule']})", flush=True)
+    verdict = "" if row.reach is None else f", {row.reach} {'reached' if result['reached'] else 'NOT reached'} ({result['rule']})"
+    print(f"{args.row}: mean {result['mean']:.1f} ({low:.1f} to {high:.1f}){verdict}", flush=True)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,13 @@ MINATAR: dict[str, Any] = ATARI | {
 }
 """The settings of MinAtar's authors."""
 
+UPDATES = {
+    "dqn_update_nature": ATARI,
+    "dqn_update_nature_double": ATARI | {"double": True},
+    "dqn_update_playing_atari_double": ATARI | {"double": True, "network": "playing-atari"},
+}
+"""Single updates that are held against the roof."""
+
 NOTES = (
     "Epsilon is constant at 0.1 in both, so that the cost of a step does not drift; the clock starts after learning_starts.",
     "SB3: one environment in a DummyVecEnv, the better of 1 and its default threads. Atari through its own standard wrappers "
@@ -50,10 +57,12 @@ def update_against_roof(args: Any, name: str, task: str, settings: dict[str, Any
     """One update's time beside the time that its matrix products take at the measured rate."""
     result = header(name, "benchmarks.speed.dqn_pixels_sb3")
     job = {"task": task, "settings": settings, "seconds": args.seconds}
-    runs = [measurement(OURS, "benchmarks.speed.update_time", job)["milliseconds"] for _ in range(args.pairs)]
+    answers = [measurement(OURS, "benchmarks.speed.update_time", job) for _ in range(args.pairs)]
+    runs = [found["milliseconds"] for found in answers]
     at_roof = update_flops(settings, *sizes) / (roof * 1e6)
     median = sorted(runs)[len(runs) // 2]
-    result |= {"task": task, "settings": settings, "milliseconds": runs, "milliseconds_median": median}
+    result |= {"versions": answers[0]["versions"], "task": task, "settings": settings}
+    result |= {"milliseconds": runs, "milliseconds_median": median}
     result |= {"matrix_product_gflops": roof, "milliseconds_at_roof": at_roof, "ratio_to_roof": median / at_roof}
     write(args.out / f"{name}.json", result)
     print(f"{name}: {median:.1f} ms an update, {at_roof:.1f} ms at the roof: {median / at_roof:.2f}", flush=True)
@@ -81,14 +90,9 @@ def main() -> None:
             peer_threads=(1, None),
             notes=NOTES,
         )
-    updates = {
-        "dqn_update_nature": ATARI,
-        "dqn_update_nature_double": ATARI | {"double": True},
-        "dqn_update_playing_atari_double": ATARI | {"double": True, "network": "playing-atari"},
-    }
-    if any(args.only in name for name in updates):
+    if any(args.only in name for name in UPDATES):
         roof = measurement(OURS, "benchmarks.speed.roof", {"task": "jax:CartPole-v1", "num_envs": 1, "seconds": 3.0})
-        for name, settings in updates.items():
+        for name, settings in UPDATES.items():
             if args.only in name:
                 update_against_roof(args, name, "ALE/Pong-v5", settings, (0, 6), roof["roof"]["matrix_product_gflops"])
 

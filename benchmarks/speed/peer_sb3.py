@@ -90,9 +90,9 @@ def dqn(settings: dict[str, Any], task: str, seed: int) -> DQN:
     """DQN on one environment, ReLU; epsilon constant."""
     env, policy, arguments = task_and_network(settings, task, seed)
     if settings.get("optimiser") == "rmsprop-torch":
-        # Centred with momentum, as MinAtar's authors call it; ours has these built in.
+        # Centred, as MinAtar's authors call it; ours has this built in.
         arguments["optimizer_class"] = torch.optim.RMSprop
-        arguments["optimizer_kwargs"] = {"alpha": 0.95, "momentum": 0.95, "eps": settings["optimiser_eps"], "centered": True}
+        arguments["optimizer_kwargs"] = {"alpha": 0.95, "eps": settings["optimiser_eps"], "centered": True}
     return DQN(
         policy,
         env,

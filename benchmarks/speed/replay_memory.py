@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.record import RESULTS, header, write
+from benchmarks.record import RESULTS, header, versions, write
 from flatirons import envs
 from flatirons.data import replay as memory
 from flatirons.run import checkpoint
@@ -80,6 +80,7 @@ def main() -> None:
         checkpoint.save(scratch, state, {}, step=1)
         saved_in = time.perf_counter() - begin
     result |= {
+        "versions": versions(("flatirons", "jax", "jaxlib", "numpy", "ale-py")),
         "frames": args.frames,
         "replay_gb": replay_bytes / 1e9,
         "before_gb": before,

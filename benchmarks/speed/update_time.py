@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from benchmarks.record import versions
 from benchmarks.speed.measure import answer
 from flatirons import envs
 from flatirons.data import rollout
@@ -41,7 +42,7 @@ def main() -> None:
     updates(10)
     count = max(10, round(job["seconds"] / 3 / (updates(10) / 10)))
     best = min(updates(count) for _ in range(3))
-    answer({"milliseconds": 1e3 * best / count})
+    answer({"milliseconds": 1e3 * best / count, "versions": versions(("flatirons", "jax", "jaxlib", "numpy", "ale-py"))})
     del collector
     task.close()
 

@@ -89,7 +89,7 @@ class Config:
     error: Literal["huber", "squared"] = "huber"
     """huber clips the error to [-1, 1] in the gradient, as the paper does; squared does not."""
     optimiser: Literal["adam", "rmsprop", "rmsprop-torch"] = "adam"
-    """adam, rmsprop (the paper's: centred, momentum 0.95, epsilon inside the root), rmsprop-torch (epsilon outside)."""
+    """adam, rmsprop (the paper's: centred, epsilon inside the root), rmsprop-torch (epsilon outside)."""
     optimiser_eps: float = 1e-8
     """Epsilon of the optimiser (rmsprop: 0.01 in the paper)."""
     max_grad_norm: float | None = 10.0
@@ -118,6 +118,21 @@ NATURE = {
     "optimiser_eps": 0.01,
     "max_grad_norm": None,
     "network": "nature",
+}
+
+MINATAR = {
+    "total_steps": 1_000_000,
+    "train_every": 1,
+    "batch_size": 32,
+    "learning_starts": 5_000,
+    "learning_rate": 2.5e-4,
+    "target_every": 1_000,
+    "epsilon_end": 0.1,
+    "epsilon_steps": 100_000,
+    "optimiser": "rmsprop-torch",
+    "optimiser_eps": 0.01,
+    "max_grad_norm": None,
+    "network": "minatar",
 }
 
 PRESETS = {
@@ -155,7 +170,7 @@ PRESETS = {
         config=NATURE | {"double": True, "target_every": 30_000, "epsilon_end": 0.01, "eval_epsilon": 0.001},
     ),
     "double-dqn-laptop": Preset(
-        doc="Double DQN on Atari within hours on two cores: the 2013 network, a replay of 100k, targets over 3 steps, Adam, annealed.",
+        doc="Double DQN on Atari within hours on two cores: the 2013 network standardised, targets over 3 steps, Adam, annealed.",
         config={
             "total_steps": 1_000_000,
             "batch_size": 32,
@@ -169,8 +184,9 @@ PRESETS = {
             "epsilon_end": 0.02,
             "epsilon_steps": 100_000,
             "eval_epsilon": 0.001,
-            "optimiser_eps": 1e-5,
+            "optimiser_eps": 1.5e-4,
             "network": "playing-atari",
+            "layer_norm": True,
         },
     ),
     "dqn-classic": Preset(
@@ -209,21 +225,12 @@ PRESETS = {
     ),
     "dqn-minatar": Preset(
         doc="The MinAtar authors' settings (Young and Tian 2019): centred RMSProp as PyTorch has it, one update per frame, epsilon 0.1.",
-        config={
-            "total_steps": 1_000_000,
-            "train_every": 1,
-            "batch_size": 32,
-            "learning_starts": 5_000,
-            "learning_rate": 2.5e-4,
-            "target_every": 1_000,
-            "epsilon_end": 0.1,
-            "epsilon_steps": 100_000,
-            "optimiser": "rmsprop-torch",
-            "optimiser_eps": 0.01,
-            "max_grad_norm": None,
-            "network": "minatar",
-        },
+        config=MINATAR,
         tasks=("pgx:minatar-*",),
+    ),
+    "dqn-2013-minatar": Preset(
+        doc="DQN of 2013 scaled to MinAtar: its authors' settings without the target network (C = 1).",
+        config=MINATAR | {"target_every": 1},
     ),
 }
 
