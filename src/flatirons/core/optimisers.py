@@ -25,8 +25,8 @@ class CentredRmspropState(NamedTuple):
 def centred_rmsprop(decay: float, eps: float, *, eps_inside_root: bool) -> optax.GradientTransformation:
     """RMSProp divided by the *centred* second moment: direction = g / sqrt(n - m² + eps).
 
-    n = decay n + (1-decay) g², m = decay m + (1-decay) g. `eps_inside_root=True` is Graves 2013 (equations 38-40), used by Mnih 2015; False
-    adds eps after the root, as PyTorch and so the MinAtar reference do. With eps = 0.01 the two differ by up to a factor of ten in step size.
+    n = decay n + (1-decay) g², m = decay m + (1-decay) g. `eps_inside_root=True` is Graves 2013 (equations 38-40), as Mnih 2015; False
+    adds eps after the root, as PyTorch and so the MinAtar reference do. With eps = 0.01 the two differ by up to ten times in step size.
 
     There is no momentum. Mnih 2015 lists a "gradient momentum" of 0.95, but its authors' program uses that number for the mean m and sets
     the step anew each time; MinAtar's authors had a momentum once and took it out. It would make steps twenty times as large.
