@@ -7,6 +7,8 @@ A page asks for a table with a pair of markers, and what stands between them is 
     <!-- results:speed -->             all speed results             <!-- /results -->
     <!-- results:values -->            what policies expected of states, and what they got   <!-- /results -->
     <!-- results:speed:ppo -->         those whose name begins so    <!-- /results -->
+    <!-- results:updates:dqn -->       single updates against the roof, those whose name begins so   <!-- /results -->
+    <!-- results:memory -->            what the largest replay takes   <!-- /results -->
     <!-- results:checks:tabular -->    checks whose name begins so   <!-- /results -->
 
 It also writes `src/flatirons/run/measured.json`, what `flatirons list SYSTEM` says a preset reaches, in how many hours.
@@ -24,7 +26,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-MARKED = re.compile(r"(<!-- results:(?P<kind>learning|speed|checks|values)(?::(?P<name>[\w.-]+))? -->\n).*?(<!-- /results -->)", re.DOTALL)
+MARKED = re.compile(
+    r"(<!-- results:(?P<kind>learning|speed|checks|values|updates|memory)(?::(?P<name>[\w.-]+))? -->\n).*?(<!-- /results -->)", re.DOTALL
+)
 MEASURED = "src/flatirons/run/measured.json"
 NOTHING = "Not measured yet.\n"
 
@@ -148,6 +152,10 @@ def fill(text: str, learned: Sequence[dict[str, Any]], timed: Sequence[dict[str,
             body = learning(chosen) if chosen else NOTHING
         elif match["kind"] == "values":
             body = values([r for r in learned if r.get("values") and all(r["values"])]) or NOTHING
+        elif match["kind"] == "updates":
+            body = updates([r for r in timed if "milliseconds_at_roof" in r and (name is None or r["name"].startswith(name))]) or NOTHING
+        elif match["kind"] == "memory":
+            body = memory([r for r in timed if "replay_gb" in r]) or NOTHING
         elif match["kind"] == "checks":
             chosen = [r for r in checked if name is None or r["name"].startswith(name)]
             body = checks(chosen) if chosen else NOTHING
@@ -168,6 +176,37 @@ def values(results: Sequence[dict[str, Any]]) -> str:
         expected, got, over = ([v[name] for v in r["values"]] for name in ("value_estimate", "discounted_return", "overestimation"))
         means = [number(sum(xs) / len(xs)) for xs in (expected, got, over)]
         rows.append([f"`{r['name']}`", str(len(over)), *means, f"{number(min(over))} – {number(max(over))}"])
+    return table(head, rows) + provenance(results) if rows else ""
+
+
+def updates(results: Sequence[dict[str, Any]]) -> str:
+    """One row per network: the time of an update, and what its matrix products alone would take at the measured rate."""
+    head = ["benchmark", "ms an update", "ms at the roof", "ratio"]
+    rows = [
+        [f"`{r['name']}`", number(r["milliseconds_median"]), number(r["milliseconds_at_roof"]), f"{r['ratio_to_roof']:.2f}×"]
+        for r in results
+    ]
+    return table(head, rows) + provenance(results) if rows else ""
+
+
+def memory(results: Sequence[dict[str, Any]]) -> str:
+    """What a replay takes, and the most that the process around it took."""
+    head = [
+        "benchmark",
+        "frames",
+        "replay, GB",
+        "process at its highest, GB",
+        "above the replay and the start, GB",
+        "with a checkpoint, GB",
+    ]
+    rows = [
+        [
+            f"`{r['name']}`",
+            f"{r['frames']:,}",
+            *(f"{r[name]:.2f}" for name in ("replay_gb", "peak_gb", "above_replay_gb", "peak_with_checkpoint_gb")),
+        ]
+        for r in results
+    ]
     return table(head, rows) + provenance(results) if rows else ""
 
 
