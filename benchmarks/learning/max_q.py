@@ -1,6 +1,6 @@
 """The curve of Mnih et al. 2013, figure 2: the average over held-out states of max_a Q(s, a) while a network learns.
 
-`python -m benchmarks.learning.max_q [--presets dqn-2013-minatar dqn] [--task pgx:minatar-breakout] [--budget 1000000]`
+`python -m benchmarks.learning.max_q [--presets dqn-2013-minatar dqn-minatar] [--task pgx:minatar-breakout] [--budget 1000000]`
 
 The states are those a random policy visits before training begins. Beside the curve stands the mean return of the training episodes.
 """

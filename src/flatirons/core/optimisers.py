@@ -28,6 +28,9 @@ def centred_rmsprop(decay: float, eps: float, *, eps_inside_root: bool) -> optax
     n = decay n + (1-decay) g², m = decay m + (1-decay) g. `eps_inside_root=True` is Graves 2013 (equations 38-40), as Mnih 2015; False
     adds eps after the root, as PyTorch and so the MinAtar reference do. With eps = 0.01 the two differ by up to ten times in step size.
 
+    Optax's `scale_by_stddev` is the same but for rounding: where gradients hardly change n - m² falls below 0, and with eps outside the
+    root it gives NaN.
+
     There is no momentum. Mnih 2015 lists a "gradient momentum" of 0.95, but its authors' program uses that number for the mean m and sets
     the step anew each time; MinAtar's authors had a momentum once and took it out. It would make steps twenty times as large.
     """

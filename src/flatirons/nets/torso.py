@@ -53,7 +53,9 @@ def as_float(spec: ArraySpec, x: Any) -> jax.Array:
         return x.reshape((*x.shape[: x.ndim - 1 - len(spec.shape)], -1))
     if len(spec.shape) == 3 and not _channels_last(spec):
         x = jnp.moveaxis(x, -3, -1)
-    return x.astype(jnp.float32) * _scale(spec)
+    scale = _scale(spec)
+    # A product with 1 would cost a NumPy operation in every decision on a host.
+    return x.astype(jnp.float32) if scale == 1.0 else x.astype(jnp.float32) * scale
 
 
 def _scale(spec: ArraySpec) -> float:
