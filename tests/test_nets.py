@@ -241,3 +241,24 @@ def test_standardised_layers_by_hand() -> None:
         y = h @ np.asarray(layer["w"]) + np.asarray(layer["b"])
         h = np.maximum((y - y.mean(1, keepdims=True)) / np.sqrt(y.var(1, keepdims=True) + 1e-5), 0)
     np.testing.assert_allclose(mlp.mlp(params, jnp.asarray(x), "relu", layer_norm=True), h, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("rows", "features", "width"), [(32, 1024, 128), (20, 512, 8)])
+def test_product_derivatives(rows: int, features: int, width: int) -> None:
+    """The product's own rule, however it transposes, gives the plain one's derivatives: forward, reverse, twice, and under vmap."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, w = jax.random.normal(keys[0], (rows, features)), jax.random.normal(keys[1], (features, width)) / features**0.5
+    direction = (jax.random.normal(keys[2], x.shape), w)
+
+    def scalar(form: Any) -> Any:
+        return lambda x, w: jnp.mean(jnp.sin(form(x, w)))
+
+    def answers(form: Any) -> Any:
+        grad = jax.grad(scalar(form), (0, 1))
+        forward_twice = jax.jvp(grad, (x, w), direction)
+        reverse_twice = jax.grad(lambda x: jnp.sum(jnp.square(jax.grad(scalar(form))(x, w))))(x)
+        batched = jax.vmap(grad)(jnp.stack([x, 2.0 * x]), jnp.stack([w, w]))
+        return jax.jvp(scalar(form), (x, w), direction)[1], forward_twice, reverse_twice, batched
+
+    for ours, plain in zip(jax.tree.leaves(answers(mlp.product)), jax.tree.leaves(answers(jnp.matmul)), strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=2e-4, atol=2e-6)
