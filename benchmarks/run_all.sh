@@ -22,14 +22,16 @@ if [ "$which" = all ] || [ "$which" = speed ]; then
     run benchmarks.speed.ppo_cartpole_sb3
     run benchmarks.speed.ppo_halfcheetah_sb3
     run benchmarks.speed.dqn_cartpole_sb3
+    run benchmarks.speed.dqn_pixels_sb3
+    run benchmarks.speed.replay_memory
 fi
 if [ "$which" = all ] || [ "$which" = learning ]; then
     run benchmarks.tabular.run
-    run benchmarks.tabular.figure
-    for row in ppo-cartpole-ingraph ppo-cartpole-host dqn-cartpole-ingraph dqn-cartpole-host \
-        dqn-minatar-breakout ppo-halfcheetah dqn-lunarlander dqn-lunarlander-double ppo-pendulum ppo-acrobot ppo-lunarlander ppo-hopper; do
+    for row in $("$python" -c 'from benchmarks.learning.rows import ROWS; print(*ROWS)'); do
         run benchmarks.learning.run "$row"
     done
+    run benchmarks.learning.max_q
+    run benchmarks.figures
 fi
 "$python" benchmarks/tables.py || failed+=(tables)
 if [ ${#failed[@]} -gt 0 ]; then

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import record, tables  # noqa: E402
+from benchmarks import figures, record, tables  # noqa: E402
 from benchmarks.learning import run as learning  # noqa: E402
 from benchmarks.learning.rows import ROWS  # noqa: E402
 from benchmarks.learning.summary import bootstrap, held  # noqa: E402
@@ -191,3 +191,20 @@ def test_committed_results_have_the_agreed_fields(path):
     wanted = kinds.get(path.parent.name, HEADER | others[path.stem] if path.stem in others else SPEED)
     assert result.keys() >= wanted
     assert result["name"] == path.stem
+
+
+def test_figures_are_drawn_from_result_files_alone(tmp_path):
+    """Every figure of the docs from made-up results of the shape the benchmarks write, and none where a file is absent."""
+    curve = [{"step": step, "episode_return": None if step == 10 else 1.0, "q_value": 0.5} for step in (10, 20, 30)]
+    row = {"curves": {"0": curve, "1": curve}, "values": [{"discounted_return": 2.0}] * 2}
+    for name in ROWS:
+        record.write(tmp_path / "learning" / f"{name}.json", row)
+    points = [{"step": 10, "held_out_max_q": 0.1, "episode_return": None}, {"step": 20, "held_out_max_q": 0.2, "episode_return": 1.0}]
+    record.write(tmp_path / "curves" / "max_q.json", {"curves": {"dqn-minatar": points}, "states": 5})
+    lines = {"double-q-learning": [5.0] * 300, "q-learning": [50.0] * 300}
+    record.write(tmp_path / "tabular" / "tabular-bias.json", {"percent_left": lines})
+    for name, draw in figures.ALL.items():
+        draw(tmp_path, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    with pytest.raises(figures.Missing, match="tabular-bias.json"):
+        figures.maximisation_bias(tmp_path / "empty", tmp_path / "none.png")

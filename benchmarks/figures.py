@@ -1,0 +1,142 @@
+"""The figures of docs/, drawn from the result files alone: `python -m benchmarks.figures`. One whose results are not there is left as it is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from benchmarks.record import RESULTS, ROOT
+from benchmarks.tabular.run import LEFT, LEFT_AT
+
+FIGURES = ROOT / "docs" / "figures"
+ORANGE, BLUE, GREEN, PURPLE = "#d55e00", "#0072b2", "#009e73", "#cc79a7"
+
+
+class Missing(Exception):
+    """A result file that a figure needs is not there."""
+
+
+def result(place: Path, name: str) -> dict[str, Any]:
+    """A result file's content. Raises Missing."""
+    path = place / f"{name}.json"
+    if not path.exists():
+        raise Missing(path.name)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def save(figure: Any, place: Path) -> None:
+    """Without frames at the top and right, and without what would differ from one drawing to the next."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(place, dpi=130, metadata={"Software": None})
+    plt.close(figure)
+
+
+def band(axes: Any, curves: Sequence[Sequence[Mapping[str, Any]]], name: str, colour: str, label: str) -> None:
+    """The mean over seeds of one column of their learning curves, and all of their span."""
+    lines = np.array([[np.nan if point[name] is None else point[name] for point in curve] for curve in curves], float)
+    steps = np.array([point["step"] for point in curves[0]]) / 1e6
+    known = np.any(np.isfinite(lines), axis=0)
+    steps, lines = steps[known], lines[:, known]
+    axes.plot(steps, np.nanmean(lines, axis=0), color=colour, label=label)
+    axes.fill_between(steps, np.nanmin(lines, axis=0), np.nanmax(lines, axis=0), color=colour, alpha=0.2, linewidth=0)
+
+
+def maximisation_bias(results: Path, place: Path) -> None:
+    """Sutton and Barto 2018, figure 6.5: each point the mean of the last ten episodes, with the values to be reached as dots."""
+    found = result(results / "tabular", "tabular-bias")
+    figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    for (method, curve), colour in zip(sorted(found["percent_left"].items()), (BLUE, ORANGE), strict=True):
+        smooth = np.convolve(curve, np.full(10, 0.1), mode="valid")
+        axes.plot(np.arange(10, len(curve) + 1), smooth, color=colour, label=method)
+        axes.plot(LEFT_AT, LEFT[method], "o", color=colour, markerfacecolor="white")
+    axes.axhline(5.0, color="grey", linestyle=":", label="optimal, at ε = 0.1")
+    axes.set(xlabel="episode", ylabel="% of runs that go left", ylim=(0, 100), xlim=(0, len(next(iter(found["percent_left"].values())))))
+    axes.legend(frameon=False)
+    save(figure, place)
+
+
+def overestimation(results: Path, place: Path) -> None:
+    """van Hasselt 2016, figure 3: Q while learning, and as lines what the final policies got, discounted."""
+    pairs = {
+        "LunarLander-v3": ("dqn-lunarlander-one-step", "dqn-lunarlander-one-step-double"),
+        "MinAtar Asterix": ("dqn-minatar-asterix", "dqn-minatar-asterix-double"),
+    }
+    found = {task: [result(results / "learning", row) for row in rows] for task, rows in pairs.items()}
+    figure, panels = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")
+    for axes, (task, both) in zip(panels, found.items(), strict=True):
+        for row, colour, label in zip(both, (ORANGE, BLUE), ("DQN", "Double DQN"), strict=True):
+            band(axes, list(row["curves"].values()), "q_value", colour, f"{label}: mean Q of the actions sampled")
+            got = float(np.mean([v["discounted_return"] for v in row["values"]]))
+            axes.axhline(got, color=colour, linestyle="--", label=f"{label}: what its final policy got")
+        axes.set(title=task, xlabel="million decisions")
+    panels[0].set_ylabel("discounted return")
+    panels[0].legend(frameon=False, fontsize=8)
+    save(figure, place)
+
+
+def ablation(results: Path, place: Path) -> None:
+    """The replay and the target network, with and without, on MinAtar Breakout."""
+    rows = {
+        "replay and target network (DQN 2015)": ("dqn-minatar-breakout", BLUE),
+        "replay alone (DQN 2013)": ("dqn-2013-minatar-breakout", ORANGE),
+        "target network alone": ("dqn-minatar-breakout-no-replay", GREEN),
+        "neither": ("dqn-2013-minatar-breakout-no-replay", PURPLE),
+    }
+    found = {label: (result(results / "learning", name), colour) for label, (name, colour) in rows.items()}
+    figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    for label, (row, colour) in found.items():
+        band(axes, list(row["curves"].values()), "episode_return", colour, label)
+    axes.set(xlabel="million decisions", ylabel="return of training episodes (ε to 0.1)")
+    axes.legend(frameon=False, fontsize=8)
+    save(figure, place)
+
+
+def held_out(results: Path, place: Path) -> None:
+    """Mnih 2013, figure 2: the average return of training episodes (left), and of max Q over held-out states (right)."""
+    found = result(results / "curves", "max_q")
+    figure, panels = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")
+    for (preset, points), colour in zip(found["curves"].items(), (ORANGE, BLUE, GREEN, PURPLE), strict=False):
+        steps = [point["step"] / 1e6 for point in points]
+        for axes, name in zip(panels, ("episode_return", "held_out_max_q"), strict=True):
+            axes.plot(steps, [np.nan if point[name] is None else point[name] for point in points], color=colour, label=preset)
+    panels[0].set(xlabel="million decisions", ylabel="return of training episodes")
+    panels[1].set(xlabel="million decisions", ylabel=f"mean max Q over {found['states']} held-out states")
+    panels[0].legend(frameon=False)
+    save(figure, place)
+
+
+ALL = {
+    "tabular_maximisation_bias": maximisation_bias,
+    "dqn_overestimation": overestimation,
+    "dqn_ablation": ablation,
+    "dqn_held_out_max_q": held_out,
+}
+
+
+def main() -> None:
+    """Draw each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=FIGURES)
+    args = parser.parse_args()
+    for name, draw in ALL.items():
+        try:
+            draw(args.results, args.out / f"{name}.png")
+            print(args.out / f"{name}.png")
+        except Missing as missing:
+            print(f"{name}: waits for {missing}")
+
+
+if __name__ == "__main__":
+    main()
