@@ -1,4 +1,4 @@
-"""The figures of docs/, drawn from the result files alone: `python -m benchmarks.figures`. One whose results are not there is left as it is."""
+"""The figures of docs/, drawn from the result files alone: `python -m benchmarks.figures`. Those without results stay as they are."""
 
 from __future__ import annotations
 
