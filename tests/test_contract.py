@@ -18,6 +18,17 @@ from flatirons.types import Episodes, Preset, TimeStep
 
 NAMES = ("Config", "State", "PRESETS", "check", "init", "actor", "policy", "loss", "update", "step", "steps_per_turn")
 
+OFF_POLICY = {
+    "num_envs": 2,
+    "train_every": 8,
+    "gradient_steps": 2,
+    "batch_size": 8,
+    "buffer_size": 64,
+    "learning_starts": 16,
+    "random_steps": 12,
+    "hidden": (8, 8),
+}
+
 # One small setting per system, on a task that it takes; a system that is not here fails test_every_system_is_tested.
 SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "ppo": (
@@ -37,6 +48,8 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
             "hidden": (8,),
         },
     ),
+    "ddpg": ("jax:Pendulum-v1", OFF_POLICY | {"noise": "ou", "twin": True, "policy_delay": 2, "target_noise": 0.2, "action_layer": 1}),
+    "sac": ("jax:Pendulum-v1", OFF_POLICY),
     # A step of 1e-4 and a pull of 1e4 in the test of other losses make one full step.
     "tabular": ("mdp:CliffWalking-v1", {"num_envs": 2, "num_steps": 8, "learning_rate": 1e-4, "epsilon_steps": 100}),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from types import ModuleType
 from typing import Any
@@ -13,8 +14,8 @@ import pytest
 
 from flatirons.envs import probes
 from flatirons.envs.ingraph import InGraph
-from flatirons.systems import dqn, ppo
-from flatirons.types import TimeStep
+from flatirons.systems import ddpg, dqn, ppo, sac
+from flatirons.types import Box, TimeStep
 
 PPO = ppo.Config(
     num_envs=8, num_steps=10, num_epochs=4, num_minibatches=1, learning_rate=0.02, gamma=0.99, hidden=(16,), total_steps=80 * 150
@@ -36,12 +37,28 @@ DQN_LONG = dqn.Config(
 PPO_CONTINUOUS = ppo.Config(
     num_envs=32, num_steps=10, num_epochs=4, num_minibatches=2, learning_rate=0.02, hidden=(16,), total_steps=320 * 80
 )
+OFF_POLICY: dict[str, Any] = {
+    "num_envs": 4, "train_every": 8, "gradient_steps": 4, "batch_size": 32, "buffer_size": 2000, "learning_starts": 64,
+    "random_steps": 10**6, "learning_rate": 0.003, "gamma": 0.99, "tau": 0.1, "hidden": (16,), "total_steps": 8 * 1500,
+}  # fmt: skip
+DDPG = ddpg.Config(**OFF_POLICY, critic_learning_rate=0.003)
+SAC = sac.Config(**OFF_POLICY, temperature=1e-3, automatic_temperature=False)
+SAC_2018 = sac.Config(**OFF_POLICY, temperature=1e-3, automatic_temperature=False, value_network=True)
+LONG: dict[str, Any] = OFF_POLICY | {
+    "gradient_steps": 8, "batch_size": 16, "buffer_size": 400, "tau": 0.2, "learning_rate": 0.02, "total_steps": 8 * 600,
+}  # fmt: skip
+DDPG_LONG = ddpg.Config(**LONG, critic_learning_rate=0.02)
+SAC_LONG = sac.Config(**LONG, temperature=1e-3, automatic_temperature=False)
+SAC_2018_LONG = sac.Config(**LONG, temperature=1e-3, automatic_temperature=False, value_network=True)
 
 
 @functools.cache
 def _learned(module: ModuleType, probe: str, config: Any) -> tuple[np.ndarray, np.ndarray, Any]:
     """(values, greedy actions) at the observations of the probe's solution and the State, after the whole budget: one compilation."""
-    task = InGraph(probes.ENVS[probe], config.num_envs, f"probe:{probe}")
+    world = probes.ENVS[probe]
+    if module in (ddpg, sac) and probe != "continuous":
+        world = dataclasses.replace(world, action_spec=Box((-1.0,), (3.0,)))
+    task = InGraph(world, config.num_envs, f"probe:{probe}")
     module.check(config, task)
     turns = config.total_steps // module.steps_per_turn(config)
     obs = jnp.asarray(probes.ENVS[probe].solution(config.gamma).obs)
@@ -49,18 +66,21 @@ def _learned(module: ModuleType, probe: str, config: Any) -> tuple[np.ndarray, n
     @jax.jit
     def run(config: Any, key: Any) -> Any:
         state = jax.lax.fori_loop(0, turns, lambda _, state: module.step(config, task, state)[0], module.init(config, task, key))
-        values = ppo.value(config, task, state.params, obs) if module is ppo else dqn.q_values(config, task, state.params, obs).max(-1)
         policy = module.policy(config, task, module.actor(state), greedy=True)
         step = TimeStep(obs, (), jnp.ones(len(obs), bool), ())
+        values = ppo.value(config, task, state.params, obs) if module is ppo else module.estimate(config, task, module.actor(state), step)
         return values, policy.act(key, step, policy.reset(len(obs)))[0], state
 
     return run(config, jax.random.key(0))
 
 
+CONTINUOUS = [(ddpg, DDPG), (sac, SAC), (sac, SAC_2018)]
+CONTINUOUS_NAMES = ["ddpg", "sac", "sac-2018"]
+ALL = pytest.mark.parametrize(("module", "config"), [(ppo, PPO), (dqn, DQN), *CONTINUOUS], ids=["ppo", "dqn", *CONTINUOUS_NAMES])
 BOTH = pytest.mark.parametrize(("module", "config"), [(ppo, PPO), (dqn, DQN)], ids=["ppo", "dqn"])
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("probe", ["one-step", "obs-reward", "delay"])
 def test_values_are_found(module: ModuleType, config: Any, probe: str) -> None:
     answer = probes.ENVS[probe].solution(0.99)
@@ -78,7 +98,11 @@ def test_actions_are_found(module: ModuleType, config: Any, probe: str) -> None:
     np.testing.assert_allclose(values, answer.value, atol=0.1)
 
 
-@pytest.mark.parametrize(("module", "config"), [(ppo, PPO_LONG), (dqn, DQN_LONG)], ids=["ppo", "dqn"])
+@pytest.mark.parametrize(
+    ("module", "config"),
+    [(ppo, PPO_LONG), (dqn, DQN_LONG), (ddpg, DDPG_LONG), (sac, SAC_LONG), (sac, SAC_2018_LONG)],
+    ids=["ppo", "dqn", *CONTINUOUS_NAMES],
+)
 def test_a_truncation_is_not_a_termination(module: ModuleType, config: Any) -> None:
     # Reward 1 for ever in pieces of ten steps: 100. Who takes the cut for an end finds less than 10.
     answer = probes.ENVS["constant-reward"].solution(0.99)
@@ -91,3 +115,13 @@ def test_ppo_finds_a_continuous_action() -> None:
     _, actions, state = _learned(ppo, "continuous", PPO_CONTINUOUS)
     np.testing.assert_allclose(actions, answer.action, atol=0.05)
     assert float(state.params["log_std"][0]) < -0.3, "it has grown surer"
+
+
+@pytest.mark.parametrize(("module", "config"), CONTINUOUS, ids=CONTINUOUS_NAMES)
+def test_a_continuous_action_is_found(module: ModuleType, config: Any) -> None:
+    """Bounds of ±2: actions scaled in playing, in the replay and in learning alike."""
+    answer = probes.ENVS["continuous"].solution(0.99)
+    # A critic of few rectifiers has its top at one of their corners.
+    values, actions, _ = _learned(module, "continuous", dataclasses.replace(config, hidden=(32,), activation="tanh"))
+    np.testing.assert_allclose(actions, answer.action, atol=0.05)
+    np.testing.assert_allclose(values, answer.value, atol=0.05)

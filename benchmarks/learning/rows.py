@@ -75,4 +75,15 @@ ROWS: dict[str, Row] = {
     "ppo-acrobot": Row(system="ppo", task="Acrobot-v1", budget=300_000, seeds=5, reach=-100, aim=-81),
     "ppo-lunarlander": Row(system="ppo", task="LunarLander-v3", budget=1_000_000, seeds=3, reach=200, aim=242),
     "ppo-hopper": Row(system="ppo", task="Hopper-v5", budget=1_000_000, seeds=3, reach=2316, aim=2609),
+    "ddpg-pendulum": Row(system="ddpg", task="Pendulum-v1", budget=20_000, seeds=5, reach=-200, aim=-150),
+    "ddpg-inverted-pendulum": Row(system="ddpg", task="InvertedPendulum-v5", budget=100_000, seeds=5, reach=950, aim=1000),
+    "ddpg-halfcheetah": Row(system="ddpg", task="HalfCheetah-v5", budget=100_000, seeds=5, reach=3800, aim=4340),
+    "ddpg-paper-halfcheetah": Row(system="ddpg-paper", task="HalfCheetah-v5", budget=100_000, seeds=5),
+    "sac-pendulum": Row(system="sac", task="Pendulum-v1", budget=20_000, seeds=5, reach=-160, aim=-150),
+    "sac-inverted-pendulum": Row(
+        system="sac", task="InvertedPendulum-v5", budget=25_000, seeds=5, reach=1000, aim=1000, rule="4 of 5", aim_rule="5 of 5"
+    ),
+    "sac-halfcheetah": Row(system="sac", task="HalfCheetah-v5", budget=100_000, seeds=5, reach=5470, aim=6285),
+    "sac-hopper": Row(system="sac", task="Hopper-v5", budget=100_000, seeds=5, reach=1164, aim=2337),
+    "sac-2018-halfcheetah": Row(system="sac-2018", task="HalfCheetah-v5", budget=100_000, seeds=5),
 }

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.record import OURS, PEER_TORCH, header, write
-from benchmarks.speed.versus import arguments, compare, measurement, update_flops
+from benchmarks.record import OURS, PEER_TORCH
+from benchmarks.speed.versus import arguments, compare, measurement, update_against_roof, update_flops
 
 ATARI: dict[str, Any] = {
     "num_envs": 1,
@@ -53,21 +53,6 @@ NOTES = (
 )
 
 
-def update_against_roof(args: Any, name: str, task: str, settings: dict[str, Any], sizes: tuple[int, int], roof: float) -> None:
-    """One update's time beside the time that its matrix products take at the measured rate."""
-    result = header(name, "benchmarks.speed.dqn_pixels_sb3")
-    job = {"task": task, "settings": settings, "seconds": args.seconds}
-    answers = [measurement(OURS, "benchmarks.speed.update_time", job) for _ in range(args.pairs)]
-    runs = [found["milliseconds"] for found in answers]
-    at_roof = update_flops(settings, *sizes) / (roof * 1e6)
-    median = sorted(runs)[len(runs) // 2]
-    result |= {"versions": answers[0]["versions"], "task": task, "settings": settings}
-    result |= {"milliseconds": runs, "milliseconds_median": median}
-    result |= {"matrix_product_gflops": roof, "milliseconds_at_roof": at_roof, "ratio_to_roof": median / at_roof}
-    write(args.out / f"{name}.json", result)
-    print(f"{name}: {median:.1f} ms an update, {at_roof:.1f} ms at the roof: {median / at_roof:.2f}", flush=True)
-
-
 def main() -> None:
     """Two comparisons, and one update of three networks against the roof."""
     args = arguments(__doc__)
@@ -94,7 +79,8 @@ def main() -> None:
         roof = measurement(OURS, "benchmarks.speed.roof", {"task": "jax:CartPole-v1", "num_envs": 1, "seconds": 3.0})
         for name, settings in UPDATES.items():
             if args.only in name:
-                update_against_roof(args, name, "ALE/Pong-v5", settings, (0, 6), roof["roof"]["matrix_product_gflops"])
+                flops, gflops = update_flops(settings, 0, 6), roof["roof"]["matrix_product_gflops"]
+                update_against_roof(args, name, "benchmarks.speed.dqn_pixels_sb3", "dqn", "ALE/Pong-v5", settings, flops, gflops)
 
 
 if __name__ == "__main__":

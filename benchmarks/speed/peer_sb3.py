@@ -1,4 +1,4 @@
-"""Stable-Baselines3's PPO and DQN: `python -m benchmarks.speed.peer_sb3 JSON` in the PyTorch peers' environment."""
+"""Stable-Baselines3's PPO, DQN and SAC: `python -m benchmarks.speed.peer_sb3 JSON` in the PyTorch peers' environment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from stable_baselines3 import DQN, PPO
+from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
@@ -113,6 +113,25 @@ def dqn(settings: dict[str, Any], task: str, seed: int) -> DQN:
     )
 
 
+def sac(settings: dict[str, Any], task: str, seed: int) -> SAC:
+    """SAC on one environment, ReLU, automatic temperature."""
+    return SAC(
+        "MlpPolicy",
+        make_vec_env(task, 1, seed=seed),
+        learning_rate=settings["learning_rate"],
+        buffer_size=settings["buffer_size"],
+        learning_starts=settings["learning_starts"],
+        batch_size=settings["batch_size"],
+        tau=settings["tau"],
+        gamma=settings["gamma"],
+        train_freq=settings["train_every"],
+        gradient_steps=settings["gradient_steps"],
+        policy_kwargs={"net_arch": settings["hidden"]},
+        device="cpu",
+        seed=seed,
+    )
+
+
 def main() -> None:
     """Measure what the JSON argument asks for."""
     job = json.loads(sys.argv[1])
@@ -121,10 +140,10 @@ def main() -> None:
         torch.set_num_threads(job["threads"])
     started = time.perf_counter()
     if job["system"] == "ppo":
-        model: PPO | DQN = ppo(settings, job["task"], job["seed"])
+        model: PPO | DQN | SAC = ppo(settings, job["task"], job["seed"])
         steps_per_turn, warm_steps = settings["num_envs"] * settings["num_steps"], 0
     else:
-        model = dqn(settings, job["task"], job["seed"])
+        model = (dqn if job["system"] == "dqn" else sac)(settings, job["task"], job["seed"])
         steps_per_turn, warm_steps = settings["train_every"], settings["learning_starts"]
 
     def turns(n: int) -> None:

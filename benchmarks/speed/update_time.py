@@ -1,4 +1,4 @@
-"""How long one compiled DQN update takes, replay and all: `python -m benchmarks.speed.update_time JSON` in our environment."""
+"""How long a compiled update from a replay takes: `python -m benchmarks.speed.update_time JSON` in our environment."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ import jax.numpy as jnp
 
 from benchmarks.record import versions
 from benchmarks.speed.measure import answer
-from flatirons import envs
+from flatirons import envs, systems
 from flatirons.data import rollout
-from flatirons.systems import dqn
 
 
 def main() -> None:
     """Measure what the JSON argument asks for: the mean over a stretch of updates, the best of three stretches."""
     job = json.loads(sys.argv[1])
-    config = dqn.Config(**job["settings"] | {"learning_starts": job["settings"]["train_every"]})
+    system = systems.find(job.get("system", "dqn"))[0]
+    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in job["settings"].items()}
+    config = system.Config(**settings | {"learning_starts": settings["train_every"]})
     task: Any = envs.make(job["task"], config.num_envs, seed=0)
-    state = jax.jit(dqn.init, static_argnums=1)(config, task, jax.random.key(0))
+    state = jax.jit(system.init, static_argnums=1)(config, task, jax.random.key(0))
     on_device = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), config)
-    update = jax.jit(dqn.update, static_argnums=1, donate_argnums=2)
-    acting = dqn.actor(state)
+    update = jax.jit(system.update, static_argnums=1, donate_argnums=2)
+    acting = system.actor(state)
     num_steps = config.train_every // config.num_envs
-    collector, experience, _ = rollout.rollout(on_device, task, dqn.policy, acting, state.collector, num_steps)
+    collector, experience, _ = rollout.rollout(on_device, task, system.policy, acting, state.collector, num_steps)
     state = state._replace(collector=())
 
     def updates(n: int) -> float:

@@ -69,6 +69,21 @@ def update_flops(settings: dict[str, Any], obs: int, actions: int) -> float:
     return settings["batch_size"] * ((5 if settings.get("double") else 4) * forward - first)
 
 
+def sac_update_flops(settings: dict[str, Any], obs: int, actions: int) -> float:
+    """One SAC update of two critics: the policy forward at s' and s and back once, each target critic forward, each critic forward and back
+    at the stored action, and at the policy's own action forward and back to that action alone."""
+
+    def layers(sizes: list[int]) -> list[int]:
+        return [2 * m * n for m, n in itertools.pairwise(sizes)]
+
+    policy, critic = layers([obs, *settings["hidden"], 2 * actions]), layers([obs + actions, *settings["hidden"], 1])
+    # A gradient in weights costs a forward pass, one in inputs another; the first layer needs none in the observation.
+    policy_cost = 4 * sum(policy) - policy[0]
+    to_action = sum(critic) - critic[0] + 2 * actions * settings["hidden"][0]
+    critic_cost = sum(critic) + (3 * sum(critic) - critic[0]) + (sum(critic) + to_action)
+    return settings["batch_size"] * (policy_cost + 2 * critic_cost)
+
+
 def flops_per_step(system: str, settings: dict[str, Any], obs: int, actions: int) -> float:
     """Floating-point operations a decision costs in matrix products: what the roof divides by. Forward 2mn, backward twice that."""
     if system == "ppo":
@@ -77,6 +92,11 @@ def flops_per_step(system: str, settings: dict[str, Any], obs: int, actions: int
         both = 2 * tower + 2 * widths[-1] * (actions + 1)
         return both + 3 * both * settings["num_epochs"]
     updates = settings["gradient_steps"] / settings["train_every"]
+    if system == "sac":
+        return (
+            sum(2 * m * n for m, n in itertools.pairwise([obs, *settings["hidden"], 2 * actions]))
+            + sac_update_flops(settings, obs, actions) * updates
+        )
     return forward_flops(settings, obs, actions)[0] + update_flops(settings, obs, actions) * updates
 
 
@@ -161,3 +181,19 @@ def compare(
         flush=True,
     )
     return result
+
+
+def update_against_roof(
+    args: argparse.Namespace, name: str, module: str, system: str, task: str, settings: dict[str, Any], flops: float, gflops: float
+) -> None:
+    """One update's time beside the time that its matrix products (`flops`) take at the measured rate (`gflops`); one result file."""
+    result = header(name, module)
+    job = {"system": system, "task": task, "settings": settings, "seconds": args.seconds}
+    answers = [measurement(OURS, "benchmarks.speed.update_time", job) for _ in range(args.pairs)]
+    runs = [found["milliseconds"] for found in answers]
+    at_roof, median = flops / (gflops * 1e6), statistics.median(runs)
+    result |= {"versions": answers[0]["versions"], "task": task, "settings": settings}
+    result |= {"milliseconds": runs, "milliseconds_median": median}
+    result |= {"matrix_product_gflops": gflops, "milliseconds_at_roof": at_roof, "ratio_to_roof": median / at_roof}
+    write(args.out / f"{name}.json", result)
+    print(f"{name}: {median:.1f} ms an update, {at_roof:.1f} ms at the roof: {median / at_roof:.2f}", flush=True)

@@ -105,4 +105,37 @@ class Normal(NamedTuple):
         return jnp.sum(other.log_std - self.log_std + 0.5 * (ratio + shift - 1.0), axis=-1)
 
 
+class TanhNormal(NamedTuple):
+    """tanh of a diagonal Gaussian, on (-1, 1)^d (Haarnoja 2018, appendix C): `mean [..., d]` and `log_std [..., d]` are from before it."""
+
+    mean: Any
+    log_std: Any
+
+    def at(self, noise: Array) -> tuple[jax.Array, jax.Array]:
+        """The action that standard normal `noise [..., d]` leads to, and log pi of it `[...]`.
+
+        Differentiable in mean and log_std, and exact where the action itself rounds to 1."""
+        before = self.mean + jnp.exp(self.log_std) * noise
+        gaussian = jnp.sum(-0.5 * jnp.square(noise) - self.log_std - 0.5 * math.log(2.0 * math.pi), axis=-1)
+        return jnp.tanh(before), gaussian - self._log_slope(before)
+
+    @staticmethod
+    def _log_slope(before: Array) -> jax.Array:
+        # log(1 - tanh(u)^2) without the cancellation of that form.
+        return jnp.sum(2.0 * (math.log(2.0) - before - jax.nn.softplus(-2.0 * before)), axis=-1)
+
+    def sample(self, key: Key) -> jax.Array:
+        """Actions float32 `[..., d]` in [-1, 1]."""
+        return jnp.tanh(self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape))
+
+    def mode(self) -> jax.Array:
+        """tanh of the mean: the median of each entry, what is taken for the greedy action."""
+        return jnp.tanh(self.mean)
+
+    def log_prob(self, action: Array) -> jax.Array:
+        """Log density of actions `[..., d]` strictly inside (-1, 1), `[...]`; those on the edge count as 1e-6 from it."""
+        before = jnp.arctanh(jnp.clip(action, -1.0 + 1e-6, 1.0 - 1e-6))
+        return Normal(self.mean, self.log_std).log_prob(before) - self._log_slope(before)
+
+
 Distribution = Categorical | MultiCategorical | Normal

@@ -51,3 +51,8 @@ def fair_epsilon_greedy(key: Key, q_values: Array, epsilon: float | Array, legal
     coin, uniform = jax.random.uniform(key, (2, *q_values.shape[:-1]))
     anything = jnp.ones(q_values.shape, bool) if isinstance(legal, tuple) else legal
     return choose(uniform, jnp.where((coin < epsilon)[..., None], anything, _largest(q_values, legal)))
+
+
+def ornstein_uhlenbeck(noise: Array, normal: Array, theta: float | Array, sigma: float | Array) -> jax.Array:
+    """Noise that remembers, one time step later: x + theta (0 - x) + sigma N, all of one shape (Lillicrap 2016, section 7)."""
+    return jnp.asarray(noise) - theta * jnp.asarray(noise) + sigma * normal

@@ -48,16 +48,13 @@ class ConstantReward:
     """
 
     max_episode_steps: int | None = 10
+    action_spec: Discrete | Box = Discrete(2)
+    """Without effect."""
 
     @property
     def obs_spec(self) -> ArraySpec:
         """Always 0."""
         return ArraySpec((1,))
-
-    @property
-    def action_spec(self) -> Discrete:
-        """Without effect."""
-        return Discrete(2)
 
     def init(self, key: Key) -> jax.Array:
         """Nothing to draw."""
@@ -87,16 +84,13 @@ class OneStep:
     """One step with reward 1. V = 1: a learner that bootstraps past the terminal step finds up to 1 / (1 - gamma)."""
 
     max_episode_steps: int | None = None
+    action_spec: Discrete | Box = Discrete(2)
+    """Without effect."""
 
     @property
     def obs_spec(self) -> ArraySpec:
         """Always 0."""
         return ArraySpec((1,))
-
-    @property
-    def action_spec(self) -> Discrete:
-        """Without effect."""
-        return Discrete(2)
 
     def init(self, key: Key) -> jax.Array:
         """Nothing to draw."""
@@ -127,16 +121,13 @@ class ObsReward:
     """One step; obs is -1 or 1 with equal chance, and so is the reward. V(obs) = obs: a value blind to the observation finds 0."""
 
     max_episode_steps: int | None = None
+    action_spec: Discrete | Box = Discrete(2)
+    """Without effect."""
 
     @property
     def obs_spec(self) -> ArraySpec:
         """-1 or 1."""
         return ArraySpec((1,), low=-1.0, high=1.0)
-
-    @property
-    def action_spec(self) -> Discrete:
-        """Without effect."""
-        return Discrete(2)
 
     def init(self, key: Key) -> jax.Array:
         """-1 or 1."""
@@ -167,16 +158,13 @@ class Delay:
     """Two steps, obs 0 then 1; reward 1 comes with the second, which terminates. V(0) = gamma, V(1) = 1."""
 
     max_episode_steps: int | None = None
+    action_spec: Discrete | Box = Discrete(2)
+    """Without effect."""
 
     @property
     def obs_spec(self) -> ArraySpec:
         """The step: 0, then 1 (2 after the end)."""
         return ArraySpec((1,), low=0.0, high=2.0)
-
-    @property
-    def action_spec(self) -> Discrete:
-        """Without effect."""
-        return Discrete(2)
 
     def init(self, key: Key) -> jax.Array:
         """Step 0."""

@@ -118,3 +118,9 @@ def torso(
         return mlp(params["mlp"], features, "relu" if only_image else activation, layer_norm=layer_norm)
 
     return Network(init_params, apply)
+
+
+def num_outputs(network: Network, params: Any, obs_spec: Any) -> int:
+    """How many features a torso gives."""
+    example = jax.tree.map(lambda s: jnp.zeros((1, *s.shape), s.dtype), obs_spec, is_leaf=_is_spec)
+    return jax.eval_shape(network.apply, params, example).shape[-1]

@@ -419,7 +419,9 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("--episodes", type=_whole, default=20, metavar="INT", help="episodes (default: 20)")
     parser.add_argument("--seed", type=_whole, metavar="INT", help="seed of the evaluation (default: 10_000 + the run's seed)")
-    parser.add_argument("--values", action="store_true", help="also what the policy expects of states against what it gets (dqn)")
+    parser.add_argument(
+        "--values", action="store_true", help="also what the policy expects of states against what it gets (dqn, ddpg, sac)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     chosen = parser.parse(arguments)
     if chosen.episodes < 1:

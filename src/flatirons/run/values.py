@@ -22,7 +22,7 @@ from flatirons.types import FlatironsError, HostTask, InGraphTask, Key, Task, Ti
 def demand_estimate(system: Any, name: str) -> None:
     """Raises FlatironsError for a system that does not say what it expects of a state."""
     if not hasattr(system, "estimate"):
-        raise FlatironsError(f"{name} keeps no estimate of a state's value for its policy to be held to; dqn and its variants do")
+        raise FlatironsError(f"{name} keeps no estimate of a state's value for its policy to be held to; dqn, ddpg and sac do")
 
 
 def overestimation(system: Any, config: Any, task: Task, actor: Any, seed: int) -> dict[str, Any]:

@@ -7,10 +7,10 @@ import fnmatch
 from types import ModuleType
 from typing import Any
 
-from flatirons.systems import dqn, ppo, tabular
+from flatirons.systems import ddpg, dqn, ppo, sac, tabular
 from flatirons.types import FlatironsError
 
-SYSTEMS: tuple[ModuleType, ...] = (ppo, dqn, tabular)
+SYSTEMS: tuple[ModuleType, ...] = (ppo, dqn, ddpg, sac, tabular)
 
 
 def system_name(module: ModuleType) -> str:

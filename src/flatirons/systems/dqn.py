@@ -26,13 +26,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flatirons.core import exploration, losses, optimisers, resources, returns, schedules, trees
+from flatirons.core import exploration, losses, optimisers, returns, schedules, trees
 from flatirons.core.distributions import mask_logits
-from flatirons.data import priorities
+from flatirons.data import offpolicy, priorities
 from flatirons.data import replay as memory
 from flatirons.data import rollout as data
 from flatirons.nets.mlp import Activation, dense, dense_init
-from flatirons.nets.torso import torso
+from flatirons.nets.torso import num_outputs, torso
 from flatirons.types import ArraySpec, Discrete, FlatironsError, Key, Metrics, Network, Policy, Preset, Task, TimeStep, Transition, config
 
 
@@ -280,9 +280,8 @@ def init_params(config: Config, task: Task, key: Key) -> Any:
     """Weights and biases uniform in ±1/sqrt(fan in)."""
     key_torso, key_head = jax.random.split(key)
     net = _torso(config, task)
-    example = jax.tree.map(lambda s: jnp.zeros((1, *s.shape), s.dtype), task.spec.obs, is_leaf=lambda x: isinstance(x, ArraySpec))
     params = net.init(key_torso, task.spec.obs)
-    width = jax.eval_shape(net.apply, params, example).shape[-1]
+    width = num_outputs(net, params, task.spec.obs)
     assert isinstance(task.spec.action, Discrete)
     heads = {"q": dense_init(key_head, width, task.spec.action.n, init="fan_in")}
     if config.dueling:
@@ -313,23 +312,9 @@ def check(config: Config, task: Task) -> None:
         raise FlatironsError(
             f"dqn needs a Discrete action space and {task.name} has {type(task.spec.action).__name__}: use a system for it, such as ppo"
         )
-    if min(config.num_envs, config.train_every, config.gradient_steps, config.batch_size, config.target_every, config.epsilon_steps) < 1:
-        raise FlatironsError("num_envs, train_every, gradient_steps, batch_size, target_every and epsilon_steps must be at least 1")
-    if config.train_every % config.num_envs:
-        raise FlatironsError(f"num_envs={config.num_envs} does not divide train_every={config.train_every}: make it a multiple")
-    stack = max(s.stack for s in jax.tree.leaves(task.spec.obs, is_leaf=_is_spec))
-    if config.buffer_size % config.num_envs or config.buffer_size < config.train_every * (stack + 1):
-        raise FlatironsError(
-            f"buffer_size={config.buffer_size} must be a multiple of num_envs={config.num_envs} and at least "
-            f"{config.train_every * (stack + 1)}, the most rows that train_every={config.train_every} decisions can fill"
-        )
-    if config.batch_size > config.buffer_size:
-        raise FlatironsError(f"buffer_size={config.buffer_size} is smaller than a batch: make it at least batch_size={config.batch_size}")
-    if config.n_step < 1:
-        raise FlatironsError(f"n_step={config.n_step} must be at least 1")
-    needed = memory.num_bytes(task.spec, config.num_envs, config.buffer_size)
-    needed += priorities.num_bytes(config.buffer_size) if config.prioritised else 0
-    resources.require_memory(needed, f"a replay of {config.buffer_size:,} transitions (buffer_size)")
+    if min(config.target_every, config.epsilon_steps, config.n_step) < 1:
+        raise FlatironsError("target_every, epsilon_steps and n_step must be at least 1")
+    offpolicy.check(config, task, priorities.num_bytes(config.buffer_size) if config.prioritised else 0)
     torso(config.network, task.spec.obs, config.hidden, config.activation, "fan_in")
 
 
@@ -349,18 +334,13 @@ def init(config: Config, task: Task, key: Key) -> State:
         turns=jnp.int32(0),
         updates=jnp.int32(0),
         priorities=Priorities(priorities.create(config.buffer_size), jnp.float32(1.0)) if config.prioritised else (),
-        behind=_copied(Actor(params, epsilon)) if config.overlap else (),
+        behind=offpolicy.copied(Actor(params, epsilon)) if config.overlap else (),
     )
 
 
 def estimate(config: Config, task: Task, actor: Actor, timestep: TimeStep) -> jax.Array:
     """max_a Q(s, a), `[B]`: what the policy expects of each state, for comparison with what it gets (van Hasselt 2016, section 4)."""
     return jnp.max(mask_logits(q_values(config, task, actor.params, timestep.obs), timestep.legal), axis=-1)
-
-
-@jax.jit
-def _copied(actor: Actor) -> Actor:
-    return jax.tree.map(jnp.copy, actor)
 
 
 def actor(state: State) -> Actor:
@@ -468,8 +448,8 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
             ranked = Priorities(priorities.write(ranked.tree, place, priority), jnp.maximum(ranked.largest, jnp.max(priority)))
         return grads, metrics, ranked
 
-    def one_update(i: Any, c: tuple[Any, ...]) -> tuple[Any, ...]:
-        params, target, opt_state, updates, ranked, sums = c
+    def one_update(i: Any, c: tuple[Any, ...]) -> tuple[tuple[Any, ...], Metrics]:
+        params, target, opt_state, updates, ranked = c
         grads, metrics, ranked = gradient(i, params, target, ranked)
         norm = trees.global_norm(grads)
         if config.max_grad_norm is not None:
@@ -481,21 +461,12 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
             target = trees.select(updates % config.target_every == 0, params, target)
         else:
             target = trees.polyak(params, target, config.tau)
-        return params, target, opt_state, updates, ranked, jax.tree.map(jnp.add, sums, metrics | {"grad_norm": norm})
+        return (params, target, opt_state, updates, ranked), metrics | {"grad_norm": norm}
 
-    _, reported, _ = jax.eval_shape(gradient, 0, state.params, state.target, ranked)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), dict(reported) | {"grad_norm": jnp.zeros(())})
-    learning = decisions >= config.learning_starts
-    carry = (state.params, state.target, state.opt_state, state.updates, ranked, zeros)
-    if config.gradient_steps == 1:
-        # XLA's matrix products inside a loop on a CPU use one core, inside a branch all of them.
-        carry = jax.lax.cond(learning, functools.partial(one_update, 0), lambda c: c, carry)
-    else:
-        # A loop of none before learning starts: under vmap a masked pass over the parameters, where a cond would run both branches.
-        carry = jax.lax.fori_loop(0, jnp.where(learning, config.gradient_steps, 0), one_update, carry)
-    params, target, opt_state, updates, ranked, sums = carry
+    carry = (state.params, state.target, state.opt_state, state.updates, ranked)
+    carry, metrics = offpolicy.gradient_steps(one_update, carry, config.gradient_steps, decisions >= config.learning_starts)
+    params, target, opt_state, updates, ranked = carry
     epsilon = schedules.linear(config.epsilon_start, config.epsilon_end, schedules.fraction(decisions, config.epsilon_steps))
-    metrics = {name: total / config.gradient_steps for name, total in sums.items()}
     metrics |= {"epsilon": epsilon, "replay_size": jnp.sum(replay.size).astype(jnp.float32)}
     state = State(params, target, opt_state, replay, epsilon, state.collector, key, turns, updates, ranked, state.behind)
     return state, metrics
@@ -503,12 +474,7 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
 
 def step(config: Config, task: Task, state: State, *, update: Callable = update) -> tuple[State, Metrics]:
     """One turn of Algorithm 1: `train_every` decisions, then a training."""
-    acting = state.behind if config.overlap else actor(state)
-    collector, experience, episodes = data.rollout(config, task, policy, acting, state.collector, config.train_every // config.num_envs)
-    # On a host this copy is ready once the training before is done, and the next decisions wait for it alone.
-    behind = _copied(actor(state)) if config.overlap else ()
-    state, metrics = update(config, task, state._replace(collector=(), behind=()), experience)
-    return state._replace(collector=collector, behind=behind), metrics | {"episodes": episodes}
+    return offpolicy.turn(config, task, policy, actor, state, update)
 
 
 def interrupted(state: State) -> State:

@@ -23,7 +23,7 @@ from flatirons.core import distributions, losses, normalise, optimisers, returns
 from flatirons.core.shuffle import permutation
 from flatirons.data import rollout as data
 from flatirons.nets.mlp import Activation, dense, dense_init
-from flatirons.nets.torso import torso
+from flatirons.nets.torso import num_outputs, torso
 from flatirons.types import (
     ArraySpec,
     Box,
@@ -252,9 +252,8 @@ def init_params(config: Config, task: Task, key: Key) -> Any:
     """Orthogonal weights; the policy's head scaled by 0.01, the value's by 1."""
     key_actor, key_critic, key_policy, key_value = jax.random.split(key, 4)
     net = _torso(config, task)
-    example = jax.tree.map(lambda s: jnp.zeros((1, *s.shape), s.dtype), task.spec.obs, is_leaf=lambda x: isinstance(x, ArraySpec))
     actor = net.init(key_actor, task.spec.obs)
-    width = jax.eval_shape(net.apply, actor, example).shape[-1]
+    width = num_outputs(net, actor, task.spec.obs)
     params = {
         "torso": actor,
         "policy": dense_init(key_policy, width, _num_outputs(task), scale=0.01),

@@ -1,0 +1,41 @@
+"""Between a policy's own actions in [-1, 1] and those of a Box."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flatirons.types import Array, Box, FlatironsError, Task
+
+
+def demand_box(task: Task, system: str, others: str) -> Box:
+    """The task's Box. Raises FlatironsError, naming the systems in `others`, where actions are of another kind or their bounds infinite."""
+    box = task.spec.action
+    if not isinstance(box, Box):
+        raise FlatironsError(
+            f"{system} needs a Box action space and {task.name} has {type(box).__name__}: use a system for it, such as {others}"
+        )
+    if not np.isfinite([*box.low, *box.high]).all():
+        raise FlatironsError(
+            f"{system} scales its actions to the bounds of {task.name}, and these are infinite: give the environment's action_space finite "
+            "ones, or use ppo"
+        )
+    return box
+
+
+def _centre_and_reach(box: Box) -> tuple[np.ndarray, np.ndarray]:
+    low, high = np.asarray(box.low, np.float32), np.asarray(box.high, np.float32)
+    return (low + high) / 2.0, (high - low) / 2.0
+
+
+def to_box(box: Box, unit: Array) -> jax.Array:
+    """Actions in [-1, 1] `[..., d]` as the environment takes them."""
+    centre, reach = (jnp.expand_dims(x, tuple(range(jnp.ndim(unit) - 1))) for x in _centre_and_reach(box))
+    return centre + reach * jnp.asarray(unit)
+
+
+def to_unit(box: Box, action: Array) -> jax.Array:
+    """The environment's actions `[..., d]` as those in [-1, 1]; an entry with low = high is 0."""
+    centre, reach = (jnp.expand_dims(x, tuple(range(jnp.ndim(action) - 1))) for x in _centre_and_reach(box))
+    return (jnp.asarray(action) - centre) / jnp.where(reach > 0.0, reach, 1.0)

@@ -1,0 +1,73 @@
+"""The outer loop of every system that learns from a replay: act for a while, store what happened, take some gradient steps.
+
+A Config here has `num_envs`, `train_every`, `gradient_steps`, `batch_size`, `buffer_size` and `overlap`; a State has `params`, `target`,
+`opt_state`, `replay`, `collector`, `updates` and `behind`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flatirons.core import resources
+from flatirons.data import replay as memory
+from flatirons.data import rollout as data
+from flatirons.types import ArraySpec, FlatironsError, Metrics, Task
+
+
+def check(config: Any, task: Task, extra_bytes: int = 0) -> None:
+    """Refuse settings that no replay can serve, or that the machine's memory cannot hold. Raises FlatironsError."""
+    if min(config.num_envs, config.train_every, config.gradient_steps, config.batch_size) < 1:
+        raise FlatironsError("num_envs, train_every, gradient_steps and batch_size must be at least 1")
+    if config.train_every % config.num_envs:
+        raise FlatironsError(f"num_envs={config.num_envs} does not divide train_every={config.train_every}: make it a multiple")
+    stack = max(s.stack for s in jax.tree.leaves(task.spec.obs, is_leaf=lambda x: isinstance(x, ArraySpec)))
+    if config.buffer_size % config.num_envs or config.buffer_size < config.train_every * (stack + 1):
+        raise FlatironsError(
+            f"buffer_size={config.buffer_size} must be a multiple of num_envs={config.num_envs} and at least "
+            f"{config.train_every * (stack + 1)}, the most rows that train_every={config.train_every} decisions can fill"
+        )
+    if config.batch_size > config.buffer_size:
+        raise FlatironsError(f"buffer_size={config.buffer_size} is smaller than a batch: make it at least batch_size={config.batch_size}")
+    needed = memory.num_bytes(task.spec, config.num_envs, config.buffer_size) + extra_bytes
+    resources.require_memory(needed, f"a replay of {config.buffer_size:,} transitions (buffer_size)")
+
+
+def gradient_steps(one: Callable[[Any, Any], tuple[Any, Metrics]], carry: Any, num: int, learning: Any) -> tuple[Any, Metrics]:
+    """`carry, metrics = one(i, carry)`, `num` times where `learning` (a scalar that may be traced) and not at all elsewhere: the carry, and
+    the mean metrics, 0 where there were none."""
+    like = jax.eval_shape(lambda c: one(0, c)[1], carry)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), dict(like))
+
+    def add(i: Any, c: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
+        carry, metrics = one(i, c[0])
+        return carry, jax.tree.map(jnp.add, c[1], metrics)
+
+    if num == 1:
+        # XLA's matrix products inside a loop on a CPU use one core, inside a branch all of them.
+        return jax.lax.cond(learning, lambda c: add(0, c), lambda c: c, (carry, zeros))
+    # A loop of none before learning starts: under vmap a masked pass over the parameters, where a cond would run both branches.
+    carry, sums = jax.lax.fori_loop(0, jnp.where(learning, num, 0), add, (carry, zeros))
+    return carry, {name: total / num for name, total in sums.items()}
+
+
+@jax.jit
+def copied(actor: Any) -> Any:
+    """The same values in arrays of their own, which no later update is given to write over."""
+    return jax.tree.map(jnp.copy, actor)
+
+
+def turn(
+    config: Any, task: Task, policy: Callable, actor: Callable[[Any], Any], state: Any, update: Callable[..., Any]
+) -> tuple[Any, Metrics]:
+    """`train_every` decisions, then a training: the State and its metrics. With `overlap` the decisions are those of the parameters from
+    before the last training (`state.behind`), so that on a host the environments step while the learner computes."""
+    acting = state.behind if config.overlap else actor(state)
+    collector, experience, episodes = data.rollout(config, task, policy, acting, state.collector, config.train_every // config.num_envs)
+    # On a host this copy is ready once the training before is done, and the next decisions wait for it alone.
+    behind = copied(actor(state)) if config.overlap else ()
+    state, metrics = update(config, task, state._replace(collector=(), behind=()), experience)
+    return state._replace(collector=collector, behind=behind), metrics | {"episodes": episodes}

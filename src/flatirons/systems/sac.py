@@ -1,0 +1,324 @@
+"""Soft Actor-Critic (Haarnoja, Zhou, Abbeel, Levine 2018, arXiv:1801.01290; and Haarnoja et al. 2018, arXiv:1812.05905), Algorithm 1.
+
+    for each environment step do
+        a ~ pi_phi(a | s); s' ~ p(s' | s, a); D <- D + (s, a, r, s')
+    for each gradient step do
+        psi <- psi - lambda grad J_V(psi)                  only with a value network, as in the first paper
+        theta_i <- theta_i - lambda grad J_Q(theta_i)      for i in 1, 2
+        phi <- phi - lambda grad J_pi(phi)
+        alpha <- alpha - lambda grad J(alpha)              only with an automatic temperature, as in the second
+        target <- tau online + (1 - tau) target
+
+The two papers are one file: `value_network` and `automatic_temperature` say which. See docs/sac.md.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from flatirons.core import bounds, losses, optimisers, returns, trees
+from flatirons.core.distributions import TanhNormal
+from flatirons.data import offpolicy
+from flatirons.data import replay as memory
+from flatirons.data import rollout as data
+from flatirons.nets.critic import critic, critic_init
+from flatirons.nets.mlp import Activation, dense, dense_init
+from flatirons.nets.torso import num_outputs, torso
+from flatirons.types import Box, FlatironsError, Key, Metrics, Network, Policy, Preset, Task, TimeStep, Transition, config
+
+
+@config
+class Config:
+    """Settings of SAC. The defaults are those of the second paper; `sac-2018` is the first."""
+
+    total_steps: int = 1_000_000
+    """Decisions in all, over all environments."""
+    num_envs: int = 1
+    """Environments side by side."""
+    train_every: int = 1
+    """Decisions (over all environments) between two trainings; num_envs must divide it."""
+    gradient_steps: int = 1
+    """Updates at each training; divided by train_every it is the update-to-data ratio."""
+    batch_size: int = 256
+    """Rows of a minibatch."""
+    buffer_size: int = 1_000_000
+    """Transitions in the replay; num_envs must divide it."""
+    learning_starts: int = 10_000
+    """Decisions before the first update."""
+    random_steps: int = 10_000
+    """Decisions at the start whose actions are uniformly random."""
+    overlap: bool = False
+    """Act with the parameters from before the last training, so that on a host the environment steps while the learner computes."""
+    learning_rate: float = 3e-4
+    """lambda, Adam's step size for all parts."""
+    gamma: float = 0.99
+    """Discount."""
+    tau: float = 0.005
+    """Fraction by which the target moves towards the online network; 1 copies it."""
+    target_every: int = 1
+    """Updates between two moves of the target."""
+    value_network: bool = False
+    """Learn V(s) and bootstrap from its target, as the first paper does, instead of from the target critics."""
+    automatic_temperature: bool = True
+    """Learn alpha so that the entropy stays at its target (the second paper, section 5)."""
+    temperature: float = 1.0
+    """alpha, at the start or for good."""
+    target_entropy: float | None = None
+    """Entropy that alpha is tuned to, in nats, of actions scaled to [-1, 1]; none is minus their number."""
+    reward_scale: float = 1.0
+    """Factor of rewards in learning (the first paper's one hyper-parameter, 5 or 20); evaluations do not use it."""
+    network: str | Network = "auto"
+    """Torso: auto, mlp, nature, playing-atari, minatar, or from Python a Network of your own."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of the policy's and the critics' layers."""
+    activation: Activation = "relu"
+    """tanh or relu."""
+
+
+PRESETS = {
+    "sac-2018": Preset(
+        doc="The first paper: a value network with its target, temperature 1, rewards times 5 (its scale for all but Humanoid).",
+        config={"value_network": True, "automatic_temperature": False, "reward_scale": 5.0},
+    ),
+    "sac-pendulum": Preset(
+        doc="Tuned for Pendulum: learning begins at once and with larger steps.",
+        config={"total_steps": 20_000, "learning_starts": 200, "random_steps": 200, "learning_rate": 1e-3, "buffer_size": 20_000},
+        tasks=("Pendulum-v*", "jax:Pendulum-v*"),
+    ),
+}
+
+
+class Actor(NamedTuple):
+    """What acting needs: the policy's parameters, and whether actions are still random. `critics` say what is expected of a state."""
+
+    params: Any
+    critics: Any
+    random: Any
+
+
+class State(NamedTuple):
+    """Everything a run is made of. `turns` and `updates` count trainings and gradient steps (int32); `behind` is the Actor of `overlap`.
+
+    `params` has the keys actor, critics (a pair), log_temperature, and value where there is a value network; `target` is that network's
+    or the critics'."""
+
+    params: Any
+    target: Any
+    opt_state: Any
+    replay: memory.Replay
+    collector: data.Collector
+    key: Any
+    turns: Any
+    updates: Any
+    behind: Any = ()
+
+
+# ----------------------------------------------------------------------------------------------------------- the networks
+
+
+LOG_STD = (-20.0, 2.0)
+"""Bounds of the policy's log standard deviation, from the authors' code."""
+
+
+def _torso(config: Config, task: Task) -> Network:
+    return torso(config.network, task.spec.obs, config.hidden, config.activation, "fan_in")
+
+
+def _box(task: Task) -> Box:
+    return cast(Box, task.spec.action)
+
+
+def init_params(config: Config, task: Task, key: Key) -> dict[str, Any]:
+    """Weights and biases uniform in ±1/sqrt(fan in)."""
+    keys = jax.random.split(key, 6)
+    net, num_actions = _torso(config, task), len(_box(task).low)
+    below = net.init(keys[0], task.spec.obs)
+    width = num_outputs(net, below, task.spec.obs)
+
+    def one_critic(key: Key) -> Any:
+        return critic_init(key, config.network, task.spec.obs, num_actions, config.hidden, activation=config.activation)
+
+    params = {
+        "actor": {"torso": below, "head": dense_init(keys[1], width, 2 * num_actions, init="fan_in")},
+        "critics": (one_critic(keys[2]), one_critic(keys[3])),
+        "log_temperature": jnp.log(jnp.asarray(config.temperature, jnp.float32)),
+    }
+    if config.value_network:
+        params["value"] = {"torso": net.init(keys[4], task.spec.obs), "head": dense_init(keys[5], width, 1, init="fan_in")}
+    return params
+
+
+def distribution(config: Config, task: Task, params: Any, obs: Any) -> TanhNormal:
+    """pi_phi(. | s) over actions in [-1, 1], for `obs [..., *obs]` and the policy's parameters."""
+    mean, log_std = jnp.split(dense(params["head"], _torso(config, task).apply(params["torso"], obs)), 2, axis=-1)
+    return TanhNormal(mean, jnp.clip(log_std, *LOG_STD))
+
+
+def q_values(config: Config, task: Task, critics: Any, obs: Any, action: Any) -> tuple[jax.Array, ...]:
+    """Q_theta_i(s, a) for actions in [-1, 1], `[...]` each."""
+    return tuple(critic(p, config.network, task.spec.obs, config.hidden, obs, action, activation=config.activation) for p in critics)
+
+
+def value(config: Config, task: Task, params: Any, obs: Any) -> jax.Array:
+    """V_psi(s), `[...]`."""
+    return dense(params["head"], _torso(config, task).apply(params["torso"], obs))[..., 0]
+
+
+# ------------------------------------------------------------------------------------------------------------ the system
+
+
+def steps_per_turn(config: Config) -> int:
+    """Decisions between two trainings."""
+    return config.train_every
+
+
+def check(config: Config, task: Task) -> None:
+    """Refuse what cannot run. Raises FlatironsError."""
+    bounds.demand_box(task, "sac", "dqn or ppo")
+    if config.target_every < 1:
+        raise FlatironsError(f"target_every={config.target_every} must be at least 1")
+    if config.temperature <= 0.0:
+        raise FlatironsError(f"temperature={config.temperature} must be above 0; for a policy without entropy use ddpg")
+    offpolicy.check(config, task)
+    torso(config.network, task.spec.obs, config.hidden, config.activation, "fan_in")
+
+
+def init(config: Config, task: Task, key: Key) -> State:
+    """Fresh parameters, a target equal to them, an empty replay and environments."""
+    key_params, key_collect, key = jax.random.split(key, 3)
+    params = init_params(config, task, key_params)
+    state = State(
+        params=params,
+        target=jax.tree.map(jnp.copy, params["value" if config.value_network else "critics"]),
+        opt_state=_optimiser().init(params),
+        replay=memory.create(task.spec, task.num_envs, config.buffer_size),
+        collector=data.start(task, (), key_collect),
+        key=key,
+        turns=jnp.int32(0),
+        updates=jnp.int32(0),
+    )
+    # With `overlap` the first decisions are those of the parameters at the start.
+    return state._replace(behind=offpolicy.copied(_acting(config, state)) if config.overlap else ())
+
+
+def _acting(config: Config, state: State) -> Actor:
+    return Actor(state.params["actor"], state.params["critics"], state.turns * config.train_every < config.random_steps)
+
+
+def actor(state: State) -> Actor:
+    """The acting part of a State, after its random beginning."""
+    return Actor(state.params["actor"], state.params["critics"], jnp.zeros((), bool))
+
+
+def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
+    """Samples from pi; greedy takes tanh of the mean. It has no memory: carry and extras are `()`."""
+
+    def act(key: Key, timestep: TimeStep, carry: Any) -> tuple[jax.Array, Any, Any]:
+        pi = distribution(config, task, actor.params, timestep.obs)
+        if greedy:
+            return bounds.to_box(_box(task), pi.mode()), carry, ()
+        key_random, key_sample = jax.random.split(key)
+        anything = jax.random.uniform(key_random, pi.mean.shape, minval=-1.0, maxval=1.0)
+        return bounds.to_box(_box(task), jnp.where(actor.random, anything, pi.sample(key_sample))), carry, ()
+
+    return Policy(lambda num_envs: (), act)
+
+
+def estimate(config: Config, task: Task, actor: Actor, timestep: TimeStep) -> jax.Array:
+    """min_i Q_i(s, a) of the greedy action, `[B]`, in the environment's own rewards; the entropy to come, which Q counts, is in it."""
+    mode = distribution(config, task, actor.params, timestep.obs).mode()
+    return functools.reduce(jnp.minimum, q_values(config, task, actor.critics, timestep.obs, mode)) / config.reward_scale
+
+
+class Batch(NamedTuple):
+    """Rows `[n, ...]`: actions in [-1, 1], the targets y of their Q, and standard normal noise `[n, d]` for the policy's own actions."""
+
+    obs: Any
+    action: Any
+    target: Any
+    noise: Any
+
+
+def loss(config: Config, task: Task, params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+    """J_Q + J_pi (+ J_V, + J(alpha)). Each is held off the others' parameters, so that one gradient is the gradient of each."""
+    fixed = jax.lax.stop_gradient
+    alpha = fixed(jnp.exp(params["log_temperature"]))
+    pi = distribution(config, task, params["actor"], batch.obs)
+    action, log_pi = pi.at(batch.noise)  # a = f_phi(epsilon; s)
+    q_of_pi = functools.reduce(jnp.minimum, q_values(config, task, fixed(params["critics"]), batch.obs, action))
+    actor_loss = jnp.mean(alpha * log_pi - q_of_pi)  # 1812.05905, equation 7
+    q = q_values(config, task, params["critics"], batch.obs, batch.action)
+    critic_loss = sum((jnp.mean(losses.squared(q_i - batch.target)) for q_i in q), start=jnp.zeros(()))  # 1801.01290, equation 7
+    total = critic_loss + actor_loss
+    metrics = {"critic_loss": critic_loss, "actor_loss": actor_loss, "q_value": jnp.mean(q[0]), "entropy": -jnp.mean(log_pi)}
+    if config.value_network:
+        v = value(config, task, params["value"], batch.obs)
+        value_loss = jnp.mean(losses.squared(v - fixed(q_of_pi - alpha * log_pi)))  # 1801.01290, equation 5
+        total, metrics["value_loss"] = total + value_loss, value_loss
+    if config.automatic_temperature:
+        target_entropy = -float(len(_box(task).low)) if config.target_entropy is None else config.target_entropy
+        # 1812.05905, equation 18, in log alpha as its authors' code has it
+        temperature_loss = -params["log_temperature"] * fixed(jnp.mean(log_pi) + target_entropy)
+        total, metrics["temperature_loss"] = total + temperature_loss, temperature_loss
+    return total, metrics | {"loss": total, "temperature": alpha}
+
+
+def targets(config: Config, task: Task, params: Any, target: Any, sampled: memory.Sample, noise: Any) -> jax.Array:
+    """y = r + gamma V(s'), `[n]`; only a termination has no successor. V is the target value network's, or
+    min_i Q_i(s', a') - alpha log pi(a' | s') of the target critics with a' from pi by `noise [n, d]`."""
+    if config.value_network:
+        next_value = value(config, task, target, sampled.next_obs)  # 1801.01290, equation 8
+    else:
+        action, log_pi = distribution(config, task, params["actor"], sampled.next_obs).at(noise)
+        q = functools.reduce(jnp.minimum, q_values(config, task, target, sampled.next_obs, action))
+        next_value = q - jnp.exp(params["log_temperature"]) * log_pi  # 1812.05905, equation 3
+    return returns.td_target(config.reward_scale * sampled.reward, sampled.terminated, next_value, sampled.discount)
+
+
+def _optimiser() -> optax.GradientTransformation:
+    return optax.scale_by_adam()
+
+
+def update(config: Config, task: Task, state: State, experience: Transition, *, loss: Callable = loss) -> tuple[State, Metrics]:
+    """Store a trajectory `[T, B, ...]`, then `gradient_steps` minibatch steps once `learning_starts` decisions are stored."""
+    replay = memory.add(state.replay, task.spec, experience)
+    turns = state.turns + 1
+    key, key_draw, key_noise = jax.random.split(state.key, 3)
+    starts, envs = memory.draw(replay, key_draw, (config.gradient_steps, config.batch_size))
+    noises = jax.random.normal(key_noise, (config.gradient_steps, 2, config.batch_size, len(_box(task).low)))
+
+    def one_update(i: Any, c: tuple[Any, ...]) -> tuple[tuple[Any, ...], Metrics]:
+        params, target, opt_state, updates = c
+        sampled = memory.read_at(replay, task.spec, starts[i], envs[i], config.gamma)
+        y = targets(config, task, params, target, sampled, noises[i, 0])
+        batch = Batch(sampled.obs, bounds.to_unit(_box(task), sampled.action), y, noises[i, 1])
+        grads, metrics = jax.grad(functools.partial(loss, config, task), has_aux=True)(params, batch)
+        direction, opt_state = _optimiser().update(grads, opt_state)
+        params = optimisers.descend(params, direction, config.learning_rate)
+        updates = updates + 1
+        moved = trees.polyak(params["value" if config.value_network else "critics"], target, config.tau)
+        target = moved if config.target_every == 1 else trees.select(updates % config.target_every == 0, moved, target)
+        return (params, target, opt_state, updates), metrics | {"grad_norm": trees.global_norm(grads)}
+
+    carry = (state.params, state.target, state.opt_state, state.updates)
+    learning = turns * config.train_every >= config.learning_starts
+    (params, target, opt_state, updates), metrics = offpolicy.gradient_steps(one_update, carry, config.gradient_steps, learning)
+    metrics |= {"replay_size": jnp.sum(replay.size).astype(jnp.float32)}
+    state = State(params, target, opt_state, replay, state.collector, key, turns, updates, state.behind)
+    return state, metrics
+
+
+def step(config: Config, task: Task, state: State, *, update: Callable = update) -> tuple[State, Metrics]:
+    """One turn of Algorithm 1: `train_every` decisions, then a training."""
+    return offpolicy.turn(config, task, policy, functools.partial(_acting, config), state, update)
+
+
+def interrupted(state: State) -> State:
+    """A State whose host environments were lost: the running episodes end as truncated in the replay."""
+    return state._replace(replay=memory.interrupt(state.replay))
