@@ -75,6 +75,7 @@ def learning(results: Sequence[dict[str, Any]]) -> str:
         measured = [number(r["mean"]) + span, worst]
         reached = "–" if r.get("reach") is None else "yes" if r.get("reached") else "**no**"
         bars = [number(r.get("reach")), number(r.get("aim")), reached]
+        measured[0] += " (success)" if r.get("measure") == "success" else ""
         run = [f"`{r['name']}`", r["task"], f"{r['total_steps']:,}", str(seeds_of(r))]
         rows.append([*run, *measured, *bars, minutes(r.get("seconds_per_seed"))])
     return table(head, rows) + provenance(results)
@@ -217,7 +218,8 @@ def measured(learned: Sequence[dict[str, Any]]) -> str:
         low, high = r["ci95"]
         entry = found.setdefault(r["preset"], {"expected": [], "hours": []})
         seeds = f"{seeds_of(r)} seeds, {number(low)} to {number(high)}"
-        entry["expected"].append(f"{r['task']} at {r['total_steps']:,}: {number(r['mean'])} ({seeds})")
+        what = "success " if r.get("measure") == "success" else ""
+        entry["expected"].append(f"{r['task']} at {r['total_steps']:,}: {what}{number(r['mean'])} ({seeds})")
         entry["hours"].append(sum(r["seconds_per_seed"]) / len(r["seconds_per_seed"]) / 3600)
     for entry in found.values():
         ends = [f"{hours:.1g}" for hours in (min(entry["hours"]), max(entry["hours"]))]

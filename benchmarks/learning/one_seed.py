@@ -64,11 +64,14 @@ def main() -> None:
         "total_steps": total_steps,
         "returns": score["returns"],
         "lengths": score["lengths"],
+        "success": score.get("success"),
         "training_return": recent_return(list(run.metrics), total_steps),
         # A run that was interrupted and resumed counts its earlier time too: the run's own clock goes on.
         "seconds": max(trained, float(run.metrics[-1].get("seconds", 0.0)) if run.metrics else 0.0),
         "config": json.loads((folder / "config.json").read_text()),
-        "versions": versions(("flatirons", "jax", "jaxlib", "numpy", "optax", "gymnasium", "mujoco", "pgx", "pgx-minatar")),
+        "versions": versions(
+            ("flatirons", "jax", "jaxlib", "numpy", "optax", "gymnasium", "gymnasium-robotics", "mujoco", "pgx", "pgx-minatar")
+        ),
     }
     write(Path(job["result"]), result)
 

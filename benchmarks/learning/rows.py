@@ -12,7 +12,8 @@ class Row:
     """One benchmark. `budget` is in decisions; the run takes the largest multiple of the system's turn that does not pass it.
 
     A rule says when a bar is held: "lower bound" (of the mean's 95 % interval over seeds), "every seed", or "K of N" (seeds' means).
-    Without `reach` a row is there to be compared with another. `config` is on top of the preset the task gets by itself.
+    Without `reach` a row is there to be compared with another. `config` is on top of the preset the task gets by itself. With `success` the
+    bars are for the share of episodes that end at their goal instead of for the return.
     """
 
     system: str
@@ -24,6 +25,7 @@ class Row:
     rule: str = ""
     aim_rule: str = ""
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    success: bool = False
 
     def reach_rule(self) -> str:
         """The rule of `reach`: as given, else by the number of seeds."""
@@ -86,4 +88,5 @@ ROWS: dict[str, Row] = {
     "sac-halfcheetah": Row(system="sac", task="HalfCheetah-v5", budget=100_000, seeds=5, reach=5470, aim=6285),
     "sac-hopper": Row(system="sac", task="Hopper-v5", budget=100_000, seeds=5, reach=1164, aim=2337),
     "sac-2018-halfcheetah": Row(system="sac-2018", task="HalfCheetah-v5", budget=100_000, seeds=5),
+    "sac-fetch-reach": Row(system="sac", task="FetchReach-v4", budget=20_000, seeds=5, reach=0.9, aim=1.0, success=True),
 }

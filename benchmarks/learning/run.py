@@ -97,7 +97,7 @@ def train_seed(name: str, row: Row, seed: int, mark: str, args: argparse.Namespa
 
 def collect(head: dict[str, Any], row: Row, seeds: list[dict[str, Any]], curves: dict[str, Any] | None = None) -> dict[str, Any]:
     """The row's result from its seeds' results and their learning curves."""
-    means = [statistics.fmean(s["returns"]) for s in seeds]
+    means = [s["success"] if row.success else statistics.fmean(s["returns"]) for s in seeds]
     low, high = bootstrap(means)
     reach_rule = row.reach_rule()
     aim_rule = row.aim_rule or reach_rule
@@ -116,6 +116,7 @@ def collect(head: dict[str, Any], row: Row, seeds: list[dict[str, Any]], curves:
         "returns": {str(s["seed"]): s["returns"] for s in seeds},
         "training_returns": [s["training_return"] for s in seeds],
         "values": [s.get("values") for s in seeds],
+        "measure": "success" if row.success else "return",
         "means": means,
         "mean": statistics.fmean(means),
         "ci95": [low, high],

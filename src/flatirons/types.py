@@ -88,13 +88,15 @@ ActionSpec = Discrete | MultiDiscrete | Box
 class Spec:
     """What a system must know of a task. `obs` is an `ArraySpec` or a (nested) dict of them; its pytree shape is that of obs.
 
-    `frames_per_step` is how many frames of the game one decision lasts, where the task skips frames.
+    `frames_per_step` is how many frames of the game one decision lasts, where the task skips frames. `goal_reward(achieved, desired)`, on
+    JAX arrays `[..., d]`, is the reward of a task that pursues goals, where it is known.
     """
 
     obs: Any
     action: ActionSpec
     max_episode_steps: int | None = None
     frames_per_step: int = 1
+    goal_reward: Callable[[Any, Any], Any] | None = None
 
 
 # ------------------------------------------------------------------------------------------------------------- the flow

@@ -38,6 +38,7 @@ _EXTRAS = {
     "pgx_minatar": "games",
     "mctx": "games",
     "envpool": "envpool",
+    "gymnasium_robotics": "robotics",
 }
 
 
@@ -274,12 +275,20 @@ def _from_object(task: Any, num_envs: int, seed: int, vectoriser: str, timeout_s
 def _from_gymnasium(task: str, num_envs: int, seed: int, vectoriser: str, timeout_s: float | None, options: dict[str, Any]) -> Task:
     import gymnasium
 
-    from flatirons.envs import host
+    from flatirons.envs import host, robotics
 
     atari = re.fullmatch(r"(?:ALE/)?([A-Z]\w*?)(?:NoFrameskip|Deterministic)-v\d+", task)
     if atari:
         raise FlatironsError(f"the task {task!r} is an old Atari name; use 'ALE/{atari[1]}-v5', whose preprocessing is set by options")
     notes: list[str] = []
+    from_robotics = task not in gymnasium.registry and task.startswith(robotics.PREFIXES)
+    if from_robotics or str(getattr(gymnasium.registry.get(task), "entry_point", "")).startswith("gymnasium_robotics"):
+        try:
+            with host.warnings_as([]):
+                robotics.register()
+        except ModuleNotFoundError as error:
+            raise _missing(task, error.name or "gymnasium_robotics") from None
+        from_robotics = True
     try:
         with host.warnings_as(notes):
             spec = gymnasium.spec(task)
@@ -320,7 +329,8 @@ def _from_gymnasium(task: str, num_envs: int, seed: int, vectoriser: str, timeou
             cartpole = arguments
     made = host.batch(
         task,
-        host.Source(one, _remote(spec, options, render), True),
+        # A worker process would have Gymnasium-Robotics without what `register` mends.
+        host.Source(one, None if from_robotics else _remote(spec, options, render), True),
         num_envs,
         seed=seed,
         vectoriser=vectoriser,

@@ -30,7 +30,7 @@ import numpy as np
 from gymnasium.utils.seeding import np_random
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
-from flatirons.envs import spaces
+from flatirons.envs import robotics, spaces
 from flatirons.types import ArraySpec, Discrete, FlatironsError, Outcome, Spec, TimeStep
 
 Leaves = list[np.ndarray]
@@ -719,7 +719,8 @@ def batch(
     with warnings_as(notes):
         first = source.make(True)
     limit = time_limit(first)
-    spec = Spec(spaces.obs_spec(first.observation_space), spaces.action_spec(first.action_space), limit)
+    rewarded = robotics.goal_reward(first.unwrapped)
+    spec = Spec(spaces.obs_spec(first.observation_space), spaces.action_spec(first.action_space), limit, goal_reward=rewarded)
     obs_space = first.observation_space
     made: list[gymnasium.Env] = [first]
 

@@ -95,7 +95,7 @@ class InGraph:
         self.num_envs = num_envs
         self.name = type(env).__name__ if name is None else name
         self.notes = notes
-        self.spec = Spec(env.obs_spec, env.action_spec, env.max_episode_steps)
+        self.spec = Spec(env.obs_spec, env.action_spec, env.max_episode_steps, goal_reward=getattr(env, "goal_reward", None))
 
     def __eq__(self, other: object) -> bool:
         """Equal where environment, number of streams and name are."""

@@ -452,6 +452,8 @@ def _in_words(result: Mapping[str, Any]) -> str:
     length = sum(result["lengths"]) / len(result["lengths"])
     spread = f"{result['mean']:.2f} ± {result['std']:.2f} (min {result['min']:.2f}, max {result['max']:.2f})"
     words = f"{what}return {spread} over {result['episodes']} episodes of {length:.0f} decisions on average"
+    if "success" in result:
+        words += f"; the goal reached in {result['success']:.0%} of them"
     from flatirons.envs.suites import human_normalised
 
     if (share := human_normalised(result["task"], result["mean"])) is not None:

@@ -17,6 +17,7 @@ EXTRAS = {
     "mujoco": ("mujoco", "imageio"),
     "box2d": ("Box2D", "pygame"),
     "games": ("pgx", "pgx-minatar", "mctx"),
+    "robotics": ("gymnasium-robotics",),
     "envpool": ("envpool",),
     "video": ("imageio-ffmpeg", "pygame"),
     "tensorboard": ("tensorboard",),

@@ -29,14 +29,15 @@ def evaluate(system: Any, config: Any, task: Task, actor: Any, episodes: int, se
 
     Every environment gives a number of episodes fixed beforehand, so that short episodes do not count for more. Observation moments are
     part of the actor and stay as they are. Returns {"system", "task", "episodes", "mean", "std", "min", "max", "returns", "lengths"}:
-    undiscounted returns, lengths in decisions, std over episodes (population). Deterministic for a seed, as far as the environment is.
+    undiscounted returns, lengths in decisions, std over episodes (population); and "success" on a task that pursues goals: the
+    share of episodes whose last reward is that of a goal reached. Deterministic for a seed, as far as the environment is.
     Raises FlatironsError when episodes < 1, or when the task is a host's that faults or whose episodes do not end.
     """
     if episodes < 1:
         raise FlatironsError(f"episodes is {episodes}: give at least 1")
     cap = task.spec.max_episode_steps or EPISODE_CAP
     score: Callable = _in_graph if task.in_graph else _on_host
-    returns, lengths, cut = score(system.policy, config, task, actor, episodes, seed, cap)
+    returns, lengths, last, cut = score(system.policy, config, task, actor, episodes, seed, cap)
     returns = np.asarray(returns, np.float64)
     if cut and task.spec.max_episode_steps is None:
         folder.warn(f"{task.name} has no time limit, so {cut} of {episodes} episodes were cut at {cap} decisions and count as they stood")
@@ -50,47 +51,56 @@ def evaluate(system: Any, config: Any, task: Task, actor: Any, episodes: int, se
         "max": float(np.max(returns)),
         "returns": [float(x) for x in returns],
         "lengths": [int(x) for x in lengths],
+        **_success(task, last),
     }
+
+
+def _success(task: Task, last_reward: np.ndarray) -> dict[str, float]:
+    if task.spec.goal_reward is None:
+        return {}
+    goal = jnp.zeros((1, *task.spec.obs["desired_goal"].shape))
+    return {"success": float(np.mean(last_reward >= float(task.spec.goal_reward(goal, goal)[0])))}
 
 
 # ------------------------------------------------------------------------------------------------------------- in-graph
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _first_episodes(policy: Callable, task: InGraphTask, cap: int, config: Any, actor: Any, key: Key) -> tuple[Any, Any, Any]:
-    """The first episode of each environment: returns float32 `[B]`, lengths int32 `[B]`, whether it ended before the cap `[B]`."""
+def _first_episodes(policy: Callable, task: InGraphTask, cap: int, config: Any, actor: Any, key: Key) -> tuple[Any, ...]:
+    """The first episode of each environment: returns and last rewards float32 `[B]`, lengths int32 `[B]`, whether it ended before the
+    cap `[B]`."""
     acting = policy(config, task, actor, greedy=True)
     key, key_reset = jax.random.split(key)
     start = (
         jnp.int32(0), key, task.reset(key_reset), acting.reset(task.num_envs),
-        jnp.zeros(task.num_envs), jnp.zeros(task.num_envs, jnp.int32), jnp.zeros(task.num_envs, bool),
+        jnp.zeros(task.num_envs), jnp.zeros(task.num_envs), jnp.zeros(task.num_envs, jnp.int32), jnp.zeros(task.num_envs, bool),
     )  # fmt: skip
 
     def going(c: tuple[Any, ...]) -> Any:
         return (c[0] < cap) & ~jnp.all(c[-1])
 
     def one_step(c: tuple[Any, ...]) -> tuple[Any, ...]:
-        t, key, env, carry, returns, lengths, done = c
+        t, key, env, carry, returns, last, lengths, done = c
         key, key_act, key_env = jax.random.split(key, 3)
         action, carry, _ = acting.act(key_act, task.observe(env), carry)
         env, outcome = task.step(key_env, env, action)
-        returns = returns + jnp.where(done, 0.0, outcome.reward)
+        returns, last = returns + jnp.where(done, 0.0, outcome.reward), jnp.where(done, last, outcome.reward)
         lengths = lengths + jnp.where(done, 0, 1)
-        return t + 1, key, env, carry, returns, lengths, done | outcome.terminated | outcome.truncated
+        return t + 1, key, env, carry, returns, last, lengths, done | outcome.terminated | outcome.truncated
 
-    *_, returns, lengths, done = jax.lax.while_loop(going, one_step, start)
-    return returns, lengths, done
+    *_, returns, last, lengths, done = jax.lax.while_loop(going, one_step, start)
+    return returns, last, lengths, done
 
 
 def _in_graph(
     policy: Callable, config: Any, task: InGraphTask, actor: Any, episodes: int, seed: int, cap: int
-) -> tuple[np.ndarray, np.ndarray, int]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     parts = [
         jax.device_get(_first_episodes(policy, task, cap, config, actor, jax.random.fold_in(jax.random.key(seed), round_)))
         for round_ in range(-(-episodes // task.num_envs))
     ]
-    returns, lengths, done = (np.concatenate(xs)[:episodes] for xs in zip(*parts))
-    return returns, lengths, int(np.sum(~done))
+    returns, last, lengths, done = (np.concatenate(xs)[:episodes] for xs in zip(*parts, strict=True))
+    return returns, lengths, last, int(np.sum(~done))
 
 
 # --------------------------------------------------------------------------------------------------------------- on host
@@ -98,10 +108,10 @@ def _in_graph(
 
 def _on_host(
     policy: Callable, config: Any, task: HostTask, actor: Any, episodes: int, seed: int, cap: int
-) -> tuple[np.ndarray, np.ndarray, int]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     num_envs = task.num_envs
     wanted = [episodes // num_envs + (i < episodes % num_envs) for i in range(num_envs)]
-    found: list[list[tuple[float, int]]] = [[] for _ in range(num_envs)]
+    found: list[list[tuple[float, int, float]]] = [[] for _ in range(num_envs)]
     returns, lengths, cut = np.zeros(num_envs), np.zeros(num_envs, np.int64), 0
     # An episode cut at the cap goes on in its environment, which cannot be reset alone: what follows is not counted until it ends.
     counting = np.ones(num_envs, bool)
@@ -133,9 +143,9 @@ def _on_host(
         capped = counting & ~ended & (lengths >= cap)
         for i in np.flatnonzero((counting & ended) | capped):
             if len(found[i]) < wanted[i]:
-                found[i].append((float(returns[i]), int(lengths[i])))
+                found[i].append((float(returns[i]), int(lengths[i]), float(outcome.reward[i])))
                 cut += int(capped[i])
         counting = (counting & ~capped) | ended
         returns[ended], lengths[ended] = 0.0, 0
-    flat = [pair for of_one in found for pair in of_one]
-    return np.array([r for r, _ in flat]), np.array([n for _, n in flat]), cut
+    returns, lengths, last = (np.array(column) for column in zip(*(episode for of_one in found for episode in of_one), strict=True))
+    return returns, lengths, last, cut

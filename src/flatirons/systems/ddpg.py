@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import optax
 
 from flatirons.core import bounds, exploration, optimisers, returns, trees
-from flatirons.data import offpolicy
+from flatirons.data import hindsight, offpolicy
 from flatirons.data import replay as memory
 from flatirons.data import rollout as data
 from flatirons.nets.critic import critic, critic_init, shrunk
@@ -55,6 +55,8 @@ class Config:
     """Decisions before the first update."""
     random_steps: int = 10_000
     """Decisions at the start whose actions are uniformly random (not in the paper)."""
+    her_goals: int = 0
+    """k: goals reached later in an episode for each one of its own, where goals are in the observation (HER; 4 in its paper). 0: none."""
     overlap: bool = False
     """Act with the parameters from before the last training, so that on a host the environment steps while the learner computes."""
     learning_rate: float = 1e-3
@@ -215,6 +217,8 @@ def check(config: Config, task: Task) -> None:
     if not 0 <= config.action_layer <= len(config.hidden):
         raise FlatironsError(f"action_layer={config.action_layer} must be from 0 to {len(config.hidden)}, the number of hidden layers")
     offpolicy.check(config, task)
+    if config.her_goals:
+        hindsight.check(task)
     torso(config.network, task.spec.obs, config.hidden, config.activation, "fan_in")
 
 
@@ -314,7 +318,7 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
     """Store a trajectory `[T, B, ...]`, then `gradient_steps` minibatch steps once `learning_starts` decisions are stored."""
     replay = memory.add(state.replay, task.spec, experience)
     turns = state.turns + 1
-    key, key_draw, key_noise = jax.random.split(state.key, 3)
+    key, key_draw, key_noise, key_goals = jax.random.split(state.key, 4)
     starts, envs = memory.draw(replay, key_draw, (config.gradient_steps, config.batch_size))
     noises = jax.random.normal(key_noise, (config.gradient_steps, config.batch_size, len(_box(task).low)))
     rates = {"actor": config.learning_rate, "critics": config.critic_learning_rate}
@@ -322,6 +326,9 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
     def one_update(i: Any, c: tuple[Any, ...]) -> tuple[tuple[Any, ...], Metrics]:
         params, target, opt_state, updates = c
         sampled = memory.read_at(replay, task.spec, starts[i], envs[i], config.gamma)
+        if config.her_goals:
+            key_i = jax.random.fold_in(key_goals, i)
+            sampled = hindsight.relabelled(replay, task.spec, key_i, sampled, starts[i], envs[i], config.her_goals)
         batch = Batch(sampled.obs, bounds.to_unit(_box(task), sampled.action), targets(config, task, target, sampled, noises[i]))
         grads, metrics = jax.grad(functools.partial(loss, config, task), has_aux=True)(params, batch)
         updates = updates + 1

@@ -24,7 +24,7 @@ import optax
 
 from flatirons.core import bounds, losses, optimisers, returns, trees
 from flatirons.core.distributions import TanhNormal
-from flatirons.data import offpolicy
+from flatirons.data import hindsight, offpolicy
 from flatirons.data import replay as memory
 from flatirons.data import rollout as data
 from flatirons.nets.critic import critic, critic_init
@@ -53,6 +53,8 @@ class Config:
     """Decisions before the first update."""
     random_steps: int = 10_000
     """Decisions at the start whose actions are uniformly random."""
+    her_goals: int = 0
+    """k: goals reached later in an episode for each one of its own, where goals are in the observation (HER; 4 in its paper). 0: none."""
     overlap: bool = False
     """Act with the parameters from before the last training, so that on a host the environment steps while the learner computes."""
     learning_rate: float = 3e-4
@@ -90,6 +92,18 @@ PRESETS = {
         doc="Tuned for Pendulum: learning begins at once and with larger steps.",
         config={"total_steps": 20_000, "learning_starts": 200, "random_steps": 200, "learning_rate": 1e-3, "buffer_size": 20_000},
         tasks=("Pendulum-v*", "jax:Pendulum-v*"),
+    ),
+    "sac-her": Preset(
+        doc="For tasks with goals, such as FetchReach: hindsight experience replay with four goals of the future for each one desired.",
+        config={
+            "total_steps": 20_000,
+            "learning_starts": 1_000,
+            "random_steps": 1_000,
+            "learning_rate": 1e-3,
+            "gamma": 0.95,
+            "her_goals": 4,
+        },
+        tasks=("Fetch*",),
     ),
 }
 
@@ -186,6 +200,8 @@ def check(config: Config, task: Task) -> None:
     if config.temperature <= 0.0:
         raise FlatironsError(f"temperature={config.temperature} must be above 0; for a policy without entropy use ddpg")
     offpolicy.check(config, task)
+    if config.her_goals:
+        hindsight.check(task)
     torso(config.network, task.spec.obs, config.hidden, config.activation, "fan_in")
 
 
@@ -289,13 +305,16 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
     """Store a trajectory `[T, B, ...]`, then `gradient_steps` minibatch steps once `learning_starts` decisions are stored."""
     replay = memory.add(state.replay, task.spec, experience)
     turns = state.turns + 1
-    key, key_draw, key_noise = jax.random.split(state.key, 3)
+    key, key_draw, key_noise, key_goals = jax.random.split(state.key, 4)
     starts, envs = memory.draw(replay, key_draw, (config.gradient_steps, config.batch_size))
     noises = jax.random.normal(key_noise, (config.gradient_steps, 2, config.batch_size, len(_box(task).low)))
 
     def one_update(i: Any, c: tuple[Any, ...]) -> tuple[tuple[Any, ...], Metrics]:
         params, target, opt_state, updates = c
         sampled = memory.read_at(replay, task.spec, starts[i], envs[i], config.gamma)
+        if config.her_goals:
+            key_i = jax.random.fold_in(key_goals, i)
+            sampled = hindsight.relabelled(replay, task.spec, key_i, sampled, starts[i], envs[i], config.her_goals)
         y = targets(config, task, params, target, sampled, noises[i, 0])
         batch = Batch(sampled.obs, bounds.to_unit(_box(task), sampled.action), y, noises[i, 1])
         grads, metrics = jax.grad(functools.partial(loss, config, task), has_aux=True)(params, batch)
