@@ -85,6 +85,8 @@ def make(
         from flatirons.envs.envpool import make_envpool
 
         return make_envpool(rest, num_envs, seed=seed, timeout_s=timeout_s, **options)
+    if colon and prefix == "pixels":
+        return _from_pixels(task, rest, num_envs, seed, vectoriser, timeout_s, options)
     if task.startswith("ALE/"):
         _import("ale_py")
         from flatirons.envs.atari import AtariOptions, make_atari
@@ -339,6 +341,30 @@ def _from_gymnasium(task: str, num_envs: int, seed: int, vectoriser: str, timeou
     )
     made.notes = (*made.notes, *(note for note in notes if note not in made.notes))
     return made
+
+
+def _from_pixels(task: str, name: str, num_envs: int, seed: int, vectoriser: str, timeout_s: float | None, options: dict[str, Any]) -> Task:
+    import gymnasium
+
+    from flatirons.envs import host, pixels
+
+    if name not in gymnasium.registry:
+        raise FlatironsError(f"the task {task!r} is unknown{_nearest(name, gymnasium.registry)}")
+    _demand_types(task, typing.get_type_hints(pixels.PixelOptions), options)
+    own = {field.name for field in dataclasses.fields(pixels.PixelOptions)}
+    options.pop("render_mode", None)  # it is drawn anyway
+    chosen = pixels.PixelOptions(**{key: value for key, value in options.items() if key in own})
+    make_one = pixels.factory(name, chosen, {key: value for key, value in options.items() if key not in own})
+
+    def one(_: bool) -> gymnasium.Env:
+        try:
+            return make_one()
+        except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
+            raise _missing(task, getattr(error, "name", None) or _module_named_by(error) or "its simulator") from None
+        except TypeError as error:
+            raise FlatironsError(f"{task} does not take these options: {error}") from None
+
+    return host.batch(task, host.Source(one, None, True), num_envs, seed=seed, vectoriser=vectoriser, timeout_s=timeout_s)
 
 
 def _module_named_by(error: Exception) -> str | None:

@@ -14,6 +14,10 @@ from flatirons.types import ActionSpec, ArraySpec, Box, Discrete, FlatironsError
 _NARROW = {"float64": "float32", "float16": "float32", "int64": "int32", "uint64": "uint32"}
 
 
+class StackedBox(gs.Box):
+    """A Box whose axis 0 is a stack of consecutive frames, oldest first, so that a replay stores each frame once."""
+
+
 def obs_spec(space: gymnasium.Space, key: str = "obs") -> Any:
     """The spec of observations from a Gymnasium space: an `ArraySpec`, or a dict or tuple of them for Dict and Tuple spaces.
 
@@ -24,7 +28,7 @@ def obs_spec(space: gymnasium.Space, key: str = "obs") -> Any:
         dtype = _NARROW.get(space.dtype.name, space.dtype.name)
         low = float(np.min(space.low)) if space.low.size else -np.inf
         high = float(np.max(space.high)) if space.high.size else np.inf
-        return ArraySpec(tuple(space.shape), dtype, low, high)
+        return ArraySpec(tuple(space.shape), dtype, low, high, stack=space.shape[0] if isinstance(space, StackedBox) else 1)
     if isinstance(space, gs.Discrete):
         return ArraySpec((), "int32", 0, int(space.n) - 1)
     if isinstance(space, gs.MultiDiscrete):
