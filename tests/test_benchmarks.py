@@ -201,6 +201,8 @@ def test_figures_are_drawn_from_result_files_alone(tmp_path):
         record.write(tmp_path / "learning" / f"{name}.json", row)
     points = [{"step": 10, "held_out_max_q": 0.1, "episode_return": None}, {"step": 20, "held_out_max_q": 0.2, "episode_return": 1.0}]
     record.write(tmp_path / "curves" / "max_q.json", {"curves": {"dqn-minatar": points}, "states": 5})
+    run = {"title": "x on y", "steps": 10, "estimate": [0.1, 0.2], "return": [0.0, 0.3]}
+    record.write(tmp_path / "curves" / "estimates.json", {"runs": [run, run]})
     lines = {"double-q-learning": [5.0] * 300, "q-learning": [50.0] * 300}
     record.write(tmp_path / "tabular" / "tabular-bias.json", {"percent_left": lines})
     for name, draw in figures.ALL.items():

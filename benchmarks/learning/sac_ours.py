@@ -23,7 +23,7 @@ def main() -> None:
         if run is None:
             run = fi.train("sac", job["task"], seed=job["seed"], out=job["folder"], quiet=True, stop_at=budget, **settings)
         else:
-            run = fi.resume(job["folder"], quiet=True)
+            run = fi.resume(job["folder"], quiet=True, stop_at=budget if budget < max(job["budgets"]) else None)
         returns[str(budget)] = greedy_returns(job["task"], run.policy, job["episodes"], 10_000 + job["seed"])
     write(
         Path(job["result"]),
