@@ -149,7 +149,7 @@ def fill(text: str, learned: Sequence[dict[str, Any]], timed: Sequence[dict[str,
     def made(match: re.Match[str]) -> str:
         name = match["name"]
         if match["kind"] == "learning":
-            chosen = [r for r in learned if name is None or r["system"] == name]
+            chosen = [r for r in learned if name is None or name in r["system"].split("-")]  # presets are named after their system
             body = learning(chosen) if chosen else NOTHING
         elif match["kind"] == "values":
             body = values([r for r in learned if r.get("values") and all(r["values"])]) or NOTHING
