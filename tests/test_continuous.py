@@ -93,9 +93,10 @@ def test_decisions_stay_within_bounds_random_and_greedy(module: Any) -> None:
     config = module.Config(**SMALL | {"random_steps": 10, "buffer_size": 500, "train_every": 500, "num_envs": 500})
     state = module.init(config, task, jax.random.key(0))
     timestep = TimeStep(jnp.zeros((500, 1)), (), jnp.ones(500, bool), ())
-    first = module._acting(config, state)
-    assert bool(first.random) and not bool(module.actor(state).random)
-    for actor, greedy in ((first, False), (module.actor(state), False), (module.actor(state), True)):
+    first = module.actor(state)
+    later = first._replace(random=jnp.zeros((), bool))
+    assert bool(first.random)
+    for actor, greedy in ((first, False), (later, False), (later, True)):
         policy = module.policy(config, task, actor, greedy=greedy)
         action, _, _ = policy.act(jax.random.key(1), timestep, policy.reset(500))
         assert (action >= jnp.array([box.low])).all() and (action <= jnp.array([box.high])).all()

@@ -190,6 +190,7 @@ class _Program:
         self.out_slots = self._take_in(closed, inputs)
         used = {slot for _, ins, _ in (*self.settled, *self.each) for slot in ins} | set(self.out_slots)
         self.noise_slots = sorted(slot for slot in used if self._needs[slot] == _KEY)
+        self.read_actor_slots = used.intersection(self.actor_slots)
         if any(jnp.issubdtype(self._avals[slot].dtype, jax.dtypes.prng_key) for slot in self.noise_slots):
             raise _Unsupported("a random key together with what is seen")
 
@@ -343,7 +344,8 @@ class Decider:
     def _settle(self, program: _Program) -> None:
         values = program.values
         for slot, leaf in zip(program.actor_slots, jax.tree.leaves(self._actor), strict=True):
-            values[slot] = np.array(leaf)
+            if slot in program.read_actor_slots:
+                values[slot] = np.array(leaf)
         for function, ins, out in program.settled:
             values[out] = function(*[values[slot] for slot in ins])
 

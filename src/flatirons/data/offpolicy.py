@@ -71,3 +71,8 @@ def turn(
     behind = copied(actor(state)) if config.overlap else ()
     state, metrics = update(config, task, state._replace(collector=(), behind=()), experience)
     return state._replace(collector=collector, behind=behind), metrics | {"episodes": episodes}
+
+
+def interrupted(state: Any) -> Any:
+    """A State whose host environments were lost: the running episodes end as truncated in the replay."""
+    return state._replace(replay=memory.interrupt(state.replay))

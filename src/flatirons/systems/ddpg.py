@@ -140,7 +140,8 @@ class Actor(NamedTuple):
 
 
 class State(NamedTuple):
-    """Everything a run is made of. `turns` and `updates` count trainings and gradient steps (int32); `behind` is the Actor of `overlap`.
+    """Everything a run is made of. `turns` and `updates` count trainings and gradient steps (int32); `random`: whether actions
+    still are; `behind` is the Actor of `overlap`.
 
     `params` and `target` have the keys actor and critics (one, or a pair)."""
 
@@ -152,6 +153,7 @@ class State(NamedTuple):
     key: Any
     turns: Any
     updates: Any
+    random: Any
     behind: Any = ()
 
 
@@ -236,17 +238,14 @@ def init(config: Config, task: Task, key: Key) -> State:
         key=key,
         turns=jnp.int32(0),
         updates=jnp.int32(0),
+        random=jnp.asarray(config.random_steps > 0),
     )
-    return state._replace(behind=offpolicy.copied(_acting(config, state)) if config.overlap else ())
-
-
-def _acting(config: Config, state: State) -> Actor:
-    return Actor(state.params["actor"], state.params["critics"], state.turns * config.train_every < config.random_steps)
+    return state._replace(behind=offpolicy.copied(actor(state)) if config.overlap else ())
 
 
 def actor(state: State) -> Actor:
-    """The acting part of a State, after its random beginning."""
-    return Actor(state.params["actor"], state.params["critics"], jnp.zeros((), bool))
+    """The acting part of a State."""
+    return Actor(state.params["actor"], state.params["critics"], state.random)
 
 
 def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
@@ -345,18 +344,17 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
         return (after, moved, opt_after, updates), metrics | {"grad_norm": trees.global_norm(grads)}
 
     carry = (state.params, state.target, state.opt_state, state.updates)
-    learning = turns * config.train_every >= config.learning_starts
+    decisions = turns * config.train_every
+    learning = decisions >= config.learning_starts
     (params, target, opt_state, updates), metrics = offpolicy.gradient_steps(one_update, carry, config.gradient_steps, learning)
     metrics |= {"replay_size": jnp.sum(replay.size).astype(jnp.float32)}
-    state = State(params, target, opt_state, replay, state.collector, key, turns, updates, state.behind)
+    state = State(params, target, opt_state, replay, state.collector, key, turns, updates, decisions < config.random_steps, state.behind)
     return state, metrics
 
 
 def step(config: Config, task: Task, state: State, *, update: Callable = update) -> tuple[State, Metrics]:
     """One turn of Algorithm 1: `train_every` decisions, then a training."""
-    return offpolicy.turn(config, task, policy, functools.partial(_acting, config), state, update)
+    return offpolicy.turn(config, task, policy, actor, state, update)
 
 
-def interrupted(state: State) -> State:
-    """A State whose host environments were lost: the running episodes end as truncated in the replay."""
-    return state._replace(replay=memory.interrupt(state.replay))
+interrupted = offpolicy.interrupted

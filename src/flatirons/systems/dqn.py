@@ -477,6 +477,4 @@ def step(config: Config, task: Task, state: State, *, update: Callable = update)
     return offpolicy.turn(config, task, policy, actor, state, update)
 
 
-def interrupted(state: State) -> State:
-    """A State whose host environments were lost: the running episodes end as truncated in the replay."""
-    return state._replace(replay=memory.interrupt(state.replay))
+interrupted = offpolicy.interrupted
