@@ -19,19 +19,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flatirons.core import distributions, losses, normalise, optimisers, returns, schedules, trees
+from flatirons.core import losses, optimisers, schedules, trees
 from flatirons.core.shuffle import permutation
+from flatirons.data import onpolicy
 from flatirons.data import rollout as data
-from flatirons.nets.mlp import Activation, dense, dense_init
-from flatirons.nets.torso import num_outputs, torso
+from flatirons.data.onpolicy import Actor, Batch, Normaliser
+from flatirons.nets import actor_critic
+from flatirons.nets.mlp import Activation
 from flatirons.types import (
-    ArraySpec,
-    Box,
-    Discrete,
     FlatironsError,
     Key,
     Metrics,
-    MultiDiscrete,
     Network,
     Policy,
     Preset,
@@ -205,21 +203,6 @@ PRESETS = {
 }
 
 
-class Normaliser(NamedTuple):
-    """Running moments of observations (one per array) and of the discounted return; `()` where not asked for."""
-
-    obs: Any
-    reward: Any
-    discounted: Any
-
-
-class Actor(NamedTuple):
-    """What acting needs: the policy's parameters and the frozen observation moments."""
-
-    params: Any
-    obs: Any
-
-
 class State(NamedTuple):
     """Everything a run is made of. `updates` counts iterations (int32)."""
 
@@ -231,97 +214,16 @@ class State(NamedTuple):
     updates: Any
 
 
-# ------------------------------------------------------------------------------------------------------------ the network
-
-
-def _torso(config: Config, task: Task) -> Network:
-    return torso(config.network, task.spec.obs, config.hidden, config.activation, "orthogonal")
-
-
-def _num_outputs(task: Task) -> int:
-    match task.spec.action:
-        case Discrete(n):
-            return n
-        case MultiDiscrete(nvec):
-            return sum(nvec)
-        case Box() as box:
-            return len(box.low)
-
-
-def init_params(config: Config, task: Task, key: Key) -> Any:
-    """Orthogonal weights; the policy's head scaled by 0.01, the value's by 1."""
-    key_actor, key_critic, key_policy, key_value = jax.random.split(key, 4)
-    net = _torso(config, task)
-    actor = net.init(key_actor, task.spec.obs)
-    width = num_outputs(net, actor, task.spec.obs)
-    params = {
-        "torso": actor,
-        "policy": dense_init(key_policy, width, _num_outputs(task), scale=0.01),
-        "value": dense_init(key_value, width, 1, scale=1.0),
-    }
-    if not config.share_torso:
-        params["value_torso"] = net.init(key_critic, task.spec.obs)
-    if isinstance(task.spec.action, Box):
-        params["log_std"] = jnp.full(task.spec.action.shape, config.initial_log_std, jnp.float32)
-    return params
-
-
-def _is_spec(x: Any) -> bool:
-    return isinstance(x, ArraySpec)
-
-
-def _is_number(spec: ArraySpec) -> bool:
-    return spec.dtype == "float32"
-
-
-def _specs(task: Task) -> list[ArraySpec]:
-    return jax.tree.leaves(task.spec.obs, is_leaf=_is_spec)
-
-
-def prepare(task: Task, moments: Any, obs: Any) -> Any:
-    """Observations as the networks get them: float arrays standardised where there are moments, all else as it is."""
-    if moments == ():
-        return obs
-    specs, shape = jax.tree.flatten(task.spec.obs, is_leaf=_is_spec)
-    parts = [normalise.standardise(m, x) if _is_number(s) else x for s, m, x in zip(specs, moments, jax.tree.leaves(obs), strict=True)]
-    return jax.tree.unflatten(shape, parts)
-
-
-def distribution(config: Config, task: Task, params: Any, obs: Any, legal: Any) -> distributions.Distribution:
-    """pi(. | s) for prepared `obs [..., *obs]`."""
-    out = dense(params["policy"], _torso(config, task).apply(params["torso"], obs))
-    match task.spec.action:
-        case Discrete():
-            return distributions.Categorical(distributions.mask_logits(out, legal))
-        case MultiDiscrete(nvec):
-            cuts = [sum(nvec[:i]) for i in range(1, len(nvec))]
-            return distributions.MultiCategorical(tuple(distributions.Categorical(x) for x in jnp.split(out, cuts, axis=-1)))
-        case Box():
-            axes = tuple(range(out.ndim - 1))
-            return distributions.Normal(out, jnp.broadcast_to(jnp.expand_dims(params["log_std"], axes), out.shape))
-
-
-def value(config: Config, task: Task, params: Any, obs: Any) -> jax.Array:
-    """V(s) for prepared `obs`, in units of the (scaled) return, `[...]`."""
-    own = params["torso"] if config.share_torso else params["value_torso"]
-    return dense(params["value"], _torso(config, task).apply(own, obs))[..., 0]
-
-
-# ------------------------------------------------------------------------------------------------------------ the system
-
-
-def steps_per_turn(config: Config) -> int:
-    """Decisions in one iteration: N T."""
-    return config.num_envs * config.num_steps
+init_params, distribution, value = actor_critic.init_params, actor_critic.distribution, actor_critic.value
+prepare, steps_per_turn, interrupted = onpolicy.prepare, onpolicy.steps_per_turn, onpolicy.interrupted
 
 
 def check(config: Config, task: Task) -> None:
     """Refuse what cannot run. Raises FlatironsError."""
-    if min(config.num_epochs, config.num_steps, config.num_envs, config.num_minibatches) < 1:
-        raise FlatironsError("num_envs, num_steps, num_epochs and num_minibatches must be at least 1")
+    onpolicy.check(config)
+    if min(config.num_epochs, config.num_minibatches) < 1:
+        raise FlatironsError("num_epochs and num_minibatches must be at least 1")
     rows = steps_per_turn(config)
-    if config.total_steps < rows:
-        raise FlatironsError(f"total_steps={config.total_steps} is less than one iteration, num_envs * num_steps = {rows}: raise it")
     if rows % config.num_minibatches:
         near = max(d for d in range(1, config.num_minibatches) if rows % d == 0)
         raise FlatironsError(
@@ -329,25 +231,20 @@ def check(config: Config, task: Task) -> None:
         )
     if config.normalise_advantage and rows // config.num_minibatches < 2:
         raise FlatironsError("normalise_advantage needs minibatches of at least 2 rows: lower num_minibatches or switch it off")
-    torso(config.network, task.spec.obs, config.hidden, config.activation, "orthogonal")
+    actor_critic.of(config, task)
 
 
 def init(config: Config, task: Task, key: Key) -> State:
     """Fresh parameters, optimiser, moments and environments."""
     key_params, key_collect, key = jax.random.split(key, 3)
     params = init_params(config, task, key_params)
-    normaliser = Normaliser(
-        obs=tuple(normalise.start(s.shape) if _is_number(s) else () for s in _specs(task)) if config.normalise_obs else (),
-        reward=normalise.start(()) if config.normalise_reward else (),
-        discounted=jnp.zeros(task.num_envs) if config.normalise_reward else (),
-    )
-    return State(params, _optimiser(config).init(params), normaliser, data.start(task, (), key_collect), key, jnp.int32(0))
+    collector = data.start(task, (), key_collect)
+    return State(params, _optimiser(config).init(params), onpolicy.start(config, task), collector, key, jnp.int32(0))
 
 
 def actor(state: State) -> Actor:
     """The acting part of a State: no value function."""
-    acting = {name: part for name, part in state.params.items() if name not in ("value", "value_torso")}
-    return Actor(acting, state.normaliser.obs)
+    return Actor(actor_critic.policy_params(state.params), state.normaliser.obs)
 
 
 def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
@@ -358,18 +255,6 @@ def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
         return pi.mode() if greedy else pi.sample(key), carry, ()
 
     return Policy(lambda num_envs: (), act)
-
-
-class Batch(NamedTuple):
-    """Rows `[M, ...]`: prepared obs, and all that theta_old says of them."""
-
-    obs: Any
-    legal: Any
-    action: Any
-    old_log_prob: Any
-    old_value: Any
-    advantage: Any
-    target: Any
 
 
 def loss(config: Config, task: Task, params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
@@ -403,32 +288,21 @@ def _optimiser(config: Config) -> optax.GradientTransformation:
     return optax.scale_by_adam(eps=config.adam_eps)
 
 
-def _advantages(config: Config, task: Task, state: State, experience: Transition) -> tuple[Batch, Normaliser]:
-    """theta_old's view of a trajectory `[T, B, ...]` as rows `[T B, ...]`, and the reward moments after it."""
-    obs = prepare(task, state.normaliser.obs, experience.obs)
-    old_value = value(config, task, state.params, obs)
-    next_value = value(config, task, state.params, prepare(task, state.normaliser.obs, experience.next_obs))
-    reward, normaliser = experience.reward, state.normaliser
-    if config.normalise_reward:
-        ended = experience.terminated | experience.truncated
-        carry, sums = returns.discounted_sum(reward, ended, normaliser.discounted, config.gamma)
-        normaliser = normaliser._replace(reward=normalise.observe(normaliser.reward, sums.reshape(-1)), discounted=carry)
-        reward = normalise.rescale(normaliser.reward, reward)
-    advantage = returns.gae(
-        reward, old_value, next_value, experience.terminated, experience.truncated, config.gamma, config.gae_lambda
-    )  # equations 11 and 12
-    old_log_prob = distribution(config, task, state.params, obs, experience.legal).log_prob(experience.action)
-    batch = Batch(obs, experience.legal, experience.action, old_log_prob, old_value, advantage, advantage + old_value)
-    return trees.as_rows(batch), normaliser
-
-
 def update(config: Config, task: Task, state: State, experience: Transition, *, loss: Callable = loss) -> tuple[State, Metrics]:
     """K epochs of minibatch steps on one trajectory `[T, B, ...]`."""
     progress = schedules.fraction(state.updates, config.total_steps // steps_per_turn(config))
     remaining = 1.0 - jnp.clip(progress, 0.0, 1.0)
     learning_rate = config.learning_rate * (remaining if config.anneal_learning_rate else 1.0)
     annealed: Any = dataclasses.replace(cast(Any, config), clip_eps=config.clip_eps * (remaining if config.anneal_clip_eps else 1.0))
-    batch, normaliser = _advantages(config, task, state, experience)
+    old = state.params
+    batch, normaliser = onpolicy.advantages(
+        config,
+        task,
+        state.normaliser,
+        experience,
+        value=functools.partial(value, config, task, old),
+        distribution=functools.partial(distribution, config, task, old),
+    )  # equations 11 and 12
     rows = batch.advantage.shape[0]
 
     def one_minibatch(c: tuple[Any, Any], indices: Any) -> tuple[tuple[Any, Any], Metrics]:
@@ -450,30 +324,12 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
     (params, opt_state), metrics = jax.lax.scan(
         one_minibatch, (state.params, state.opt_state), indices, length=config.num_epochs * config.num_minibatches
     )
-    metrics = jax.tree.map(jnp.mean, metrics)
-    residual = jnp.var(batch.target - batch.old_value)
-    metrics |= {
-        "learning_rate": jnp.asarray(learning_rate),
-        "explained_variance": 1.0 - residual / jnp.maximum(jnp.var(batch.target), 1e-8),
-        "value": jnp.mean(batch.old_value),
-    }
-    if config.normalise_obs:
-        # After learning, so that theta_old and theta see observations alike and the first ratio is 1.
-        parts = zip(_specs(task), normaliser.obs, jax.tree.leaves(experience.obs), strict=True)
-        seen = tuple(normalise.observe(m, jnp.asarray(x).reshape((-1, *s.shape))) if _is_number(s) else m for s, m, x in parts)
-        normaliser = normaliser._replace(obs=seen)
+    metrics = jax.tree.map(jnp.mean, metrics) | onpolicy.value_metrics(batch) | {"learning_rate": jnp.asarray(learning_rate)}
+    normaliser = onpolicy.seen(config, task, normaliser, experience.obs)
     state = state._replace(params=params, opt_state=opt_state, normaliser=normaliser, key=key, updates=state.updates + 1)
     return state, metrics
 
 
-def interrupted(state: State) -> State:
-    """A State whose host environments were lost: the discounted sums of their episodes begin anew."""
-    normaliser = state.normaliser
-    return state._replace(normaliser=normaliser._replace(discounted=jax.tree.map(jnp.zeros_like, normaliser.discounted)))
-
-
 def step(config: Config, task: Task, state: State, *, update: Callable = update) -> tuple[State, Metrics]:
     """One iteration of Algorithm 1."""
-    collector, experience, episodes = data.rollout(config, task, policy, actor(state), state.collector, config.num_steps)
-    state, metrics = update(config, task, state._replace(collector=()), experience)
-    return state._replace(collector=collector), metrics | {"episodes": episodes}
+    return onpolicy.turn(config, task, policy, actor, state, update)
