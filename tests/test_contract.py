@@ -35,6 +35,11 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
         "jax:CartPole-v1",
         {"num_envs": 4, "num_steps": 8, "num_epochs": 2, "num_minibatches": 2, "hidden": (8,), "normalise_obs": True},
     ),
+    # With so large a damping the step is the gradient's, and a pull moves each parameter its own way.
+    "trpo": (
+        "jax:CartPole-v1",
+        {"num_envs": 4, "num_steps": 8, "value_minibatches": 2, "hidden": (8,), "normalise_obs": True, "damping": 1e3},
+    ),
     "dqn": (
         "jax:CartPole-v1",
         {

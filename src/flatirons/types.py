@@ -179,6 +179,7 @@ class InGraphTask(Protocol):
     def reset(self, key: Key) -> PyTree: ...  # noqa: D102
     def observe(self, env: PyTree) -> TimeStep: ...  # noqa: D102
     def step(self, key: Key, env: PyTree, action: Any) -> tuple[PyTree, Outcome]: ...  # noqa: D102
+    def resized(self, num_envs: int) -> InGraphTask: ...  # noqa: D102
     def close(self) -> None: ...  # noqa: D102
 
 

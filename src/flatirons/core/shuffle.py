@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -37,3 +39,17 @@ def permutation(key: Key, n: int) -> jax.Array:
 
     x = jax.lax.while_loop(lambda x: jnp.any(x >= n), walk, mix(jnp.arange(n, dtype=jnp.uint32)))
     return x.astype(jnp.int32)
+
+
+def minibatches(key: Key, num_rows: int, num_epochs: int, num_minibatches: int) -> Any:
+    """Rows of each of `num_epochs * num_minibatches` minibatches, int32 `[minibatches, rows]`, every epoch in an order of its own; None
+    where a minibatch is all rows, whose order does not matter."""
+    if num_minibatches == 1:
+        return None
+    orders = jax.vmap(lambda k: permutation(k, num_rows))(jax.random.split(key, num_epochs))
+    return orders.reshape(num_epochs * num_minibatches, -1)
+
+
+def taken(batch: Any, indices: Any) -> Any:
+    """The rows of one of them."""
+    return batch if indices is None else jax.tree.map(lambda x: x[indices], batch)

@@ -105,6 +105,10 @@ class InGraph:
         """Hash of what `__eq__` compares."""
         return hash((self.env, self.num_envs, self.name))
 
+    def resized(self, num_envs: int) -> InGraph:
+        """The same world with another number of streams."""
+        return InGraph(self.env, num_envs, self.name, self.notes)
+
     def reset(self, key: Key) -> EnvState:
         """Start every stream anew."""
         inner = self._starts(key)

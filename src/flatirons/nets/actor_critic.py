@@ -1,6 +1,6 @@
 """A policy and its value function: two torsos or a shared one, with a head each.
 
-A Config here has `network`, `hidden`, `activation`, `share_torso` and `initial_log_std`.
+A Config here has `network`, `hidden`, `activation` and `initial_log_std`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _num_outputs(task: Task) -> int:
             return len(box.low)
 
 
-def init_params(config: Any, task: Task, key: Key) -> dict[str, Any]:
+def init_params(config: Any, task: Task, key: Key, *, share_torso: bool = False) -> dict[str, Any]:
     """Orthogonal weights; the policy's head scaled by 0.01, the value's by 1. Keys: torso, policy (and log_std) for the policy; value and,
     unless shared, value_torso for the value function."""
     key_actor, key_critic, key_policy, key_value = jax.random.split(key, 4)
@@ -43,7 +43,7 @@ def init_params(config: Any, task: Task, key: Key) -> dict[str, Any]:
         "policy": dense_init(key_policy, width, _num_outputs(task), scale=0.01),
         "value": dense_init(key_value, width, 1, scale=1.0),
     }
-    if not config.share_torso:
+    if not share_torso:
         params["value_torso"] = net.init(key_critic, task.spec.obs)
     if isinstance(task.spec.action, Box):
         params["log_std"] = jnp.full(task.spec.action.shape, config.initial_log_std, jnp.float32)
@@ -69,7 +69,11 @@ def distribution(config: Any, task: Task, params: Any, obs: Any, legal: Any) -> 
             return distributions.Normal(out, jnp.broadcast_to(jnp.expand_dims(params["log_std"], axes), out.shape))
 
 
+def value_params(params: dict[str, Any]) -> dict[str, Any]:
+    """What only `value` reads of them."""
+    return {name: part for name, part in params.items() if name in ("value", "value_torso")}
+
+
 def value(config: Any, task: Task, params: Any, obs: Any) -> jax.Array:
     """V(s) for prepared `obs`, in units of the (scaled) return, `[...]`."""
-    own = params["torso"] if config.share_torso else params["value_torso"]
-    return dense(params["value"], of(config, task).apply(own, obs))[..., 0]
+    return dense(params["value"], of(config, task).apply(params.get("value_torso", params["torso"]), obs))[..., 0]

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from flatirons.core import losses, optimisers, schedules, trees
-from flatirons.core.shuffle import permutation
+from flatirons.core.shuffle import minibatches, taken
 from flatirons.data import onpolicy
 from flatirons.data import rollout as data
 from flatirons.data.onpolicy import Actor, Batch, Normaliser
@@ -214,7 +214,7 @@ class State(NamedTuple):
     updates: Any
 
 
-init_params, distribution, value = actor_critic.init_params, actor_critic.distribution, actor_critic.value
+distribution, value = actor_critic.distribution, actor_critic.value
 prepare, steps_per_turn, interrupted = onpolicy.prepare, onpolicy.steps_per_turn, onpolicy.interrupted
 
 
@@ -237,7 +237,7 @@ def check(config: Config, task: Task) -> None:
 def init(config: Config, task: Task, key: Key) -> State:
     """Fresh parameters, optimiser, moments and environments."""
     key_params, key_collect, key = jax.random.split(key, 3)
-    params = init_params(config, task, key_params)
+    params = actor_critic.init_params(config, task, key_params, share_torso=config.share_torso)
     collector = data.start(task, (), key_collect)
     return State(params, _optimiser(config).init(params), onpolicy.start(config, task), collector, key, jnp.int32(0))
 
@@ -307,8 +307,7 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
 
     def one_minibatch(c: tuple[Any, Any], indices: Any) -> tuple[tuple[Any, Any], Metrics]:
         params, opt_state = c
-        minibatch = batch if config.num_minibatches == 1 else jax.tree.map(lambda x: x[indices], batch)
-        grads, metrics = jax.grad(functools.partial(loss, annealed, task), has_aux=True)(params, minibatch)
+        grads, metrics = jax.grad(functools.partial(loss, annealed, task), has_aux=True)(params, taken(batch, indices))
         norm = trees.global_norm(grads)
         if config.max_grad_norm is not None:
             grads = optimisers.clip_by_global_norm(grads, norm, config.max_grad_norm)
@@ -316,11 +315,7 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
         return (optimisers.descend(params, direction, learning_rate), opt_state), metrics | {"grad_norm": norm}
 
     key, key_shuffle = jax.random.split(state.key)
-    if config.num_minibatches == 1:
-        indices = None  # every epoch is one step on all rows, and their order does not matter
-    else:
-        shuffle = jax.vmap(lambda k: permutation(k, rows))
-        indices = shuffle(jax.random.split(key_shuffle, config.num_epochs)).reshape(config.num_epochs * config.num_minibatches, -1)
+    indices = minibatches(key_shuffle, rows, config.num_epochs, config.num_minibatches)
     (params, opt_state), metrics = jax.lax.scan(
         one_minibatch, (state.params, state.opt_state), indices, length=config.num_epochs * config.num_minibatches
     )

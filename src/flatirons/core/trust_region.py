@@ -1,0 +1,120 @@
+"""The natural gradient's parts (Schulman 2015, appendix C): conjugate gradient, Fisher-vector products, largest step, line search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from flatirons.types import Array, PyTree
+
+
+def dot(a: PyTree, b: PyTree) -> jax.Array:
+    """Inner product over all leaves."""
+    return sum((jnp.sum(x * y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)), start=jnp.zeros(()))
+
+
+def _plus(a: PyTree, scale: Array, b: PyTree) -> PyTree:
+    return jax.tree.map(lambda x, y: x + scale * y, a, b)
+
+
+class Solution(NamedTuple):
+    """x with A x ~ b, A x itself, and |b - A x| / |b|, recomputed and not the recursion's."""
+
+    x: Any
+    product: Any
+    residual: Any
+
+
+def conjugate_gradient(product: Callable[[PyTree], PyTree], b: PyTree, num_iterations: int, tolerance: float | Array = 1e-10) -> Solution:
+    """Solve A x = b for a symmetric positive definite A given as `product(v) = A v` (Hestenes and Stiefel 1952), from x = 0.
+
+    `num_iterations` products at most: it stops once |r|² <= tolerance |b|². In exact arithmetic it is done after as many as A has
+    different eigenvalues, and its directions are A-orthogonal. One product more gives A x and the true residual."""
+    square = dot(b, b)
+
+    def unfinished(c: tuple[Any, ...]) -> jax.Array:
+        i, _, _, _, rr = c
+        return (i < num_iterations) & (rr > tolerance * square)
+
+    def iterate(c: tuple[Any, ...]) -> tuple[Any, ...]:
+        i, x, r, p, rr = c
+        ap = product(p)
+        alpha = rr / dot(p, ap)
+        x, r = _plus(x, alpha, p), _plus(r, -alpha, ap)
+        new = dot(r, r)
+        return i + 1, x, r, _plus(r, new / rr, p), new
+
+    zero = jax.tree.map(jnp.zeros_like, b)
+    _, x, _, _, _ = jax.lax.while_loop(unfinished, iterate, (jnp.int32(0), zero, b, b, square))
+    ax = product(x)
+    off = _plus(b, jnp.asarray(-1.0, square.dtype), ax)
+    return Solution(x, ax, jnp.sqrt(dot(off, off) / jnp.maximum(square, jnp.finfo(square.dtype).tiny)))
+
+
+def fisher_vector_product(distribution: Callable[[PyTree], Any], params: PyTree) -> Callable[[PyTree], PyTree]:
+    """v -> F v, F the Fisher matrix of `distribution(params)` averaged over its leading axes: the Hessian of mean KL(old || new) at old.
+
+    F = J^T M J, where J is the derivative of the distribution's parameters (its leaves) in `params` and M the Hessian of the KL in those,
+    which is small and known in closed form (appendix C.1). The network is linearised once, and a product is one pass forward and one back.
+    """
+    old, forward = jax.linearize(distribution, params)
+    back = jax.linear_transpose(forward, params)
+    fixed = jax.lax.stop_gradient(old)
+
+    def slope(new: Any) -> Any:
+        return jax.grad(lambda x: jnp.mean(fixed.kl(x)))(new)
+
+    def product(v: PyTree) -> PyTree:
+        (out,) = back(jax.jvp(slope, (old,), (forward(v),))[1])
+        return out
+
+    return product
+
+
+def largest_step(direction: PyTree, product: PyTree, delta: float | Array) -> jax.Array:
+    """beta with ½ (beta x)^T A (beta x) = delta, for x `direction` and A x `product`: sqrt(2 delta / x^T A x); 0 where x is 0."""
+    curvature = dot(direction, product)
+    return jnp.where(curvature > 0, jnp.sqrt(2.0 * delta / jnp.where(curvature > 0, curvature, 1.0)), 0.0)
+
+
+class Searched(NamedTuple):
+    """What a line search came to: the point (the start itself where no step was good), the metrics there, whether a step was good, and how
+    many steps were refused (int32)."""
+
+    params: Any
+    metrics: Any
+    accepted: Any
+    refused: Any
+
+
+def backtracking(
+    good: Callable[[PyTree], tuple[Any, PyTree]], start: PyTree, step: PyTree, ratio: float | Array, num_steps: int
+) -> Searched:
+    """The first of start + step, start + ratio step, start + ratio² step, ... that is `good` (its answer: bool, metrics), of `num_steps`.
+
+    Each is `start` plus a scaled step, never a step taken back, so that a failed search returns `start` bit for bit."""
+
+    def at(i: Any) -> tuple[Any, PyTree, Any]:
+        params = _plus(start, ratio ** jnp.asarray(i, jnp.float32), step)
+        return (params, *good(params))
+
+    def unfinished(c: tuple[Any, ...]) -> jax.Array:
+        i, _, accepted, _ = c
+        return ~accepted & (i < num_steps)
+
+    def iterate(c: tuple[Any, ...]) -> tuple[Any, ...]:
+        params, accepted, metrics = at(c[0])
+        return c[0] + 1, params, accepted, metrics
+
+    nothing = good(start)[1]
+    i, params, accepted, metrics = jax.lax.while_loop(unfinished, iterate, (jnp.int32(0), start, jnp.zeros((), bool), nothing))
+    choose = lambda new, old: jnp.where(accepted, new, old)  # noqa: E731
+    return Searched(
+        jax.tree.map(choose, params, start),
+        jax.tree.map(choose, metrics, nothing),
+        accepted,
+        jnp.where(accepted, i - 1, i),
+    )
