@@ -127,8 +127,16 @@ PRESETS = {
         tasks=("CartPole-v*", "jax:CartPole-v*"),
     ),
     "trpo-pendulum": Preset(
-        doc="Tuned for Pendulum: a short horizon.",
-        config={"total_steps": 100_000, "num_envs": 4, "num_steps": 250, "gamma": 0.9, "damping": 1e-2},
+        doc="Tuned for Pendulum: a short horizon, rewards normalised, larger steps.",
+        config={
+            "total_steps": 100_000,
+            "num_envs": 4,
+            "num_steps": 250,
+            "gamma": 0.9,
+            "gae_lambda": 0.7,
+            "delta": 0.03,
+            "normalise_reward": True,
+        },
         tasks=("Pendulum-v*", "jax:Pendulum-v*"),
     ),
     "trpo-mujoco": Preset(
