@@ -114,8 +114,8 @@ PRESETS = {
         },
     ),
     "trpo-vine": Preset(
-        doc="The vine procedure, in-graph, here for two discrete actions (others: --vine-actions): 128 states, every action from each.",
-        config={"vine_actions": 2, "num_steps": 25},
+        doc="The vine procedure, in-graph, here for two discrete actions (others: --vine-actions): 96 states, every action from each.",
+        config={"total_steps": 200_000, "num_steps": 50, "vine_actions": 2, "vine_states": 96},
     ),
     "natural-pg": Preset(
         doc="Natural policy gradient with a step of constant KL (Kakade 2002; section 6): no line search.",
