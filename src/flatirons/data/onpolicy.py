@@ -49,13 +49,12 @@ def steps_per_turn(config: Any) -> int:
     return config.num_envs * config.num_steps
 
 
-def check(config: Any) -> None:
-    """Refuse counts that make no iteration. Raises FlatironsError."""
+def check(config: Any, iteration: int) -> None:
+    """Refuse counts that make no `iteration`, that being its decisions in all. Raises FlatironsError."""
     if min(config.num_envs, config.num_steps) < 1:
         raise FlatironsError("num_envs and num_steps must be at least 1")
-    rows = steps_per_turn(config)
-    if config.total_steps < rows:
-        raise FlatironsError(f"total_steps={config.total_steps} is less than one iteration, num_envs * num_steps = {rows}: raise it")
+    if config.total_steps < iteration:
+        raise FlatironsError(f"total_steps={config.total_steps} is less than one iteration of {iteration} decisions: raise it")
 
 
 def _is_spec(x: Any) -> bool:

@@ -220,7 +220,7 @@ prepare, steps_per_turn, interrupted = onpolicy.prepare, onpolicy.steps_per_turn
 
 def check(config: Config, task: Task) -> None:
     """Refuse what cannot run. Raises FlatironsError."""
-    onpolicy.check(config)
+    onpolicy.check(config, steps_per_turn(config))
     if min(config.num_epochs, config.num_minibatches) < 1:
         raise FlatironsError("num_epochs and num_minibatches must be at least 1")
     rows = steps_per_turn(config)

@@ -172,10 +172,8 @@ def steps_per_turn(config: Config) -> int:
 
 def check(config: Config, task: Task) -> None:
     """Refuse what cannot run. Raises FlatironsError."""
-    onpolicy.check(config)
-    rows, iteration = onpolicy.steps_per_turn(config), steps_per_turn(config)
-    if config.total_steps < iteration:
-        raise FlatironsError(f"total_steps={config.total_steps} is less than one iteration of {iteration} decisions: raise it")
+    onpolicy.check(config, steps_per_turn(config))
+    rows = onpolicy.steps_per_turn(config)
     if min(config.value_epochs, config.value_minibatches, config.cg_iterations, config.backtrack_steps, config.fisher_every) < 1:
         raise FlatironsError("value_epochs, value_minibatches, cg_iterations, backtrack_steps and fisher_every must be at least 1")
     if rows % config.value_minibatches:
@@ -273,7 +271,9 @@ def _vine(config: Config, task: InGraphTask, state: State, experience: Transitio
     following = policy(config, task, actor(state), greedy=False)
     values = lambda obs: value(config, task, state.params, prepare(task, state.normaliser.obs, obs))  # noqa: E731
     q = vine.q_estimates(task, following, values, key_branches, env, actions, config.vine_steps, config.gamma)
-    q = q - jnp.mean(q, axis=0, keepdims=True)
+    # An action that is not legal was tried with the others, and means nothing.
+    possible = jnp.full(shape, True) if isinstance(legal, tuple) else legal.T
+    q = jnp.where(possible, q - jnp.mean(q, axis=0, keepdims=True, where=possible), 0.0)
     return Batch(obs, legal, actions, jax.vmap(pi.log_prob)(actions), (), q / (jnp.std(q) + 1e-8), ())
 
 
