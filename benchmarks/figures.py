@@ -69,7 +69,7 @@ def maximisation_bias(results: Path, place: Path) -> None:
 def overestimation(results: Path, place: Path) -> None:
     """van Hasselt 2016, figure 3: Q while learning, and as lines what the final policies got, discounted."""
     pairs = {
-        "LunarLander-v3": ("dqn-lunarlander-one-step", "dqn-lunarlander-one-step-double"),
+        "LunarLander-v3": ("dqn-lunarlander", "dqn-lunarlander-double"),
         "MinAtar Asterix": ("dqn-minatar-asterix", "dqn-minatar-asterix-double"),
     }
     found = {task: [result(results / "learning", row) for row in rows] for task, rows in pairs.items()}

@@ -59,11 +59,6 @@ ROWS: dict[str, Row] = {
     "dqn-2013-minatar-breakout-no-replay": Row(
         system="dqn-2013-minatar", task="pgx:minatar-breakout", budget=1_000_000, seeds=3, config={"buffer_size": 2, "batch_size": 2}
     ),
-    # Overestimation: targets over one step, as both papers have them, so that Double DQN is all that differs.
-    "dqn-lunarlander-one-step": Row(system="dqn", task="LunarLander-v3", budget=300_000, seeds=5, config={"n_step": 1}),
-    "dqn-lunarlander-one-step-double": Row(
-        system="dqn", task="LunarLander-v3", budget=300_000, seeds=5, config={"n_step": 1, "double": True}
-    ),
     "dqn-minatar-asterix-double": Row(
         system="dqn", task="pgx:minatar-asterix", budget=1_200_000, seeds=3, reach=12, aim=15, config={"double": True}
     ),

@@ -207,7 +207,7 @@ PRESETS = {
         tasks=("CartPole-v*", "jax:CartPole-v*"),
     ),
     "dqn-lunarlander": Preset(
-        doc="Tuned for LunarLander: targets over 3 steps, layers standardised, an update a decision in turns of 100, rate annealed.",
+        doc="Tuned for LunarLander: layers standardised, an update a decision in turns of 100, rate annealed.",
         config={
             "total_steps": 300_000,
             "train_every": 100,
@@ -215,7 +215,6 @@ PRESETS = {
             "batch_size": 64,
             "learning_rate": 5e-4,
             "anneal_learning_rate": True,
-            "n_step": 3,
             "target_every": 200,
             "layer_norm": True,
             "epsilon_end": 0.05,
