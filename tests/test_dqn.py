@@ -14,7 +14,7 @@ from flatirons.core import trees
 from flatirons.data import replay as memory
 from flatirons.envs import probes
 from flatirons.envs.ingraph import InGraph
-from flatirons.systems import dqn
+from flatirons.systems import dqn, find
 from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, Network, Spec, TimeStep, Transition
 
 IDENTITY = Network(lambda key, spec: {}, lambda params, obs: jnp.asarray(obs))
@@ -294,6 +294,19 @@ def test_dueling_heads_by_hand() -> None:
     found = np.asarray(dqn.q_values(config, TASK, params, jnp.asarray(obs)))
     np.testing.assert_allclose(found, v + a - a.mean(1, keepdims=True), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found.mean(1), v[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_bias_that_all_actions_share() -> None:
+    config = dqn.Config(**HAND | {"shared_bias": True})
+    params = dqn.init_params(config, TASK, jax.random.key(0))
+    obs = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    by_hand = obs @ np.asarray(params["q"]["w"]) + float(params["q"]["b"][0])
+    np.testing.assert_allclose(dqn.q_values(config, TASK, params, jnp.asarray(obs)), by_hand, rtol=1e-4, atol=1e-5)
+    # Whatever action is learned from, all of them move with the bias.
+    batch = dqn.Batch(jnp.asarray(obs), jnp.array([1, 1, 0, 0, 1]), jnp.asarray(by_hand[:, 0]) + 100.0)
+    grads = jax.grad(lambda p: dqn.loss(config, TASK, p, batch)[0])(params)
+    assert grads["q"]["b"].shape == (1,) and float(grads["q"]["b"][0]) == pytest.approx(-1.0, rel=1e-5), "five clipped errors, mean"
+    assert find("double-dqn-tuned")[1]["shared_bias"]
 
 
 def test_the_taylor_step_of_the_double_dqn_page() -> None:

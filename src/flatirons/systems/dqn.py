@@ -66,6 +66,8 @@ class Config:
     """Choose a' by theta and value it by theta^- (van Hasselt 2016, Double DQN)."""
     dueling: bool = False
     """Heads for V and A instead of one for Q (Wang 2016)."""
+    shared_bias: bool = False
+    """One bias for all actions in the last layer (van Hasselt 2016, the tuned Double DQN)."""
     prioritised: bool = False
     """Sample the replay in proportion to |error|^priority_exponent instead of uniformly (Schaul 2016)."""
     priority_exponent: float = 0.6
@@ -166,8 +168,8 @@ PRESETS = {
         config=NATURE | {"double": True},
     ),
     "double-dqn-tuned": Preset(
-        doc="Double DQN as its authors tuned it: C = 30,000 updates, epsilon to 0.01 (0.001 in evaluation).",
-        config=NATURE | {"double": True, "target_every": 30_000, "epsilon_end": 0.01, "eval_epsilon": 0.001},
+        doc="Double DQN as its authors tuned it: C = 30,000 updates, epsilon to 0.01 (0.001 in evaluation), one bias for all actions.",
+        config=NATURE | {"double": True, "shared_bias": True, "target_every": 30_000, "epsilon_end": 0.01, "eval_epsilon": 0.001},
     ),
     "double-dqn-laptop": Preset(
         doc="Double DQN on Atari within hours on two cores: the 2013 network standardised, targets over 3 steps, Adam, annealed.",
@@ -283,6 +285,8 @@ def init_params(config: Config, task: Task, key: Key) -> Any:
     width = num_outputs(net, params, task.spec.obs)
     assert isinstance(task.spec.action, Discrete)
     heads = {"q": dense_init(key_head, width, task.spec.action.n, init="fan_in")}
+    if config.shared_bias:
+        heads["q"]["b"] = heads["q"]["b"][:1]
     if config.dueling:
         heads["value"] = dense_init(jax.random.fold_in(key_head, 1), width, 1, init="fan_in")
     return {"torso": params} | heads
