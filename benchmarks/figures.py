@@ -81,7 +81,7 @@ def overestimation(results: Path, place: Path) -> None:
             axes.axhline(got, color=colour, linestyle="--", label=f"{label}: what its final policy got")
         axes.set(title=task, xlabel="million decisions")
     panels[0].set_ylabel("discounted return")
-    panels[0].legend(frameon=False, fontsize=8)
+    panels[1].legend(frameon=False, fontsize=8, loc="upper left")
     save(figure, place)
 
 
