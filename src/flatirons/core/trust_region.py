@@ -7,13 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from optax.tree_utils import tree_vdot
 
 from flatirons.types import Array, PyTree
-
-
-def dot(a: PyTree, b: PyTree) -> jax.Array:
-    """Inner product over all leaves."""
-    return sum((jnp.sum(x * y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)), start=jnp.zeros(()))
 
 
 def _plus(a: PyTree, scale: Array, b: PyTree) -> PyTree:
@@ -32,8 +28,9 @@ def conjugate_gradient(product: Callable[[PyTree], PyTree], b: PyTree, num_itera
     """Solve A x = b for a symmetric positive definite A given as `product(v) = A v` (Hestenes and Stiefel 1952), from x = 0.
 
     `num_iterations` products at most: it stops once |r|² <= tolerance |b|². In exact arithmetic it is done after as many as A has
-    different eigenvalues, and its directions are A-orthogonal. One product more gives A x and the true residual."""
-    square = dot(b, b)
+    different eigenvalues, and its directions are A-orthogonal. One product more gives A x and the true residual, neither of which
+    `jax.scipy.sparse.linalg.cg` hands out."""
+    square = jnp.asarray(tree_vdot(b, b))
 
     def unfinished(c: tuple[Any, ...]) -> jax.Array:
         i, _, _, _, rr = c
@@ -42,16 +39,16 @@ def conjugate_gradient(product: Callable[[PyTree], PyTree], b: PyTree, num_itera
     def iterate(c: tuple[Any, ...]) -> tuple[Any, ...]:
         i, x, r, p, rr = c
         ap = product(p)
-        alpha = rr / dot(p, ap)
+        alpha = rr / tree_vdot(p, ap)
         x, r = _plus(x, alpha, p), _plus(r, -alpha, ap)
-        new = dot(r, r)
+        new = tree_vdot(r, r)
         return i + 1, x, r, _plus(r, new / rr, p), new
 
     zero = jax.tree.map(jnp.zeros_like, b)
     _, x, _, _, _ = jax.lax.while_loop(unfinished, iterate, (jnp.int32(0), zero, b, b, square))
     ax = product(x)
     off = _plus(b, jnp.asarray(-1.0, square.dtype), ax)
-    return Solution(x, ax, jnp.sqrt(dot(off, off) / jnp.maximum(square, jnp.finfo(square.dtype).tiny)))
+    return Solution(x, ax, jnp.sqrt(tree_vdot(off, off) / jnp.maximum(square, jnp.finfo(square.dtype).tiny)))
 
 
 def fisher_vector_product(distribution: Callable[[PyTree], Any], params: PyTree) -> Callable[[PyTree], PyTree]:
@@ -76,7 +73,7 @@ def fisher_vector_product(distribution: Callable[[PyTree], Any], params: PyTree)
 
 def largest_step(direction: PyTree, product: PyTree, delta: float | Array) -> jax.Array:
     """beta with ½ (beta x)^T A (beta x) = delta, for x `direction` and A x `product`: sqrt(2 delta / x^T A x); 0 where x is 0."""
-    curvature = dot(direction, product)
+    curvature = jnp.asarray(tree_vdot(direction, product))
     return jnp.where(curvature > 0, jnp.sqrt(2.0 * delta / jnp.where(curvature > 0, curvature, 1.0)), 0.0)
 
 

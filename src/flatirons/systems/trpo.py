@@ -333,7 +333,7 @@ def _policy_step(config: Config, task: Task, params: Any, batch: Batch, loss: Ca
     tries = config.backtrack_steps if config.line_search else 1
     found = trust_region.backtracking(good, theta_old, full, config.backtrack_ratio, tries)
     return found.params, found.metrics | {
-        "expected_improvement": trust_region.dot(g, full),
+        "expected_improvement": optax.tree_utils.tree_vdot(g, full),
         "cg_residual": s.residual,
         "accepted": found.accepted.astype(jnp.float32),
         "backtracks": found.refused.astype(jnp.float32),
