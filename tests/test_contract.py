@@ -14,6 +14,7 @@ import pytest
 
 from flatirons import envs, systems
 from flatirons.core import trees
+from flatirons.run import cli
 from flatirons.types import Episodes, Preset, TimeStep
 
 NAMES = ("Config", "State", "PRESETS", "check", "init", "actor", "policy", "loss", "update", "step", "steps_per_turn")
@@ -39,6 +40,10 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "trpo": (
         "jax:CartPole-v1",
         {"num_envs": 4, "num_steps": 8, "value_minibatches": 2, "hidden": (8,), "normalise_obs": True, "damping": 1e3},
+    ),
+    "a3c": (
+        "jax:CartPole-v1",
+        {"num_envs": 4, "actor_learners": 2, "num_steps": 8, "hidden": (8,), "rmsprop_eps": 1e-5, "learning_rate": 1e-3},
     ),
     "dqn": (
         "jax:CartPole-v1",
@@ -117,6 +122,11 @@ def test_names(system: ModuleType) -> None:
         if field.type in ("float", "float | None"):
             default = field.default
             assert default is None or type(default) is float, f"{name} is a leaf of the Config and must be a float"
+
+
+def test_settings_and_the_runs_own_flags_share_one_namespace(system: ModuleType) -> None:
+    flags = {f.name for f in dataclasses.fields(cli.RunFlags)}
+    assert not flags & {f.name for f in dataclasses.fields(system.Config)}
 
 
 def test_systems_and_presets_share_one_namespace() -> None:

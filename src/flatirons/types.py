@@ -185,7 +185,7 @@ class InGraphTask(Protocol):
 
 class HostTask(Protocol):
     """A batch of environments outside JAX (NumPy in, NumPy out), reset automatically. `current` is the TimeStep to act on next; arrays
-    handed out are never written again."""
+    handed out are never written again. `recipe` makes others of it (`flatirons.envs.Recipe`), or is None."""
 
     name: str
     num_envs: int
@@ -193,6 +193,7 @@ class HostTask(Protocol):
     in_graph: bool  # False
     notes: tuple[str, ...]
     current: TimeStep
+    recipe: Any
 
     def reset(self, seed: int | None = None) -> TimeStep: ...  # noqa: D102
     def step(self, action: np.ndarray) -> tuple[Outcome, TimeStep]: ...  # noqa: D102

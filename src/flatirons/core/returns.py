@@ -68,6 +68,23 @@ def n_step_return(reward: Array, next_value: Array, terminated: Array, truncated
     return target
 
 
+def segment_return(reward: Array, next_value: Array, terminated: Array, truncated: Array, gamma: float | Array) -> jax.Array:
+    """Returns `[T, ...]` that run to the segment's last row, or to where an episode ends, and bootstrap there (Mnih 2016, Algorithm S3).
+
+    `next_value` is the value of the true successor; it is read in the last row and where an episode was cut, nowhere else.
+    """
+    terminated = jnp.asarray(terminated, jnp.float32)
+    bootstrap = td_target(reward, terminated, next_value, gamma)
+    stop = jnp.maximum(terminated, jnp.asarray(truncated, jnp.float32)) > 0
+
+    def backwards(later: jax.Array, row: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        total = jnp.where(row[0], row[1], row[2] + gamma * later)
+        return total, total
+
+    rows = (stop.at[-1].set(True), bootstrap, jnp.asarray(reward))
+    return jax.lax.scan(backwards, jnp.zeros_like(bootstrap[0]), rows, reverse=True, unroll=min(8, stop.shape[0]))[1]
+
+
 def discounted_sum(reward: Array, ended: Array, start: Array, gamma: float | Array) -> tuple[jax.Array, jax.Array]:
     """Running forward sums R_t = r_t + gamma R_{t-1}, restarted after each end: (the sum to carry on from, `[T, ...]`).
 

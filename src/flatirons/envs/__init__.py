@@ -22,7 +22,7 @@ from flatirons.types import FlatironsError, Task
 if TYPE_CHECKING:
     from flatirons.envs.checker import Finding
 
-__all__ = ["VECTORISERS", "check", "make", "names"]
+__all__ = ["VECTORISERS", "Recipe", "check", "make", "names"]
 
 VECTORISERS = ("auto", "serial", "threads", "processes", "gymnasium")
 """How a batch of Gymnasium environments may be stepped; `auto` chooses and says so in the task's notes."""
@@ -65,6 +65,30 @@ def make(
 
     Raises FlatironsError for an unknown name (with the nearest ones), a missing extra (with the line that installs it), an unknown option.
     """
+    made = _make(task, num_envs, seed=seed, training=training, vectoriser=vectoriser, timeout_s=timeout_s, **options)
+    if not made.in_graph:
+        made.recipe = Recipe(task, dict(training=training, vectoriser=vectoriser, timeout_s=timeout_s, **options), seed)  # type: ignore[union-attr]
+    return made
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a host task was made from, so that another with environments of its own can be made: what was passed to `make`."""
+
+    task: Any
+    options: dict[str, Any]
+    seed: int
+
+    def make(self, num_envs: int, seed: int) -> Task:
+        """Another of it. Raises FlatironsError where the task was one environment that exists already."""
+        import gymnasium
+
+        if isinstance(self.task, gymnasium.Env):
+            raise FlatironsError("one environment instance was passed and more are needed; pass a function that makes a new one")
+        return make(self.task, num_envs, seed=seed, **self.options)
+
+
+def _make(task: Any, num_envs: int, *, seed: int, training: bool, vectoriser: str, timeout_s: float | None, **options: Any) -> Task:
     if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
         raise FlatironsError(f"num_envs is {num_envs!r}; it is a whole number from 1 up")
     if vectoriser not in VECTORISERS:

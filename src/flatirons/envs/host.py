@@ -422,6 +422,7 @@ class HostBatch:
     """
 
     in_graph = False
+    recipe: Any = None
 
     def __init__(
         self,

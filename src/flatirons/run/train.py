@@ -136,6 +136,7 @@ def train(
             if tensorboard:
                 metrics.demand_tensorboard()
             notes += made.notes
+            notes += module.notes(chosen) if hasattr(module, "notes") else ()
             if not made.in_graph:
                 notes.append(HOST_NOTE)
             if seeds > 1 and not made.in_graph:

@@ -1,0 +1,330 @@
+"""A3C and its family: returns and gradients by hand, stale copies, sarsa's next action, the shared memory, and the race."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import threading
+from typing import Any
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from flatirons import envs
+from flatirons.core import returns
+from flatirons.data import race
+from flatirons.nets import recurrent
+from flatirons.systems import a3c
+from flatirons.types import FlatironsError, Transition
+
+SMALL: dict[str, Any] = {"num_envs": 4, "actor_learners": 2, "num_steps": 3, "hidden": (8,), "total_steps": 1200, "learning_rate": 0.01}
+
+
+def _task(name: str = "jax:CartPole-v1", num_envs: int = 4) -> Any:
+    return envs.make(name, num_envs)
+
+
+def test_segment_return_by_hand() -> None:
+    reward, following = np.array([1.0, 2.0, 3.0, 4.0]), np.array([10.0, 20.0, 30.0, 40.0])
+    never = np.zeros(4, bool)
+    np.testing.assert_allclose(returns.segment_return(reward, following, never, never, 0.5)[0], 1 + 1 + 0.75 + 0.5 + 40 / 16)
+    ended = np.array([False, True, False, False])
+    # A termination has no successor, a cut one has.
+    np.testing.assert_allclose(returns.segment_return(reward, following, ended, never, 0.5), [2.0, 2.0, 3 + 0.5 * 24, 24.0])
+    np.testing.assert_allclose(returns.segment_return(reward, following, never, ended, 0.5), [1 + 0.5 * 12, 12.0, 15.0, 24.0])
+
+
+def test_segment_return_is_the_n_step_return_of_its_length() -> None:
+    rng = np.random.default_rng(0)
+    rows = [rng.normal(size=(6, 3)), rng.normal(size=(6, 3)), rng.random((6, 3)) < 0.2, np.zeros((6, 3), bool)]
+    np.testing.assert_allclose(returns.segment_return(*rows, 0.9), returns.n_step_return(*rows, 0.9, 6), rtol=1e-5)
+
+
+def test_every_gradient_is_at_its_own_copy_and_applied_in_order() -> None:
+    task, config = _task(), a3c.Config(**SMALL, anneal_learning_rate=False, rmsprop_eps=0.01)
+    state = a3c.init(config, task, jax.random.key(0))
+    seen: list[Transition] = []
+
+    def spying(config: Any, task: Any, state: Any, experience: Any) -> Any:
+        seen.append(experience)
+        return a3c.update(config, task, state, experience)
+
+    params, copies = state.params, [state.params, state.params]
+    square = jax.tree.map(jnp.zeros_like, params)
+    one = dataclasses.replace(config, num_envs=2, actor_learners=1)
+    for _ in range(3):
+        state, _ = a3c.step(config, task, state, update=spying)
+        for i in (0, 1):
+            rows = jax.tree.map(lambda x, i=i: x[:, 2 * i : 2 * i + 2], seen[-1])
+            grads, _ = a3c.gradient(one, task, copies[i], (), rows, rows.action, jnp.ones((3, 2)))
+            square = jax.tree.map(lambda g, d: 0.99 * g + 0.01 * d * d, square, grads)
+            params = jax.tree.map(lambda p, g, d: p - 0.01 * d / jnp.sqrt(g + 0.01), params, square, grads)
+            copies[i] = params
+        for x, y in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+    # The second copy is new, the first lacks the second's update.
+    assert not np.allclose(state.copies["head"]["w"][0], state.params["head"]["w"])
+    np.testing.assert_array_equal(state.copies["head"]["w"][1], state.params["head"]["w"])
+
+
+def test_the_gradient_is_the_papers() -> None:
+    """Algorithm S3 row by row, with the derivative of each term taken on its own."""
+    task = _task(num_envs=1)
+    config = a3c.Config(**SMALL | {"num_envs": 1, "actor_learners": 1, "num_steps": 4}, ent_coef=0.02, value_coef=0.5, gamma=0.9)
+    state = a3c.init(config, task, jax.random.key(3))
+    rows: list[Transition] = []
+    a3c.step(config, task, state, update=lambda c, t, s, e: (rows.append(e), a3c.update(c, t, s, e))[1])
+    r, theta = rows[0], state.params
+
+    def pi(params: Any, t: int) -> jax.Array:
+        return jax.nn.log_softmax(a3c._head(params, a3c._features(config, task, params, r.obs[t])))[0]
+
+    def v(params: Any, t: int, obs: Any = None) -> jax.Array:
+        return a3c.value(config, task, params, r.obs[t] if obs is None else obs)[0]
+
+    total, expected = float(v(theta, 3, r.next_obs[3])), jax.tree.map(jnp.zeros_like, theta)
+    for t in (3, 2, 1, 0):
+        total = float(r.reward[t, 0]) + 0.9 * total
+        advantage = total - float(v(theta, t))
+        terms = [
+            jax.grad(lambda p, t=t, a=advantage: -pi(p, t)[r.action[t, 0]] * a)(theta),
+            jax.grad(lambda p, t=t: 0.02 * jnp.sum(jnp.exp(pi(p, t)) * pi(p, t)))(theta),
+            jax.grad(lambda p, t=t, total=total: 0.5 * (total - v(p, t)) ** 2)(theta),
+        ]
+        expected = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), terms, expected)
+    found, _ = a3c.gradient(config, task, theta, (), r, r.action, jnp.ones((4, 1)))
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5)
+
+
+def test_sarsa_bootstraps_the_action_taken_next() -> None:
+    config = a3c.Config(**SMALL | {"num_envs": 2, "actor_learners": 1}, method="sarsa", epsilon_ends=(1.0,), epsilon_shares=(1.0,))
+    task = _task("jax:CartPole-v1", 2)
+    state = a3c.init(config, task, jax.random.key(1))
+    turns: list[Transition] = []
+    losses: list[Any] = []
+
+    def spying_loss(config: Any, task: Any, params: Any, batch: Any) -> Any:
+        losses.append(batch)
+        return a3c.loss(config, task, params, batch)
+
+    def spying(config: Any, task: Any, state: Any, experience: Any) -> Any:
+        turns.append(experience)
+        with jax.disable_jit():
+            return a3c.update(config, task, state, experience, loss=spying_loss)
+
+    target = state.target
+    for _ in range(2):
+        state, _ = a3c.step(config, task, state, update=spying)
+    np.testing.assert_array_equal(losses[0].weight[0], 0.0)  # nothing waited before the first turn
+    np.testing.assert_array_equal(losses[0].weight[1:], 1.0)
+    np.testing.assert_array_equal(losses[1].weight, 1.0)
+    rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *turns)
+    for t in range(2, 5):  # the second turn learns from rows 2, 3 and 4
+        np.testing.assert_array_equal(losses[1].action[t - 2], rows.action[t])
+        q = a3c._head(target, a3c._features(config, task, target, rows.next_obs[t]))
+        taken = q[jnp.arange(2), rows.action[t + 1]]
+        y = rows.reward[t] + config.gamma * jnp.where(rows.terminated[t], 0.0, taken)
+        np.testing.assert_allclose(losses[1].target[t - 2], y, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["q", "nstep-q"])
+def test_q_targets_are_theta_minus_s(method: Any) -> None:
+    task = _task()
+    config = a3c.Config(**SMALL, method=method, target_every=10**6)
+    state = a3c.init(config, task, jax.random.key(0))
+    state = state._replace(target=jax.tree.map(lambda x: 2.0 * x, state.target))
+    rows: list[Transition] = []
+    a3c.step(config, task, state, update=lambda c, t, s, e: (rows.append(e), a3c.update(c, t, s, e))[1])
+    y = a3c._targets(config, task, state.params, state.target, rows[0], rows[0].action)
+    best = jnp.max(a3c._head(state.target, a3c._features(config, task, state.target, rows[0].next_obs)), axis=-1)
+    best = jnp.where(rows[0].terminated, 0.0, best)
+    if method == "q":
+        np.testing.assert_allclose(y, rows[0].reward + 0.99 * best, rtol=1e-5)
+    else:
+        np.testing.assert_allclose(y[0], 1 + 0.99 + 0.99**2 + 0.99**3 * best[-1], rtol=1e-5)
+
+
+def test_theta_minus_is_taken_every_so_many_decisions() -> None:
+    task, config = _task(), a3c.Config(**SMALL, method="q", target_every=24)
+    state = a3c.init(config, task, jax.random.key(0))
+    step = jax.jit(functools.partial(a3c.step, config, task))
+    same = []
+    for _ in range(4):  # 12 decisions a turn
+        state, _ = step(state)
+        same.append(np.array_equal(state.target["head"]["w"], state.params["head"]["w"]))
+    assert same == [False, True, False, True]
+
+
+def test_the_variance_of_continuous_actions_depends_on_the_state() -> None:
+    task = _task("jax:Pendulum-v1")
+    config = a3c.Config(**SMALL, share_torso=False)
+    state = a3c.init(config, task, jax.random.key(0))
+    params = state.params | {"head": jax.tree.map(lambda x: x + 0.5, state.params["head"])}
+    pi = a3c._pi(task, a3c._head(params, a3c._features(config, task, params, jnp.array([[1.0, 0, 0], [0, 1.0, 5.0]]))), ())
+    out = a3c._head(params, a3c._features(config, task, params, jnp.array([[1.0, 0, 0], [0, 1.0, 5.0]])))
+    np.testing.assert_allclose(jnp.exp(2 * pi.log_std)[:, 0], jnp.log1p(jnp.exp(out[:, 1])), rtol=1e-4)
+    assert abs(float(pi.log_std[0, 0] - pi.log_std[1, 0])) > 0.01
+
+
+# ------------------------------------------------------------------------------------------------------------ the memory
+
+
+def test_an_lstm_unrolled_is_its_steps_and_forgets_between_episodes() -> None:
+    params = recurrent.lstm_init(jax.random.key(0), 3, 5)
+    x = jax.random.normal(jax.random.key(1), (4, 2, 3))
+    first = jnp.array([[True, False], [False, False], [False, True], [False, False]])
+    memory = recurrent.Memory(*(jnp.full((2, 5), 0.3) for _ in range(2)))
+    together = recurrent.unroll(params, memory, x, first)
+    for t in range(4):
+        memory = recurrent.lstm(params, recurrent.forget(memory, first[t]), x[t])
+        np.testing.assert_allclose(together.h[t], memory.h, rtol=1e-5)
+    fresh = recurrent.lstm(params, recurrent.blank(2, 5), x[2])
+    np.testing.assert_allclose(together.h[2, 1], fresh.h[1], rtol=1e-5)
+    # By hand: gates in the order input, forget, output, candidate.
+    gates = np.concatenate([x[2], np.zeros((2, 5))], axis=1) @ np.asarray(params["w"]) + np.asarray(params["b"])
+    i, _, o = (1 / (1 + np.exp(-gates[:, 5 * k : 5 * k + 5])) for k in range(3))
+    np.testing.assert_allclose(fresh.h, o * np.tanh(i * np.tanh(gates[:, 15:])), rtol=1e-4)
+
+
+def test_recurrent_learners_start_each_trajectory_with_the_memory_they_acted_with() -> None:
+    task, config = _task(), a3c.Config(**SMALL, lstm=6, share_torso=False)
+    state = a3c.init(config, task, jax.random.key(0))
+    seen: list[Any] = []
+
+    def spying_loss(config: Any, task: Any, params: Any, batch: Any) -> Any:
+        features, _ = a3c._unroll(config, task, params, batch.obs, batch.first, batch.memory)
+        seen.append((a3c._pi(task, a3c._head(params, features), batch.legal).log_prob(batch.action), batch))
+        return a3c.loss(config, task, params, batch)
+
+    update = functools.partial(a3c.update, loss=spying_loss)
+    with jax.disable_jit():
+        for _ in range(2):
+            state, metrics = a3c.step(config, task, state, update=update)
+    assert float(jnp.abs(seen[-1][1].memory["torso"].h).max()) > 0, "the memory of the turn before"
+    assert np.isfinite(float(metrics["loss"]))
+
+
+# -------------------------------------------------------------------------------------------------------------- the race
+
+
+def test_shared_rmsprop_is_the_papers_and_in_place() -> None:
+    rng = np.random.default_rng(0)
+    shared = race.Shared(100_000)
+    shared.theta[:] = start = rng.normal(size=100_000).astype(np.float32)
+    optimiser, params = optax.scale_by_rms(0.99, 0.1, eps_in_sqrt=True), jnp.asarray(start)
+    memory, state = shared.theta, optimiser.init(jnp.asarray(start))
+    for _ in range(3):
+        gradient = rng.normal(size=100_000).astype(np.float32)
+        shared.descend(gradient, 0.01, 0.99, 0.1)
+        direction, state = optimiser.update(jnp.asarray(gradient), state)
+        params = params - 0.01 * direction
+    assert shared.theta is memory
+    np.testing.assert_allclose(shared.theta, params, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_counter_is_exact(apart: bool) -> None:
+    # Locks on a file do not hold between threads, so that only one takes there.
+    shared, taken = race.Shared(1, apart=apart), []
+
+    def take() -> None:
+        while (count := shared.claim(5, 10_003)) is not None:
+            taken.append(count)
+
+    threads = [threading.Thread(target=take) for _ in range(1 if apart else 4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(taken) == list(range(0, 10_000, 5)) and shared.count == 10_000
+
+
+RACE: dict[str, Any] = SMALL | {"num_envs": 2, "trajectories": 20}
+
+
+def _raced(config: a3c.Config, task: Any, turns: int = 2) -> tuple[Any, Any]:
+    a3c.check(config, task)
+    state = jax.jit(a3c.init, static_argnums=(0, 1))(config, task, jax.random.key(0))
+    metrics = {}
+    for _ in range(turns):
+        state, metrics = a3c.step(config, task, state)
+    return state, metrics
+
+
+@pytest.mark.parametrize("method", ["a3c", "sarsa", "nstep-q"])
+def test_threads_race_and_count_exactly(method: Any) -> None:
+    config, task = a3c.Config(**RACE, mode="threads", method=method, lstm=4 if method == "a3c" else 0), envs.make("CartPole-v1", 2)
+    state, metrics = _raced(config, task)
+    assert int(state.updates) == 40 and task.__dict__["race"].shared.count == 40 * 3 == 2 * a3c.steps_per_turn(config)
+    assert metrics["episodes"].length_sum <= 120 and np.isfinite(metrics["loss"])
+    fresh = a3c.init(config, task, jax.random.key(0))
+    assert not np.allclose(state.params["head"]["w"], fresh.params["head"]["w"])
+    assert [x.dtype for x in jax.tree.leaves(state)] == [x.dtype for x in jax.tree.leaves(fresh)]
+    task.close()
+
+
+def test_processes_race(capfd: pytest.CaptureFixture[str]) -> None:
+    config, task = a3c.Config(**RACE, mode="processes"), envs.make("CartPole-v1", 2)
+    state, metrics = _raced(config, task, turns=1)
+    assert int(state.updates) == 20 and np.isfinite(metrics["loss"])
+    team = task.__dict__["race"].team
+    team._children[0].kill()
+    with pytest.raises(FlatironsError, match=r"actor-learner 0's process ended by signal 9.*resume"):
+        a3c.step(config, task, state)
+    team.close()
+    task.close()
+
+
+def test_a_copy_of_theta_is_not_written_by_others() -> None:
+    config, task = a3c.Config(**RACE | {"num_envs": 1, "actor_learners": 1}), envs.make("CartPole-v1", 1)
+    size = sum(x.size for x in jax.tree.leaves(a3c.init_params(config, task, jax.random.key(0))))
+    shared = race.Shared(size)
+    learner = a3c.ActorLearner(config, task, shared, jax.random.key(0))
+    copy = learner._tree(shared.theta)
+    shared.theta += 1.0
+    assert all(float(jnp.abs(x).max()) == 0.0 for x in jax.tree.leaves(copy))
+    task.close()
+
+
+def test_an_error_in_one_learner_ends_the_race() -> None:
+    class Breaks(gymnasium.Wrapper):
+        def step(self, action: Any) -> Any:
+            raise ValueError("the motor is off")
+
+    config = a3c.Config(**RACE, mode="threads")
+    task = envs.make(lambda: Breaks(gymnasium.make("CartPole-v1")), 2, vectoriser="serial")
+    with pytest.raises(FlatironsError, match="the motor is off"):
+        _raced(config, task, turns=1)
+    task.close()
+
+
+# ------------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("settings", "task", "words"),
+    [
+        ({"actor_learners": 8}, "jax:CartPole-v1", "actor_learners=8 is more than num_envs=4"),
+        ({"actor_learners": 3}, "jax:CartPole-v1", "does not divide num_envs=4"),
+        ({"mode": "threads"}, "jax:CartPole-v1", "tasks outside JAX"),
+        ({"method": "q"}, "jax:Pendulum-v1", "needs a Discrete action space"),
+        ({"method": "q", "epsilon_shares": (0.5, 0.5)}, "jax:CartPole-v1", "epsilon_ends has 3 entries"),
+        ({"method": "q", "epsilon_shares": (0.5, 0.4, 0.3)}, "jax:CartPole-v1", "their sum 1"),
+        ({"lstm": -1}, "jax:CartPole-v1", "lstm must be"),
+    ],
+)
+def test_bad_settings_are_named(settings: dict[str, Any], task: str, words: str) -> None:
+    with pytest.raises(FlatironsError, match=words):
+        a3c.check(a3c.Config(**SMALL | settings), _task(task))
+
+
+def test_processes_need_a_name() -> None:
+    task = envs.make(lambda: gymnasium.make("CartPole-v1"), 4, vectoriser="serial")
+    with pytest.raises(FlatironsError, match="use mode=threads"):
+        a3c.check(a3c.Config(**SMALL, mode="processes"), task)
+    task.close()
