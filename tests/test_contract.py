@@ -45,6 +45,7 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
         "jax:CartPole-v1",
         {"num_envs": 4, "actor_learners": 2, "num_steps": 8, "hidden": (8,), "rmsprop_eps": 1e-5, "learning_rate": 1e-3},
     ),
+    "reinforce": ("jax:CartPole-v1", {"num_envs": 4, "num_steps": 64, "hidden": (8,)}),
     "dqn": (
         "jax:CartPole-v1",
         {

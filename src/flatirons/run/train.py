@@ -55,7 +55,9 @@ HOST_NOTE = (
     "this environment's inner state cannot be saved: on resume the running episodes are cut as truncated and left out of the statistics"
 )
 
-PROGRESS = frozenset(("collector", "key", "updates", "turns", "replay", "opt_state", "epsilon", "discounted", "priorities", "behind"))
+PROGRESS = frozenset(
+    "collector key updates turns replay opt_state epsilon discounted priorities behind running last waiting".split()  # noqa: SIM905
+)
 """Fields of a State, at any depth, that tell how far a run is and not what it learned: a warm start leaves them fresh."""
 
 

@@ -1,0 +1,156 @@
+"""REINFORCE: the exact gradient by enumeration, what a baseline does to it, and every episode counted once and whole."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flatirons import envs
+from flatirons.nets import actor_critic
+from flatirons.systems import reinforce
+from flatirons.types import Discrete, FlatironsError, Spec, Transition
+
+# A world of two decisions: state 0, then state 1 or 2 by the action; rewards of (state, action).
+REWARD = 5.0 + np.array([[1.0, 0.0], [0.0, 2.0], [3.0, -1.0]])
+GAMMA = 0.9
+
+
+def _world() -> Any:
+    """A task with its three states as observations and two actions; it is not played."""
+    task = envs.make("mdp:FrozenLake-v1", 1)
+    task.spec = Spec(task.spec.obs, Discrete(2), max_episode_steps=2)
+    return task
+
+
+@pytest.mark.parametrize("baseline", [False, True])
+def test_the_expected_gradient_is_exact_and_a_baseline_lowers_its_variance(baseline: bool) -> None:
+    task = _world()
+    config = reinforce.Config(
+        num_envs=1, num_steps=2, gamma=GAMMA, discount_states=True, hidden=(6,), total_steps=20, baseline=baseline, value_coef=0.0
+    )
+    params = actor_critic.init_params(config, task, jax.random.key(1))
+    params["policy"] = jax.tree.map(lambda x: 40.0 * x, params["policy"])  # a policy with preferences
+    shape = jax.tree.leaves(task.spec.obs)[0].shape
+
+    def obs(states: Any) -> Any:
+        return jnp.asarray(states, task.spec.obs.dtype).reshape((-1, *shape))
+
+    def pi(params: Any) -> jax.Array:
+        return jax.nn.softmax(actor_critic.distribution(config, task, params, obs([0, 1, 2]), ()).logits)
+
+    def expected_return(params: Any) -> Any:
+        p, total = pi(params), 0.0
+        for a, b in itertools.product((0, 1), (0, 1)):
+            total += p[0, a] * p[1 + a, b] * (REWARD[0, a] + GAMMA * REWARD[1 + a, b])
+        return total
+
+    if baseline:
+        params = _with_values(config, task, params, obs([0, 1, 2]), pi(params))
+    exact = jax.grad(expected_return)(params)
+    p, mean, square = pi(params), 0.0, 0.0
+    found: Any = jax.tree.map(jnp.zeros_like, params)
+    for a, b in itertools.product((0, 1), (0, 1)):
+        rows = Transition(
+            obs=obs([0, 1 + a]).reshape((2, 1, *shape)),
+            action=jnp.array([[a], [b]]),
+            reward=jnp.array([[REWARD[0, a]], [REWARD[1 + a, b]]]),
+            next_obs=obs([1 + a, 0]).reshape((2, 1, *shape)),
+            terminated=jnp.array([[False], [True]]),
+            truncated=jnp.zeros((2, 1), bool),
+            first=jnp.array([[True], [False]]),
+            legal=(),
+            extras=(),
+        )
+        batch = reinforce.whole_episodes(config, task, params, rows, 2)
+        grads = jax.grad(lambda q, batch=batch: reinforce.loss(config, task, q, batch)[0])(params)
+        chance = p[0, a] * p[1 + a, b]
+        found = jax.tree.map(lambda x, g, c=chance: x - c * g, found, grads)
+        flat = np.concatenate([np.ravel(x) for x in jax.tree.leaves(grads["policy"])])
+        mean, square = mean + chance * flat, square + chance * flat**2
+    for name in ("torso", "policy"):
+        for x, y in zip(jax.tree.leaves(found[name]), jax.tree.leaves(exact[name]), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+    VARIANCE[baseline] = float(np.sum(square - mean**2))
+    if len(VARIANCE) == 2:
+        assert VARIANCE[True] < 0.8 * VARIANCE[False]
+
+
+VARIANCE: dict[bool, float] = {}
+
+
+def _with_values(config: Any, task: Any, params: Any, obs: Any, p: Any) -> Any:
+    """The parameters with the policy's own values as the baseline."""
+    later = jnp.sum(p[1:] * REWARD[1:], axis=1)
+    values = jnp.concatenate([jnp.sum(p[:1] * (REWARD[0] + GAMMA * later)[None], axis=1), later])
+
+    @jax.jit
+    def descend(params: Any, _: Any) -> Any:
+        grads = jax.grad(lambda q: jnp.sum(jnp.square(reinforce.value(config, task, q, obs) - values)))(params)
+        return jax.tree.map(lambda x, g: x - 0.05 * g, params, grads), ()
+
+    return jax.lax.scan(descend, params, length=2000)[0]
+
+
+def test_every_ended_episode_counts_once_and_whole() -> None:
+    task = envs.make("jax:CartPole-v1", 3)
+    config = reinforce.Config(num_envs=3, num_steps=7, gamma=0.9, baseline=False, hidden=(4,), total_steps=21 * 100)
+    state = reinforce.init(config, task, jax.random.key(0))
+    batches, rows = [], []
+
+    def spying(config: Any, task: Any, state: Any, experience: Any) -> Any:
+        together = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), state.running, experience)
+        batches.append(reinforce.whole_episodes(config, task, state.params, together, 7))
+        rows.append(experience)
+        return reinforce.update(config, task, state, experience)
+
+    for _ in range(12):
+        state, _ = reinforce.step(config, task, state, update=spying)
+    reward, ended = (np.concatenate([getattr(r, name) for r in rows]) for name in ("reward", "terminated"))
+    expected = []
+    for env in range(3):
+        begin = 0
+        for end in np.flatnonzero(ended[:, env]):
+            episode = reward[begin : end + 1, env]
+            expected += [sum(0.9**k * r for k, r in enumerate(episode[t:])) for t in range(len(episode))]
+            begin = end + 1
+    counted = [np.asarray(b.target)[np.asarray(b.weight) > 0] for b in batches]
+    np.testing.assert_allclose(sorted(np.concatenate(counted)), sorted(expected), rtol=1e-4)
+    for b in batches:
+        # 1 / ended episodes for each of their decisions
+        weight = np.asarray(b.weight)
+        assert weight.max() <= 1.0 and len({round(float(w), 6) for w in weight[weight > 0]}) <= 1
+
+
+def test_no_step_is_taken_where_no_episode_ended() -> None:
+    task = envs.make("jax:CartPole-v1", 2)
+    config = reinforce.Config(num_envs=2, num_steps=2, hidden=(4,), total_steps=400)
+    state = reinforce.init(config, task, jax.random.key(0))
+    after, _ = reinforce.step(config, task, state)
+    for x, y in zip(jax.tree.leaves(state.params), jax.tree.leaves(after.params), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_an_interrupted_episode_does_not_count() -> None:
+    task = envs.make("jax:CartPole-v1", 2)
+    config = reinforce.Config(num_envs=2, num_steps=5, hidden=(4,), total_steps=400)
+    state = reinforce.init(config, task, jax.random.key(0))
+    step = jax.jit(functools.partial(reinforce.step, config, task))
+    state, _ = step(state)
+    state = reinforce.interrupted(state)
+    rows = jax.tree.map(lambda x: jnp.concatenate([x, x[-5:]]), state.running)
+    rows = rows._replace(terminated=rows.terminated.at[-5:].set(False).at[-1].set(True))
+    batch = reinforce.whole_episodes(config, task, state.params, rows, 5)
+    assert int(jnp.sum(batch.weight > 0)) == 10, "the five new rows of both, none of those before"
+
+
+def test_a_task_without_a_limit_is_refused() -> None:
+    task = envs.make("jax:CartPole-v1", 2)
+    task.spec = type(task.spec)(task.spec.obs, task.spec.action, None)
+    with pytest.raises(FlatironsError, match="no limit to their length"):
+        reinforce.check(reinforce.Config(num_envs=2), task)
