@@ -47,9 +47,12 @@ ROWS: dict[str, Row] = {
     ),
     "ppo-halfcheetah": Row(system="ppo", task="HalfCheetah-v5", budget=1_000_000, seeds=3, reach=1668, aim=5784),
     "dqn-minatar-breakout": Row(system="dqn", task="pgx:minatar-breakout", budget=1_000_000, seeds=3, reach=8, aim=10),
-    "dqn-minatar-freeway": Row(system="dqn", task="pgx:minatar-freeway", budget=1_000_000, seeds=3, reach=45, aim=50),
+    "dqn-minatar-adam-freeway": Row(system="dqn", task="pgx:minatar-freeway", budget=1_000_000, seeds=3, reach=45, aim=50),
+    "dqn-minatar-adam-asterix": Row(system="dqn", task="pgx:minatar-asterix", budget=1_200_000, seeds=3, reach=12, aim=15),
+    # The same two with the MinAtar authors' RMSProp.
+    "dqn-minatar-freeway": Row(system="dqn-minatar", task="pgx:minatar-freeway", budget=1_000_000, seeds=3, reach=45, aim=50),
     "dqn-minatar-space-invaders": Row(system="dqn", task="pgx:minatar-space_invaders", budget=1_000_000, seeds=3, reach=30, aim=44),
-    "dqn-minatar-asterix": Row(system="dqn", task="pgx:minatar-asterix", budget=1_200_000, seeds=3, reach=12, aim=15),
+    "dqn-minatar-asterix": Row(system="dqn-minatar", task="pgx:minatar-asterix", budget=1_200_000, seeds=3, reach=12, aim=15),
     # The two papers' ablation: without the target network (which is DQN of 2013), without the replay (two draws from the two newest
     # transitions), without either.
     "dqn-2013-minatar-breakout": Row(system="dqn-2013-minatar", task="pgx:minatar-breakout", budget=1_000_000, seeds=3, reach=8, aim=10),
@@ -60,7 +63,7 @@ ROWS: dict[str, Row] = {
         system="dqn-2013-minatar", task="pgx:minatar-breakout", budget=1_000_000, seeds=3, config={"buffer_size": 2, "batch_size": 2}
     ),
     "dqn-minatar-asterix-double": Row(
-        system="dqn", task="pgx:minatar-asterix", budget=1_200_000, seeds=3, reach=12, aim=15, config={"double": True}
+        system="dqn-minatar", task="pgx:minatar-asterix", budget=1_200_000, seeds=3, reach=12, aim=15, config={"double": True}
     ),
     "double-dqn-laptop-pong": Row(system="double-dqn-laptop", task="ALE/Pong-v5", budget=1_000_000, seeds=2, reach=15, aim=20),
     "dqn-lunarlander": Row(system="dqn", task="LunarLander-v3", budget=300_000, seeds=5, reach=195, aim=266),

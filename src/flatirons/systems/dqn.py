@@ -224,6 +224,11 @@ PRESETS = {
         },
         tasks=("LunarLander-v*",),
     ),
+    "dqn-minatar-adam": Preset(
+        doc="For MinAtar's games of rare rewards, whose gradients are small against RMSProp's 0.01: Adam at 2.5e-5, the rest as dqn-minatar.",
+        config=MINATAR | {"learning_rate": 2.5e-5, "optimiser": "adam", "optimiser_eps": 1e-6},
+        tasks=("pgx:minatar-freeway", "pgx:minatar-asterix"),
+    ),
     "dqn-minatar": Preset(
         doc="The MinAtar authors' settings (Young and Tian 2019): centred RMSProp as PyTorch has it, one update per frame, epsilon 0.1.",
         config=MINATAR,
