@@ -203,6 +203,10 @@ def test_the_actor_is_part_of_the_state_and_smaller(system: ModuleType) -> None:
     assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(actor))
     size = sum(x.size for x in _plain(state))
     assert 0 < sum(x.size for x in _plain(actor)) < 0.7 * size
+    several = jax.eval_shape(
+        lambda keys: system.actor(jax.vmap(lambda key: system.init(c.config, c.task, key))(keys)), jax.random.split(jax.random.key(0), 3)
+    )
+    assert all(x.shape[0] == 3 for x in jax.tree.leaves(several)), "the actor of several seeds has their axis"
 
 
 def test_the_greedy_policy_is_deterministic(system: ModuleType) -> None:

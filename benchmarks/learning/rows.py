@@ -75,6 +75,10 @@ ROWS: dict[str, Row] = {
     "ppo-acrobot": Row(system="ppo", task="Acrobot-v1", budget=300_000, seeds=5, reach=-100, aim=-81),
     "ppo-lunarlander": Row(system="ppo", task="LunarLander-v3", budget=1_000_000, seeds=3, reach=200, aim=242),
     "ppo-hopper": Row(system="ppo", task="Hopper-v5", budget=1_000_000, seeds=3, reach=2316, aim=2609),
+    "a3c-cartpole-threads": Row(system="a3c", task="CartPole-v1", budget=500_000, seeds=5, reach=475, aim=500, config={"mode": "threads"}),
+    "async-nstep-q-cartpole-threads": Row(
+        system="async-nstep-q-classic", task="CartPole-v1", budget=500_000, seeds=5, reach=475, aim=500, config={"mode": "threads"}
+    ),
     "ddpg-pendulum": Row(system="ddpg", task="Pendulum-v1", budget=20_000, seeds=5, reach=-200, aim=-150),
     "ddpg-inverted-pendulum": Row(system="ddpg", task="InvertedPendulum-v5", budget=100_000, seeds=5, reach=950, aim=1000),
     "ddpg-halfcheetah": Row(system="ddpg", task="HalfCheetah-v5", budget=100_000, seeds=5, reach=3800, aim=4340),

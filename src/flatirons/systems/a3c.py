@@ -158,6 +158,22 @@ PRESETS = {
         doc="Asynchronous n-step Q-learning (Algorithm S2) with the paper's Atari settings.",
         config=ATARI | {"method": "nstep-q"},
     ),
+    "a3c-classic": Preset(
+        doc="Tuned for short classic-control tasks with discrete actions: two actor-learners, t_max 10, a high learning rate.",
+        config={"num_envs": 2, "actor_learners": 2, "num_steps": 10, "learning_rate": 5e-3},
+        tasks=("CartPole-v*", "jax:CartPole-v*"),
+    ),
+    "async-nstep-q-classic": Preset(
+        doc="n-step Q-learning for short classic-control tasks: two actor-learners with four environments each.",
+        config={
+            "method": "nstep-q",
+            "num_envs": 8,
+            "actor_learners": 2,
+            "learning_rate": 1e-2,
+            "target_every": 2_000,
+            "epsilon_steps": 50_000,
+        },
+    ),
     "a2c": Preset(
         doc="Synchronous: one worker with 16 environments, so that every gradient is new (A2C).",
         config={"num_envs": 16, "actor_learners": 1, "rmsprop_eps": 1e-5},
@@ -166,7 +182,7 @@ PRESETS = {
 
 
 class Actor(NamedTuple):
-    """What acting needs: parameters without the value's, and the exploration rate of the moment; the workers' own: `[learners, ...]`."""
+    """What acting needs: theta without the value's part, and no exploration rate. The learners' own have both, `[learners, ...]`."""
 
     params: Any
     epsilon: Any
@@ -395,7 +411,7 @@ def actor(state: State) -> Actor:
     params = {name: part for name, part in state.params.items() if name not in ("value", "value_torso")}
     if "memory" in params:
         params["memory"] = {"torso": params["memory"]["torso"]}
-    return Actor(params, jnp.zeros(()))
+    return Actor(params, ())
 
 
 def value(config: Config, task: Task, params: Any, obs: Any) -> jax.Array:
@@ -414,12 +430,12 @@ def _decide(config: Config, task: Task, params: Any, timestep: TimeStep, memory:
 
 
 def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
-    """Samples from pi, greedy takes its mode; where Q is learned, epsilon-greedy. With an LSTM the carry is its memory."""
+    """Samples from pi, greedy takes its mode; where Q is learned, epsilon-greedy with `eval_epsilon`. The carry is the LSTM's memory."""
 
     def act(key: Key, timestep: TimeStep, carry: Any) -> tuple[jax.Array, Any, Any]:
         out, carry = _decide(config, task, actor.params, timestep, carry)
         if config.method != "a3c":
-            return exploration.epsilon_greedy(key, out, config.eval_epsilon if greedy else actor.epsilon, timestep.legal), carry, ()
+            return exploration.epsilon_greedy(key, out, config.eval_epsilon, timestep.legal), carry, ()
         pi = _pi(task, out, timestep.legal)
         return pi.mode() if greedy else pi.sample(key), carry, ()
 

@@ -225,7 +225,7 @@ PRESETS = {
         tasks=("LunarLander-v*",),
     ),
     "dqn-minatar-adam": Preset(
-        doc="For MinAtar's games of rare rewards, whose gradients are small against RMSProp's 0.01: Adam at 2.5e-5, the rest as dqn-minatar.",
+        doc="As dqn-minatar with Adam at 2.5e-5, for games whose rare rewards give gradients that are small against RMSProp's 0.01.",
         config=MINATAR | {"learning_rate": 2.5e-5, "optimiser": "adam", "optimiser_eps": 1e-6},
         tasks=("pgx:minatar-freeway", "pgx:minatar-asterix"),
     ),
