@@ -76,7 +76,7 @@ ROWS: dict[str, Row] = {
     "ppo-lunarlander": Row(system="ppo", task="LunarLander-v3", budget=1_000_000, seeds=3, reach=200, aim=242),
     "ppo-hopper": Row(system="ppo", task="Hopper-v5", budget=1_000_000, seeds=3, reach=2316, aim=2609),
     "a3c-cartpole-threads": Row(system="a3c", task="CartPole-v1", budget=500_000, seeds=5, reach=475, aim=500, config={"mode": "threads"}),
-    "async-nstep-q-cartpole-threads": Row(
+    "async-nstep-q-classic-threads": Row(
         system="async-nstep-q-classic", task="CartPole-v1", budget=500_000, seeds=5, reach=475, aim=500, config={"mode": "threads"}
     ),
     "ddpg-pendulum": Row(system="ddpg", task="Pendulum-v1", budget=20_000, seeds=5, reach=-200, aim=-150),
