@@ -1,8 +1,8 @@
 """The one door to environments: `make(task) -> Task`, in-graph or on the host, and `check(task) -> list[Finding]`.
 
 Names: `CartPole-v1` (any Gymnasium id), `ALE/Pong-v5` (Atari through ale-py's vector environment), `envpool:HalfCheetah-v5`,
-`jax:CartPole-v1`, `pgx:minatar-breakout`, `mdp:FrozenLake-v1`, `probe:constant-reward` (these four in-graph). Simulators are imported when
-one is asked for.
+`jax:CartPole-v1`, `pgx:minatar-breakout`, `mdp:FrozenLake-v1`, `probe:constant-reward` (these four in-graph), `pixels:Pendulum-v1` (what
+is seen of it), `discrete:Pusher-v5` (its Box of actions cut into a Discrete choice). Simulators are imported when one is asked for.
 """
 
 from __future__ import annotations
@@ -110,7 +110,14 @@ def _make(task: Any, num_envs: int, *, seed: int, training: bool, vectoriser: st
 
         return make_envpool(rest, num_envs, seed=seed, timeout_s=timeout_s, **options)
     if colon and prefix == "pixels":
-        return _from_pixels(task, rest, num_envs, seed, vectoriser, timeout_s, options)
+        from flatirons.envs import pixels
+
+        options.pop("render_mode", None)  # it is drawn anyway
+        return _from_wrapped(task, rest, pixels, pixels.PixelOptions, num_envs, seed, vectoriser, timeout_s, options)
+    if colon and prefix == "discrete":
+        from flatirons.envs import discrete
+
+        return _from_wrapped(task, rest, discrete, discrete.DiscreteOptions, num_envs, seed, vectoriser, timeout_s, options)
     if task.startswith("ALE/"):
         _import("ale_py")
         from flatirons.envs.atari import AtariOptions, make_atari
@@ -367,18 +374,28 @@ def _from_gymnasium(task: str, num_envs: int, seed: int, vectoriser: str, timeou
     return made
 
 
-def _from_pixels(task: str, name: str, num_envs: int, seed: int, vectoriser: str, timeout_s: float | None, options: dict[str, Any]) -> Task:
+def _from_wrapped(
+    task: str,
+    name: str,
+    module: Any,
+    options_type: Any,
+    num_envs: int,
+    seed: int,
+    vectoriser: str,
+    timeout_s: float | None,
+    options: dict[str, Any],
+) -> Task:
+    """A Gymnasium task that one of our modules wraps: its `options_type` takes the options it knows, Gymnasium's `make` the others."""
     import gymnasium
 
-    from flatirons.envs import host, pixels
+    from flatirons.envs import host
 
     if name not in gymnasium.registry:
         raise FlatironsError(f"the task {task!r} is unknown{_nearest(name, gymnasium.registry)}")
-    _demand_types(task, typing.get_type_hints(pixels.PixelOptions), options)
-    own = {field.name for field in dataclasses.fields(pixels.PixelOptions)}
-    options.pop("render_mode", None)  # it is drawn anyway
-    chosen = pixels.PixelOptions(**{key: value for key, value in options.items() if key in own})
-    make_one = pixels.factory(name, chosen, {key: value for key, value in options.items() if key not in own})
+    _demand_types(task, typing.get_type_hints(options_type), options)
+    own = {field.name for field in dataclasses.fields(options_type)}
+    chosen = options_type(**{key: value for key, value in options.items() if key in own})
+    make_one = module.factory(name, chosen, {key: value for key, value in options.items() if key not in own})
 
     def one(_: bool) -> gymnasium.Env:
         try:
