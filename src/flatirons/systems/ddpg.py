@@ -123,6 +123,16 @@ PRESETS = {
             "target_noise": 0.2,
         },
     ),
+    "ddpg-halfcheetah": Preset(
+        doc="Tuned for HalfCheetah on a laptop: learning begins early, with smaller minibatches.",
+        config={"learning_starts": 1_000, "random_steps": 5_000, "batch_size": 128},
+        tasks=("HalfCheetah-v*",),
+    ),
+    "ddpg-inverted-pendulum": Preset(
+        doc="Tuned for InvertedPendulum: learning begins early, with smaller minibatches.",
+        config={"total_steps": 100_000, "learning_starts": 1_000, "random_steps": 1_000, "batch_size": 128},
+        tasks=("Inverted*Pendulum-v*",),
+    ),
     "ddpg-pendulum": Preset(
         doc="Tuned for Pendulum: learning begins at once.",
         config={"total_steps": 20_000, "learning_starts": 1_000, "random_steps": 1_000, "buffer_size": 20_000},

@@ -93,6 +93,16 @@ PRESETS = {
         config={"total_steps": 20_000, "learning_starts": 200, "random_steps": 200, "learning_rate": 1e-3, "buffer_size": 20_000},
         tasks=("Pendulum-v*", "jax:Pendulum-v*"),
     ),
+    "sac-halfcheetah": Preset(
+        doc="Tuned for HalfCheetah on a laptop: learning begins early, with larger steps, smaller minibatches and a quicker target.",
+        config={"learning_starts": 1_000, "random_steps": 5_000, "learning_rate": 1e-3, "batch_size": 128, "tau": 0.01},
+        tasks=("HalfCheetah-v*",),
+    ),
+    "sac-inverted-pendulum": Preset(
+        doc="Tuned for InvertedPendulum: learning begins early, with larger steps and smaller minibatches.",
+        config={"total_steps": 25_000, "learning_starts": 1_000, "random_steps": 1_000, "learning_rate": 1e-3, "batch_size": 128},
+        tasks=("Inverted*Pendulum-v*",),
+    ),
     "sac-her": Preset(
         doc="For tasks with goals, such as FetchReach: hindsight experience replay with four goals of the future for each one desired.",
         config={
