@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from flatirons.core import losses
+from flatirons.core.distributions import Categorical
 from flatirons.data import rollout as data
 from flatirons.envs.ingraph import InGraph
 from flatirons.systems import ppo
@@ -349,3 +350,83 @@ def test_check_accepts_the_defaults_and_the_presets_alike() -> None:
             config = ppo.Config(**preset.config)
             ppo.check(config, InGraph(World("box"), config.num_envs))
     ppo.check(ppo.Config(), InGraph(World(), 8))
+
+
+# ----------------------------------------------------------------------------------------------- the paper's other objectives
+
+
+def _hand_rows() -> tuple[Any, Any, Any]:
+    """Three rows of a batch of Discrete actions, their old logits and the new policy's parameters' logits (the observations)."""
+    rng = np.random.default_rng(4)
+    obs, old_logits = rng.normal(size=(2, 3, 3))
+    return obs, old_logits, np.array([2, 0, 1])
+
+
+@pytest.mark.parametrize("objective", ["penalty", "none"])
+def test_bare_and_penalised_surrogate_by_hand(objective: str) -> None:
+    obs, old_logits, action = _hand_rows()
+    p, q = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (old_logits, obs))
+    advantage = np.array([1.5, -2.0, 0.5])
+    ratio = (q / p)[np.arange(3), action]
+    kl = (p * np.log(p / q)).sum(1).mean()
+    expected = -((ratio * advantage).mean() - (0.7 * kl if objective == "penalty" else 0.0))
+    config = ppo.Config(network=IDENTITY, objective=objective, kl_coef=0.7, value_coef=0.0, normalise_advantage=False)
+    old_log_prob = np.log(p)[np.arange(3), action]
+    f = [jnp.asarray(x, jnp.float32) for x in (obs, old_log_prob, advantage)]
+    old = Categorical(jnp.asarray(np.log(p), jnp.float32))
+    total, metrics = ppo.loss(config, HAND_TASK, _hand_params(), ppo.Batch(f[0], (), jnp.asarray(action), f[1], f[2], f[2], f[2], old))
+    assert float(total) == pytest.approx(expected, rel=1e-5)
+    assert float(metrics["surrogate"]) == pytest.approx((ratio * advantage).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("target", "factor"), [(1e6, 0.5), (1e-12, 2.0), (None, 1.0)])
+def test_beta_follows_the_kl(target: float | None, factor: float) -> None:
+    config = ppo.Config(**HAND | {"objective": "penalty", "kl_coef": 3.0, "kl_target": target, "num_epochs": 4})
+    experience = _experience([1.0, 2.0, 3.0, -1.0, 0.5, 4.0], [0, 1, 0, 0, 1, 0], [0] * 6)
+    state, metrics = _update(config, HAND_TASK, _hand_state(config, _hand_params()), experience)
+    assert float(metrics["kl_coef"]) == 3.0
+    assert float(state.kl_coef) == pytest.approx(3.0 * factor)
+    if target is not None:
+        assert float(metrics["kl"]) > 1e-6
+        # Within the band beta stays as it is.
+        near = dataclasses.replace(config, kl_target=float(metrics["kl"]) * 1.2)
+        same, _ = _update(near, HAND_TASK, _hand_state(near, _hand_params()), experience)
+        assert float(same.kl_coef) == 3.0
+
+
+def test_a_heavy_penalty_keeps_the_policy_nearer() -> None:
+    experience = _experience([1.0, 2.0, 3.0, -1.0, 0.5, 4.0], [0, 1, 0, 0, 1, 0], [0] * 6)
+    kls = []
+    for beta in (1e-3, 100.0):
+        config = ppo.Config(**HAND | {"objective": "penalty", "kl_coef": beta, "kl_target": 1.0, "num_epochs": 50, "learning_rate": 0.02})
+        kls.append(float(_update(config, HAND_TASK, _hand_state(config, _hand_params()), experience)[1]["kl"]))
+    assert kls[1] < 0.1 * kls[0]
+
+
+def test_learning_stops_before_the_kl_passes() -> None:
+    experience = _experience([1.0, 2.0, 3.0, -1.0, 0.5, 4.0], [0, 1, 0, 0, 1, 0], [0] * 6)
+    base = HAND | {"num_epochs": 30, "learning_rate": 0.02, "objective": "none"}
+    free = ppo.Config(**base)
+    far, _ = _update(free, HAND_TASK, _hand_state(free, _hand_params()), experience)
+    never = ppo.Config(**base, stop_kl=1e6)
+    same, metrics = _update(never, HAND_TASK, _hand_state(never, _hand_params()), experience)
+    for a, b in zip(jax.tree.leaves(far.params), jax.tree.leaves(same.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert float(metrics["steps_taken"]) == 1.0
+    stopped = ppo.Config(**base, stop_kl=0.01)
+    end, metrics = _update(stopped, HAND_TASK, _hand_state(stopped, _hand_params()), experience)
+    taken = round(30 * float(metrics["steps_taken"]))
+    assert 1 < taken < 29
+    # The same as so many epochs without the stop, one minibatch an epoch.
+    short = ppo.Config(**base | {"num_epochs": taken})
+    expected, _ = _update(short, HAND_TASK, _hand_state(short, _hand_params()), experience)
+    for a, b in zip(jax.tree.leaves(end.params), jax.tree.leaves(expected.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_settings_of_the_penalty_that_make_no_sense() -> None:
+    with pytest.raises(FlatironsError, match="objective=clip has none: add objective=penalty"):
+        ppo.check(ppo.Config(kl_target=0.01), HAND_TASK)
+    for name in ("kl_coef", "stop_kl"):
+        with pytest.raises(FlatironsError, match=rf"{name}=0\.0 must be above 0"):
+            ppo.check(ppo.Config(objective="penalty", **{name: 0.0}), HAND_TASK)

@@ -33,7 +33,7 @@ class Actor(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Rows `[M, ...]`: prepared obs, and all that theta_old says of them."""
+    """Rows `[M, ...]`: prepared obs, and all that theta_old says of them; `old` is its distribution where a system asks for it."""
 
     obs: Any
     legal: Any
@@ -42,6 +42,7 @@ class Batch(NamedTuple):
     old_value: Any
     advantage: Any
     target: Any
+    old: Any = ()
 
 
 def steps_per_turn(config: Any) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -62,10 +62,18 @@ class Config:
     """Discount."""
     gae_lambda: float = 0.95
     """Lambda of the advantage estimator (equation 11)."""
+    objective: Literal["clip", "penalty", "none"] = "clip"
+    """What is maximised: the clipped surrogate (equation 7), the surrogate minus a KL penalty (8), or the bare surrogate (6)."""
     clip_eps: float = 0.2
     """Epsilon of the clipped surrogate (equation 7)."""
     anneal_clip_eps: bool = False
     """Let epsilon fall linearly to 0 as well (the paper: on Atari only)."""
+    kl_coef: float = 1.0
+    """beta, weight of the KL penalty (equation 8), at the start or for good."""
+    kl_target: float | None = None
+    """d_targ: after an iteration beta is halved where the KL is below d_targ / 1.5, doubled above 1.5 d_targ (section 4). none: fixed."""
+    stop_kl: float | None = None
+    """End an iteration's learning before the first step whose minibatch has a KL above this (not in the paper)."""
     value_coef: float = 0.5
     """c1, weight of half the squared value error (equation 9, which has no half: its c1 = 1 is 2 here)."""
     ent_coef: float = 0.0
@@ -204,7 +212,7 @@ PRESETS = {
 
 
 class State(NamedTuple):
-    """Everything a run is made of. `updates` counts iterations (int32)."""
+    """Everything a run is made of. `updates` counts iterations (int32); `kl_coef` is beta, `()` where nothing is penalised."""
 
     params: Any
     opt_state: Any
@@ -212,6 +220,7 @@ class State(NamedTuple):
     collector: data.Collector
     key: Any
     updates: Any
+    kl_coef: Any = ()
 
 
 distribution, value = actor_critic.distribution, actor_critic.value
@@ -223,6 +232,11 @@ def check(config: Config, task: Task) -> None:
     onpolicy.check(config, steps_per_turn(config))
     if min(config.num_epochs, config.num_minibatches) < 1:
         raise FlatironsError("num_epochs and num_minibatches must be at least 1")
+    if config.objective != "penalty" and config.kl_target is not None:
+        raise FlatironsError(f"kl_target adapts the KL penalty, and objective={config.objective} has none: add objective=penalty")
+    for name, number in (("kl_coef", config.kl_coef), ("kl_target", config.kl_target), ("stop_kl", config.stop_kl)):
+        if number is not None and number <= 0.0:
+            raise FlatironsError(f"{name}={number} must be above 0")
     rows = steps_per_turn(config)
     if rows % config.num_minibatches:
         near = max(d for d in range(1, config.num_minibatches) if rows % d == 0)
@@ -239,7 +253,8 @@ def init(config: Config, task: Task, key: Key) -> State:
     key_params, key_collect, key = jax.random.split(key, 3)
     params = actor_critic.init_params(config, task, key_params, share_torso=config.share_torso)
     collector = data.start(task, (), key_collect)
-    return State(params, _optimiser(config).init(params), onpolicy.start(config, task), collector, key, jnp.int32(0))
+    kl_coef = jnp.asarray(config.kl_coef, jnp.float32) if config.objective == "penalty" else ()
+    return State(params, _optimiser(config).init(params), onpolicy.start(config, task), collector, key, jnp.int32(0), kl_coef)
 
 
 def actor(state: State) -> Actor:
@@ -258,7 +273,7 @@ def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
 
 
 def loss(config: Config, task: Task, params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
-    """-L^{CLIP+VF+S} (equation 9) and its parts."""
+    """-L^{CLIP+VF+S} (equation 9), or with another `objective` in the place of L^CLIP, and its parts."""
     pi = distribution(config, task, params, batch.obs, batch.legal)
     v = value(config, task, params, batch.obs)
     advantage = batch.advantage
@@ -266,13 +281,17 @@ def loss(config: Config, task: Task, params: Any, batch: Batch) -> tuple[jax.Arr
         advantage = (advantage - jnp.mean(advantage)) / (jnp.std(advantage) + 1e-8)
     log_ratio = pi.log_prob(batch.action) - batch.old_log_prob
     ratio = jnp.exp(log_ratio)
-    surrogate = jnp.mean(losses.clipped_surrogate(ratio, advantage, config.clip_eps))  # equation 7
+    if config.objective == "clip":
+        surrogate = jnp.mean(losses.clipped_surrogate(ratio, advantage, config.clip_eps))  # equation 7
+    else:
+        surrogate = jnp.mean(ratio * advantage)  # equation 6
+    penalty = config.kl_coef * jnp.mean(batch.old.kl(pi)) if config.objective == "penalty" else 0.0  # equation 8
     if config.clip_value:
         value_loss = jnp.mean(losses.clipped_value(v, batch.old_value, batch.target, config.clip_eps))
     else:
         value_loss = jnp.mean(losses.squared(v - batch.target))
     entropy = jnp.mean(pi.entropy())
-    total = -surrogate + config.value_coef * value_loss - config.ent_coef * entropy
+    total = -(surrogate - penalty) + config.value_coef * value_loss - config.ent_coef * entropy
     return total, {
         "loss": total,
         "surrogate": surrogate,
@@ -288,12 +307,32 @@ def _optimiser(config: Config) -> optax.GradientTransformation:
     return optax.scale_by_adam(eps=config.adam_eps)
 
 
+def _until_kl(one: Callable, start: Any, indices: Any, length: int, stop_kl: Any) -> tuple[Any, Metrics]:
+    """`one` over the minibatches up to the first whose `approx_kl` is above `stop_kl`, whose step is not taken; the mean metrics of those
+    looked at, and `steps_taken`, the share of all steps that were."""
+    like = jax.eval_shape(lambda c: one(c, jax.tree.map(lambda x: x[0], indices))[1], start)
+
+    def guarded(c: tuple[Any, Any], index: Any) -> tuple[tuple[Any, Any], tuple[Metrics, Any, Any]]:
+        before, going = c
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), dict(like))
+        after, metrics = jax.lax.cond(going, lambda x: one(x, index), lambda x: (x, nothing), before)
+        taken = going & (metrics["approx_kl"] <= stop_kl)
+        return (trees.select(taken, after, before), taken), (metrics, going, taken)
+
+    (end, _), (metrics, looked_at, steps) = jax.lax.scan(guarded, (start, jnp.bool_(True)), indices, length=length)
+    count = jnp.sum(looked_at)
+    return end, {name: jnp.sum(x) / count for name, x in metrics.items()} | {"steps_taken": jnp.mean(steps.astype(jnp.float32))}
+
+
 def update(config: Config, task: Task, state: State, experience: Transition, *, loss: Callable = loss) -> tuple[State, Metrics]:
     """K epochs of minibatch steps on one trajectory `[T, B, ...]`."""
     progress = schedules.fraction(state.updates, config.total_steps // steps_per_turn(config))
     remaining = 1.0 - jnp.clip(progress, 0.0, 1.0)
     learning_rate = config.learning_rate * (remaining if config.anneal_learning_rate else 1.0)
     annealed: Any = dataclasses.replace(cast(Any, config), clip_eps=config.clip_eps * (remaining if config.anneal_clip_eps else 1.0))
+    penalised = config.objective == "penalty"
+    if penalised:
+        annealed = dataclasses.replace(annealed, kl_coef=state.kl_coef)
     old = state.params
     batch, normaliser = onpolicy.advantages(
         config,
@@ -303,6 +342,8 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
         value=functools.partial(value, config, task, old),
         distribution=functools.partial(distribution, config, task, old),
     )  # equations 11 and 12
+    if penalised:
+        batch = batch._replace(old=distribution(config, task, old, batch.obs, batch.legal))
     rows = batch.advantage.shape[0]
 
     def one_minibatch(c: tuple[Any, Any], indices: Any) -> tuple[tuple[Any, Any], Metrics]:
@@ -316,10 +357,19 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
 
     key, key_shuffle = jax.random.split(state.key)
     indices = minibatches(key_shuffle, rows, config.num_epochs, config.num_minibatches)
-    (params, opt_state), metrics = jax.lax.scan(
-        one_minibatch, (state.params, state.opt_state), indices, length=config.num_epochs * config.num_minibatches
-    )
-    metrics = jax.tree.map(jnp.mean, metrics) | onpolicy.value_metrics(batch) | {"learning_rate": jnp.asarray(learning_rate)}
+    start, length = (state.params, state.opt_state), config.num_epochs * config.num_minibatches
+    if config.stop_kl is None:
+        (params, opt_state), metrics = jax.lax.scan(one_minibatch, start, indices, length=length)
+        metrics = jax.tree.map(jnp.mean, metrics)
+    else:
+        (params, opt_state), metrics = _until_kl(one_minibatch, start, indices, length, config.stop_kl)
+    if penalised:
+        metrics |= {"kl_coef": state.kl_coef}
+        if config.kl_target is not None:
+            kl = jnp.mean(batch.old.kl(distribution(config, task, params, batch.obs, batch.legal)))
+            factor = jnp.where(kl < config.kl_target / 1.5, 0.5, jnp.where(kl > config.kl_target * 1.5, 2.0, 1.0))  # section 4
+            state, metrics = state._replace(kl_coef=state.kl_coef * factor), metrics | {"kl": kl}
+    metrics = metrics | onpolicy.value_metrics(batch) | {"learning_rate": jnp.asarray(learning_rate)}
     normaliser = onpolicy.seen(config, task, normaliser, experience.obs)
     state = state._replace(params=params, opt_state=opt_state, normaliser=normaliser, key=key, updates=state.updates + 1)
     return state, metrics
