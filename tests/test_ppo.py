@@ -362,7 +362,7 @@ def _hand_rows() -> tuple[Any, Any, Any]:
     return obs, old_logits, np.array([2, 0, 1])
 
 
-@pytest.mark.parametrize("objective", ["penalty", "none"])
+@pytest.mark.parametrize("objective", ["penalty", "bare"])
 def test_bare_and_penalised_surrogate_by_hand(objective: str) -> None:
     obs, old_logits, action = _hand_rows()
     p, q = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (old_logits, obs))
@@ -405,7 +405,7 @@ def test_a_heavy_penalty_keeps_the_policy_nearer() -> None:
 
 def test_learning_stops_before_the_kl_passes() -> None:
     experience = _experience([1.0, 2.0, 3.0, -1.0, 0.5, 4.0], [0, 1, 0, 0, 1, 0], [0] * 6)
-    base = HAND | {"num_epochs": 30, "learning_rate": 0.02, "objective": "none"}
+    base = HAND | {"num_epochs": 30, "learning_rate": 0.02, "objective": "bare"}
     free = ppo.Config(**base)
     far, _ = _update(free, HAND_TASK, _hand_state(free, _hand_params()), experience)
     never = ppo.Config(**base, stop_kl=1e6)

@@ -62,7 +62,7 @@ class Config:
     """Discount."""
     gae_lambda: float = 0.95
     """Lambda of the advantage estimator (equation 11)."""
-    objective: Literal["clip", "penalty", "none"] = "clip"
+    objective: Literal["clip", "penalty", "bare"] = "clip"
     """What is maximised: the clipped surrogate (equation 7), the surrogate minus a KL penalty (8), or the bare surrogate (6)."""
     clip_eps: float = 0.2
     """Epsilon of the clipped surrogate (equation 7)."""
