@@ -42,11 +42,12 @@ def critic(
     *,
     action_layer: int = 0,
     activation: Activation = "relu",
+    layer_norm: bool = False,
 ) -> jax.Array:
-    """Q(s, a) `[...]` for `obs [..., *obs]` and `action [..., d]`."""
-    features = torso(network, obs_spec, hidden[:action_layer], activation, "fan_in").apply(params["torso"], obs)
-    both = jnp.concatenate([features, jnp.asarray(action)], axis=-1)
-    return dense(params["q"], mlp(params["mlp"], both, activation))[..., 0]
+    """Q(s, a) `[...]` for `obs [..., *obs]` and `action [..., d]`; `layer_norm` standardises the dense layers before their activation."""
+    below = torso(network, obs_spec, hidden[:action_layer], activation, "fan_in", layer_norm=layer_norm)
+    both = jnp.concatenate([below.apply(params["torso"], obs), jnp.asarray(action)], axis=-1)
+    return dense(params["q"], mlp(params["mlp"], both, activation, layer_norm=layer_norm))[..., 0]
 
 
 def shrunk(layer: dict[str, jax.Array], bound: float) -> dict[str, jax.Array]:

@@ -81,6 +81,8 @@ class Config:
     """Widths of the policy's and the critics' layers."""
     activation: Activation = "relu"
     """tanh or relu."""
+    layer_norm: bool = False
+    """Standardise the critics' layers before their activation, which keeps Q from running away with many updates a decision (DroQ)."""
 
 
 PRESETS = {
@@ -188,7 +190,8 @@ def distribution(config: Config, task: Task, params: Any, obs: Any) -> TanhNorma
 
 def q_values(config: Config, task: Task, critics: Any, obs: Any, action: Any) -> tuple[jax.Array, ...]:
     """Q_theta_i(s, a) for actions in [-1, 1], `[...]` each."""
-    return tuple(critic(p, config.network, task.spec.obs, config.hidden, obs, action, activation=config.activation) for p in critics)
+    settings = {"activation": config.activation, "layer_norm": config.layer_norm}
+    return tuple(critic(p, config.network, task.spec.obs, config.hidden, obs, action, **settings) for p in critics)
 
 
 def value(config: Config, task: Task, params: Any, obs: Any) -> jax.Array:
