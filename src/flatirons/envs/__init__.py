@@ -147,10 +147,10 @@ def names() -> list[str]:
 
 
 def _tables() -> Mapping[str, Any]:
-    from flatirons.envs import classic, mdp, minatar, probes
+    from flatirons.envs import classic, forager, mdp, minatar, probes
 
     return {
-        "jax": tuple(classic.ENVS),
+        "jax": (*classic.ENVS, *forager.ENVS),
         "pgx": tuple(minatar.NAMES),
         "mdp": (*mdp.TOY_TEXT, *mdp.OWN),
         "probe": tuple(probes.ENVS),
@@ -232,9 +232,9 @@ def _in_graph(task: str, prefix: str, name: str, num_envs: int, options: dict[st
         except ModuleNotFoundError as error:
             raise _missing(task, error.name or "pgx") from None
     else:
-        from flatirons.envs import classic, probes
+        from flatirons.envs import classic, forager, probes
 
-        env = (classic.ENVS if prefix == "jax" else probes.ENVS)[name]
+        env = ({**classic.ENVS, **forager.ENVS} if prefix == "jax" else probes.ENVS)[name]
         if options:
             fields = [field.name for field in dataclasses.fields(env)]
             for option in options:
