@@ -1,12 +1,12 @@
 """Dropout as a Bayesian approximation (Gal and Ghahramani 2016, arXiv:1506.02142), for any network.
 
-A network trained with dropout is a Gaussian process whose posterior is approximated by q: each row m of a weight matrix, all that leaves one
-input of a layer, is there or not,
+A network trained with dropout approximates the posterior of its weights by q: each row m of a weight matrix, all that leaves one input of a
+layer, is there or not,
 
     q(w) = p N(m, sigma² I) + (1 - p) N(0, sigma² I)                                  p: the probability to KEEP it
 
-and the minimum of the dropout loss with weight decay is the minimum of KL(q || posterior). So a stochastic pass is a draw from the posterior,
-and the mean and variance of several are the prediction and how sure it is.
+and the dropout loss with weight decay is, but for a constant, KL(q || posterior). So a stochastic pass is a draw from that posterior, and
+the mean and the variance of several are the prediction and how sure it is.
 
 Masks here are scaled: what is kept is divided by p, so that the plain network is the mean over masks. A stored weight is then w = p m; the
 paper and its course notes store m. `rate` is the probability to DROP, 1 - p, everywhere in this library.
@@ -46,7 +46,7 @@ def is_weight(path: tuple[Any, ...], leaf: Any) -> bool:
 
 
 def drawn(key: Key, params: PyTree, rate: float | Array, *, where: Callable[[tuple[Any, ...], Any], bool] = is_weight) -> PyTree:
-    """Parameters drawn from q: W = diag(z) W / (1 - rate), z ~ Bernoulli(1 - rate), for every leaf that `where(path, leaf)` says is a weight.
+    """Parameters drawn from q: diag(z) W / (1 - rate), z ~ Bernoulli(1 - rate), for every leaf that `where(path, leaf)` says is a weight.
 
     To drop a row of weights is to drop that input of the layer, so the network itself is called as it is, and never knows. Of a
     convolution whole input channels are dropped. One draw is one function: every row of a batch passes through the same mask.
@@ -72,13 +72,13 @@ def predictive(
     rate: float | Array,
     where: Callable[[tuple[Any, ...], Any], bool] = is_weight,
 ) -> Any:
-    """`n` draws of `apply(params, x)`, a pytree of `[n, ...]`, each with weights drawn from q: MC dropout for any network that is a function
-    of parameters. Give the rate that it was trained with. Raises FlatironsError where n < 1 or nothing in `params` is a weight.
+    """`n` draws of `apply(params, x)`, a pytree of `[n, ...]`, each with weights drawn from q: MC dropout for any network that is a
+    function of parameters. Give the rate that it was trained with. Raises FlatironsError where n < 1 or nothing in `params` is a weight.
     """
     demand_draws(n)
     demand_rate(rate)
     if not any(where(path, leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]):
-        raise FlatironsError("nothing in these parameters is a weight to drop; pass where=, which says of a path and an array whether it is")
+        raise FlatironsError("no leaf of these parameters is a weight to drop; pass where=, which says so of a path and an array")
 
     def one(key: Key) -> Any:
         return apply(drawn(key, params, rate, where=where), x)
@@ -212,8 +212,8 @@ def decayed(params: PyTree, rate: float | Array) -> jax.Array:
 def with_dropout(
     loss: Callable[..., Any], key: Key, rate: float | Array, *, where: Callable[[tuple[Any, ...], Any], bool] = is_weight
 ) -> Callable[..., Any]:
-    """A system's `loss(config, task, params, batch)` with weights drawn from q: pass it as `loss` to any system's `update`, and what it learns
-    has dropout before the layers that `where` names, all by default. One draw serves the whole batch, and every minibatch of that update.
+    """A system's `loss(config, task, params, batch)` with weights drawn from q: pass it as `loss` to any system's `update`, and what it
+    learns has dropout before the layers that `where` names, all by default. One draw serves all minibatches of that update.
 
     `key` and `rate` are best arguments of the compiled function around it, a new key each turn."""
 

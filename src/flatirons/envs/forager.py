@@ -1,7 +1,7 @@
-"""An agent among food and poison, in-graph: the kind of 2-D world that Karpathy's ConvNetJS made popular and in which Gal and Ghahramani 2016
-(section 5.3) set Thompson sampling against epsilon-greedy. Our own world and dynamics; sizes and rewards are of the same order.
+"""An agent among food and poison, in-graph: the kind of 2-D world that Karpathy's ConvNetJS made popular and in which Gal and Ghahramani
+2016 (section 5.3) set Thompson sampling against epsilon-greedy. World and dynamics are our own; sizes and rewards are of the same order.
 
-Nine eyes look ahead; each sees the nearest thing within its reach and how far it is. Two wheels move the agent. It is paid for looking at no
+Nine eyes look ahead; each sees the nearest thing within its reach and how far it is. Two wheels move the agent. It is paid for seeing no
 wall, for going straight on where none is near, for food, and loses by poison.
 """
 

@@ -14,19 +14,20 @@ C is `target_every`, D the replay of `buffer_size`. See docs/dqn.md. The family 
     dueling               Q = V + A - mean A: Wang et al. 2016, equation 9
     prioritised           D is sampled by the last error: Schaul et al. 2016, Algorithm 1
     n_step                y sums n rewards before it bootstraps: Sutton and Barto 2018, section 7.1
+    exploration           "thompson": the best action of a network drawn by dropout: Gal and Ghahramani 2016, section 5.3
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from flatirons.core import exploration, losses, optimisers, returns, schedules, trees
+from flatirons.core import bayes, exploration, losses, optimisers, returns, schedules, trees
 from flatirons.core.distributions import mask_logits
 from flatirons.data import offpolicy, priorities
 from flatirons.data import replay as memory
@@ -88,6 +89,11 @@ class Config:
     """Decisions over which epsilon falls linearly."""
     eval_epsilon: float = 0.0
     """Exploration of the greedy policy (the paper's evaluation: 0.05)."""
+    exploration: Literal["epsilon-greedy", "thompson", "thompson-episode"] = "epsilon-greedy"
+    """thompson: the best action of a Q-network drawn by dropout, anew for each decision; thompson-episode: for each episode. Both are
+    random before learning_starts and have no epsilon after it."""
+    dropout: float | None = None
+    """Probability to drop each input of every weight layer, in learning and in Thompson sampling (Gal 2016: 0.1); none: no dropout."""
     error: Literal["huber", "squared"] = "huber"
     """huber clips the error to [-1, 1] in the gradient, as the paper does; squared does not."""
     optimiser: Literal["adam", "rmsprop", "rmsprop-torch"] = "adam"
@@ -135,6 +141,16 @@ MINATAR = {
     "optimiser_eps": 0.01,
     "max_grad_norm": None,
     "network": "minatar",
+}
+
+FORAGER = {
+    "total_steps": 200_000,
+    "train_every": 1,
+    "buffer_size": 30_000,
+    "learning_starts": 3_000,
+    "learning_rate": 1e-3,
+    "gamma": 0.7,
+    "hidden": (50, 50),
 }
 
 PRESETS = {
@@ -234,6 +250,19 @@ PRESETS = {
         config=MINATAR,
         tasks=("pgx:minatar-*",),
     ),
+    "dqn-thompson": Preset(
+        doc="Thompson sampling (Gal and Ghahramani 2016, section 5.3): dropout 0.1 before every layer, a stochastic pass for each action.",
+        config=FORAGER | {"exploration": "thompson", "dropout": 0.1},
+        tasks=("jax:Forager-v*",),
+    ),
+    "dqn-thompson-episode": Preset(
+        doc="As dqn-thompson with one dropout mask for a whole episode, so that what is tried is tried to its end (not in the paper).",
+        config=FORAGER | {"exploration": "thompson-episode", "dropout": 0.1},
+    ),
+    "dqn-forager": Preset(
+        doc="What dqn-thompson is held against: no dropout, epsilon falling over 200,000 decisions, as in the demonstration it cites.",
+        config=FORAGER | {"epsilon_steps": 200_000},
+    ),
     "dqn-2013-minatar": Preset(
         doc="DQN of 2013 scaled to MinAtar: its authors' settings without the target network (C = 1).",
         config=MINATAR | {"target_every": 1},
@@ -324,6 +353,10 @@ def check(config: Config, task: Task) -> None:
         raise FlatironsError("target_every, epsilon_steps and n_step must be at least 1")
     offpolicy.check(config, task, priorities.num_bytes(config.buffer_size) if config.prioritised else 0)
     torso(config.network, task.spec.obs, config.hidden, config.activation, "fan_in")
+    if config.exploration != "epsilon-greedy" and config.dropout is None:
+        raise FlatironsError(f"exploration={config.exploration} draws its Q-network by dropout, and there is none: give dropout=0.1")
+    if config.dropout is not None:
+        bayes.demand_rate(config.dropout, "dropout")
 
 
 def init(config: Config, task: Task, key: Key) -> State:
@@ -337,7 +370,7 @@ def init(config: Config, task: Task, key: Key) -> State:
         opt_state=_optimiser(config).init(params),
         replay=memory.create(task.spec, task.num_envs, config.buffer_size, masked=memory.has_masks(task)),
         epsilon=epsilon,
-        collector=data.start(task, (), key_collect),
+        collector=data.start(task, _masks(config, task.num_envs), key_collect),
         key=key,
         turns=jnp.int32(0),
         updates=jnp.int32(0),
@@ -357,26 +390,49 @@ def actor(state: State) -> Actor:
 
 
 def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
-    """Epsilon-greedy on Q; greedy uses `eval_epsilon`. It has no memory: carry and extras are `()`."""
+    """Epsilon-greedy on Q; greedy uses `eval_epsilon` and the network without dropout. Thompson sampling takes the best action of weights
+    drawn by dropout, for each environment its own; with a mask per episode the carry is the key of each environment's, else `()`."""
 
     def act(key: Key, timestep: TimeStep, carry: Any) -> tuple[jax.Array, Any, Any]:
-        q = q_values(config, task, actor.params, timestep.obs)
-        return exploration.epsilon_greedy(key, q, config.eval_epsilon if greedy else actor.epsilon, timestep.legal), carry, ()
+        if greedy or config.exploration == "epsilon-greedy":
+            q = q_values(config, task, actor.params, timestep.obs)
+            return exploration.epsilon_greedy(key, q, config.eval_epsilon if greedy else actor.epsilon, timestep.legal), carry, ()
+        key, key_masks = jax.random.split(key)
+        masks = jax.random.bits(key_masks, (timestep.first.shape[0], 2), jnp.uint32)
+        if config.exploration == "thompson-episode":
+            masks = carry = jnp.where(timestep.first[:, None], masks, carry)
+        q = jax.vmap(functools.partial(_drawn_q_values, config, task, actor.params))(masks, timestep.obs)
+        return exploration.epsilon_greedy(key, q, actor.epsilon, timestep.legal), carry, ()
 
-    return Policy(lambda num_envs: (), act)
+    return Policy(functools.partial(_masks, config), act)
+
+
+def _masks(config: Config, num_envs: int) -> Any:
+    """The carry: a key (as its data, uint32 `[2]`) for the mask of each environment's episode, where there is one."""
+    return jnp.zeros((num_envs, 2), jnp.uint32) if config.exploration == "thompson-episode" else ()
+
+
+def _drawn_q_values(config: Config, task: Task, params: Any, mask: jax.Array, obs: Any) -> jax.Array:
+    """Q(s, .) of one observation with weights drawn by the key `mask`: a stochastic forward pass, `[actions]`."""
+    weights = bayes.drawn(jax.random.wrap_key_data(mask, impl="threefry2x32"), params, cast(float, config.dropout))
+    return q_values(config, task, weights, jax.tree.map(lambda x: x[None], obs))[0]
 
 
 class Batch(NamedTuple):
-    """Rows `[n, ...]` with their targets y, and the weights `[n]` of their errors (1 but for prioritised replay)."""
+    """Rows `[n, ...]` with their targets y, the weights `[n]` of their errors (1 but for prioritised replay), and with dropout the key of
+    the minibatch's mask."""
 
     obs: Any
     action: Any
     target: Any
     weight: Any = 1.0
+    key: Any = ()
 
 
 def loss(config: Config, task: Task, params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
-    """The mean error of Q(s, a; theta) against y (Mnih 2015, equation 2)."""
+    """The mean error of Q(s, a; theta) against y (Mnih 2015, equation 2); with dropout, of weights drawn once for the minibatch."""
+    if config.dropout is not None:
+        params = bayes.drawn(batch.key, params, config.dropout)
     q = q_values(config, task, params, batch.obs)
     chosen = jnp.sum(q * jax.nn.one_hot(batch.action, q.shape[-1]), axis=-1)
     error = chosen - batch.target
@@ -430,6 +486,7 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
     learning_rate = config.learning_rate * (1.0 - done if config.anneal_learning_rate else 1.0)
     beta = config.importance_exponent + (1.0 - config.importance_exponent) * done
     key, key_updates = jax.random.split(state.key)
+    key_masks = jax.random.fold_in(key_updates, 1)
     num_envs = replay.row.shape[1]
     if config.prioritised:
         keys = jax.random.split(key_updates, config.gradient_steps)
@@ -448,7 +505,8 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
         else:
             start, env = starts[i], envs[i]
         sampled = memory.read_at(replay, task.spec, start, env, config.gamma, config.n_step)
-        batch = Batch(sampled.obs, sampled.action, targets(config, task, params, target, sampled), weight)
+        mask = () if config.dropout is None else jax.random.fold_in(key_masks, i)
+        batch = Batch(sampled.obs, sampled.action, targets(config, task, params, target, sampled), weight, mask)
         grads, metrics = jax.grad(functools.partial(loss, config, task), has_aux=True)(params, batch)
         if config.prioritised:
             # p_i = (|error| + 1e-6)^alpha (lines 11 and 12)
@@ -475,6 +533,8 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
     carry, metrics = offpolicy.gradient_steps(one_update, carry, config.gradient_steps, decisions >= config.learning_starts)
     params, target, opt_state, updates, ranked = carry
     epsilon = schedules.linear(config.epsilon_start, config.epsilon_end, schedules.fraction(decisions, config.epsilon_steps))
+    if config.exploration != "epsilon-greedy":
+        epsilon = jnp.where(decisions < config.learning_starts, 1.0, 0.0)
     metrics |= {"epsilon": epsilon, "replay_size": jnp.sum(replay.size).astype(jnp.float32)}
     state = State(params, target, opt_state, replay, epsilon, state.collector, key, turns, updates, ranked, state.behind)
     return state, metrics
