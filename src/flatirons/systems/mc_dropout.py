@@ -5,8 +5,8 @@
         a gradient step on 1/n sum 1/2 |y - f(x; z)|² + lambda sum |W|²,    lambda = l² / (2 N tau (1 - rate))      (equations 1 and 7)
     predict with T masks: the mean (6), the variance 1/tau + Var_t[f] (section 4), the likelihood log 1/T sum_t p(y | f_t) (8)
 
-Dropout stays on to predict. What is learned from is a data set, `data:NAME`; there are no decisions, and steps count gradient updates. Every
-function here is one of arrays, so that `vmap` over rows and over a Config's floats fits many splits and many
+Dropout stays on to predict. What is learned from is a data set, `data:NAME`; there are no decisions, and steps count gradient updates.
+Every function here is one of arrays, so that `vmap` over rows and over a Config's floats fits many splits and many
 (rate, tau) at once: `studies/uci.py`. Thompson sampling, the paper's section 5.3, is a setting of `dqn`. See docs/mc_dropout.md.
 """
 
@@ -26,7 +26,7 @@ import optax
 from flatirons.core import bayes, losses, optimisers, schedules, trees
 from flatirons.core.shuffle import permutation
 from flatirons.nets.mlp import Activation, activate, dense, mlp_init
-from flatirons.types import Episodes, FlatironsError, Key, Metrics, Policy, Preset, Task, TimeStep, config
+from flatirons.types import Discrete, Episodes, FlatironsError, Key, Metrics, Policy, Preset, Task, TimeStep, config
 
 
 @config
@@ -39,6 +39,8 @@ class Config:
     """A data set is one stream: 1."""
     gradient_steps: int = 100
     """Updates in a turn."""
+    split: int = 0
+    """Which of the data set's splits into training and test rows, where it has several (UCI: 0 to 19)."""
     batch_size: int = 128
     """Rows of a minibatch; a data set that is smaller gives all its rows."""
     learning_rate: float = 1e-2
@@ -112,7 +114,8 @@ class Actor(NamedTuple):
 
 
 class State(NamedTuple):
-    """Everything a run is made of. `updates` counts gradient steps (int32), `order` is the key of the epochs' orders. `collector` is `()`: nothing is collected."""
+    """Everything a run is made of. `updates` counts gradient steps (int32), `order` is the key of the epochs' orders; `collector` is `()`,
+    for nothing is collected."""
 
     params: Any
     scale: Scale
@@ -206,7 +209,7 @@ def steps_per_turn(config: Config) -> int:
 
 def check(config: Config, task: Task) -> None:
     """Refuse what cannot run. Raises FlatironsError."""
-    rows_of(task)
+    rows_of(config, task)
     if config.num_envs != 1:
         raise FlatironsError(f"num_envs={config.num_envs}: a data set is one stream, so leave it at 1")
     if min(config.gradient_steps, config.batch_size, *config.hidden, 1) < 1:
@@ -217,12 +220,27 @@ def check(config: Config, task: Task) -> None:
         raise FlatironsError(f"tau={config.tau} must be above 0 and length_scale={config.length_scale} at least 0")
 
 
-def rows_of(task: Any, part: str = "train") -> Rows:
-    """The training or the test rows of a `data:` task. Raises FlatironsError where it is none."""
-    arrays = getattr(task, "arrays", None)
-    if arrays is None:
-        raise FlatironsError(f"mc_dropout learns from a data set and {task.name} is an environment: name one, such as data:uci-boston")
-    return Rows(arrays[f"{part}_x"], arrays[f"{part}_y"])
+CO2_SHARE = 0.8
+"""Of the weeks at Mauna Loa, the first that are learned from; what follows is to be extrapolated."""
+
+
+def rows_of(config: Config, task: Any, part: str = "train") -> Rows:
+    """The "train" or "test" rows of a `data:` task. Raises FlatironsError where it has none, or has no such split."""
+    arrays = getattr(task, "arrays", {})
+    match arrays:
+        case {"x": x, "y": y, "train": splits}:
+            if not 0 <= config.split < len(splits):
+                raise FlatironsError(f"split={config.split}: {task.name} has splits 0 to {len(splits) - 1}")
+            rows = arrays[part][config.split]
+            return Rows(x[rows].astype(np.float32), y[rows, None].astype(np.float32))
+        case {"year": year, "co2": co2}:
+            cut = int(CO2_SHARE * len(year))
+            rows = slice(None, cut) if part == "train" else slice(cut, None)
+            # Years from near the middle: float32 has seven digits, and a week is the fifth of them.
+            return Rows((year[rows, None] - 1980.0).astype(np.float32), co2[rows, None].astype(np.float32))
+        case {"train_images": _}:
+            return Rows(arrays[f"{part}_images"], arrays[f"{part}_labels"].astype(np.int32))
+    raise FlatironsError(f"mc_dropout learns from rows of x and y, and {task.name} has none: name a data set, such as data:uci-boston")
 
 
 def scale_of(rows: Rows) -> Scale:
@@ -245,8 +263,8 @@ def start(config: Config, rows: Rows, num_outputs: int, key: Key) -> State:
 
 def init(config: Config, task: Task, key: Key) -> State:
     """A fresh network for the task's training rows."""
-    rows = rows_of(task)
-    return start(config, rows, int(np.max(rows.y)) + 1 if is_class(rows.y) else rows.y.shape[-1], key)
+    action: Any = task.spec.action
+    return start(config, rows_of(config, task), action.n if isinstance(action, Discrete) else action.shape[0], key)
 
 
 def actor(state: State) -> Actor:
@@ -259,7 +277,7 @@ def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
 
     def act(key: Key, timestep: TimeStep, carry: Any) -> tuple[jax.Array, Any, Any]:
         out = draws(dropless(config) if greedy else config, actor, timestep.obs, key, 1)[0]
-        return (jnp.argmax(out, axis=-1).astype(jnp.int32) if is_class(rows_of(task).y) else out), carry, ()
+        return (jnp.argmax(out, axis=-1).astype(jnp.int32) if isinstance(task.spec.action, Discrete) else out), carry, ()
 
     return Policy(lambda num_envs: (), act)
 
@@ -306,8 +324,8 @@ def update(config: Config, task: Task, state: State, experience: Rows, *, loss: 
 
 
 def minibatches(config: Config, num_rows: int, key: Key, updates: Any) -> jax.Array:
-    """Which rows each of the next `gradient_steps` minibatches has, `[gradient_steps, n]`: one epoch after the other, each in an order of its
-    own; a minibatch may reach into the next."""
+    """Which rows each of the next `gradient_steps` minibatches has, `[gradient_steps, n]`: one epoch after the other, each in an order of
+    its own; a minibatch may reach into the next."""
     size = min(config.batch_size, num_rows)
     count = config.gradient_steps * size
     # Minibatch and epoch begin together every `period` updates; so counted, no product leaves int32.
@@ -328,7 +346,7 @@ def turn(config: Config, task: Task, rows: Rows, state: State, *, update: Callab
 
 def step(config: Config, task: Task, state: State, *, update: Callable = update) -> tuple[State, Metrics]:
     """One turn on the task's training rows."""
-    state, metrics = turn(config, task, rows_of(task), state, update=update)
+    state, metrics = turn(config, task, rows_of(config, task), state, update=update)
     return state, metrics | {"episodes": Episodes(jnp.int32(0), jnp.float32(0.0), jnp.int32(0))}
 
 
@@ -342,6 +360,6 @@ def fit(config: Config, task: Task, rows: Rows, num_outputs: int, key: Key) -> A
 def score(config: Config, task: Task, actor: Actor, episodes: int, seed: int) -> dict[str, Any]:
     """Scores on the task's test rows with `samples` stochastic passes: "mean" is the log likelihood; `episodes` has no meaning here."""
     del episodes
-    found = jax.jit(quality, static_argnums=4)(config, actor, rows_of(task, "test"), jax.random.key(seed), config.samples)
+    found = jax.jit(quality, static_argnums=4)(config, actor, rows_of(config, task, "test"), jax.random.key(seed), config.samples)
     found = {name: float(x) for name, x in found.items()}
     return {"mean": found["log_likelihood"], **found}
