@@ -182,16 +182,17 @@ def predict(config: Config, actor: Actor, x: Any, key: Key, n: int) -> bayes.Pre
 
 
 def quality(config: Config, actor: Actor, rows: Rows, key: Key, n: int) -> dict[str, jax.Array]:
-    """Scores of `n` stochastic passes on rows, in the units of y: log_likelihood, and rmse or accuracy; `plain_...` of the mean network."""
+    """Scores of `n` stochastic passes on rows, in the units of y: log_likelihood, and rmse or accuracy; of the mean network `plain_...`, and of
+    a single pass `one_pass_rmse`."""
     drawn, plain = draws(config, actor, rows.x, key, n), draws(dropless(config), actor, rows.x, key, 1)[0]
     if is_class(rows.y):
         log_probs = bayes.class_log_probs(drawn)
         hits = [jnp.mean((jnp.argmax(p, axis=-1) == rows.y).astype(jnp.float32)) for p in (log_probs, plain)]
         found = jnp.take_along_axis(log_probs, jnp.asarray(rows.y)[:, None], axis=-1)
         return {"log_likelihood": jnp.mean(found), "accuracy": hits[0], "plain_accuracy": hits[1]}
-    errors = [jnp.sqrt(jnp.mean(jnp.square(p - rows.y))) for p in (jnp.mean(drawn, axis=0), plain)]
+    errors = [jnp.sqrt(jnp.mean(jnp.square(p - rows.y))) for p in (jnp.mean(drawn, axis=0), plain, drawn[0])]
     fit = jnp.mean(bayes.log_likelihood(drawn, rows.y, config.tau))
-    return {"log_likelihood": fit, "rmse": errors[0], "plain_rmse": errors[1]}
+    return {"log_likelihood": fit, "rmse": errors[0], "plain_rmse": errors[1], "one_pass_rmse": errors[2]}
 
 
 def dropless(config: Config) -> Any:

@@ -1,0 +1,1 @@
+"""Systems with worlds and protocols of their own, and the papers' numbers."""
