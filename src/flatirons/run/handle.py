@@ -14,7 +14,9 @@ import numpy as np
 
 from flatirons.data.acting import Decider
 from flatirons.run import checkpoint, evaluate, folder, values
+from flatirons.run import uncertainty as uncertainties
 from flatirons.run.job import Job, acting_task, evaluation_task, is_instance, on_device, slots
+from flatirons.run.uncertainty import Uncertainty
 from flatirons.systems import system_name
 from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, TimeStep
 
@@ -37,6 +39,7 @@ class Run:
         self._state: Any = None
         self._facts: dict[str, Any] = {}
         self._acting: Any = None
+        self._decide: Any = None
         self._carry: Any = None
         self._key: Any = None
 
@@ -70,17 +73,14 @@ class Run:
         (without it the first call starts one). Raises FlatironsError for an observation that is not the task's.
         """
         actor = self.actor
-        if self._acting is None:
-            acting = acting_task(self._job)
-            self._acting = acting
+        if self._decide is None:
+            acting = self._acting_task()
             self._decide = Decider(self.system.policy, acting, self.config, greedy=True)
             self._decide.set_key(jax.random.key(self.seed))
             self._carry = self.system.policy(self.config, acting, actor, greedy=True).reset(1)
             first = True if first is None else first
         spec = self._acting.spec
-        timestep = TimeStep(
-            _one_row(spec.obs, obs, "obs"), () if legal is None else np.asarray(legal, np.bool_)[None], np.array([bool(first)]), ()
-        )
+        timestep = self._timestep(obs, legal, first=bool(first))
         self._decide.set_actor(actor)
         action, self._carry, _ = self._decide(timestep, self._carry)
         action = action[0]
@@ -90,6 +90,42 @@ class Run:
             clipped = np.clip(action, np.asarray(spec.action.low, np.float32), np.asarray(spec.action.high, np.float32))
             return clipped if spec.action.raw_shape is None else clipped.reshape(spec.action.raw_shape)
         return np.array(action)
+
+    def _acting_task(self) -> Any:
+        """A task to act for, made once."""
+        if self._acting is None:
+            self._acting = acting_task(self._job)
+        return self._acting
+
+    def _timestep(self, obs: Any, legal: Any, *, first: bool) -> TimeStep:
+        """One raw observation as a batch of one."""
+        row = _one_row(self._acting_task().spec.obs, obs, "obs")
+        return TimeStep(row, () if legal is None else np.asarray(legal, np.bool_)[None], np.array([first]), ())
+
+    def uncertainty(
+        self, obs: Any, n: int = 100, *, rate: float | None = None, parts: Sequence[str] = (), legal: Any = None, seed: int = 0
+    ) -> Uncertainty:
+        """How sure the networks are of ONE raw observation, from `n` stochastic passes (MC dropout): the greedy actions and the values that
+        they say, with means and deviations; see `flatirons.run.uncertainty.Uncertainty`.
+
+        rate: the probability to drop an input of a layer, by default what the run was trained with. parts: the fields of the system's Actor
+        whose weights are dropped, such as ("critics",) of sac; all by default. A network that was never trained with dropout answers too, but
+        its deviation says how much it leans on single units and not what the data left open.
+        Raises FlatironsError for n < 1, a rate that is missing or outside [0, 1), and an observation that is not the task's.
+        """
+        chosen = uncertainties.rate_of(self.system, self.config, rate)
+        timestep = self._timestep(obs, legal, first=True)
+        return uncertainties.uncertainty(
+            self.system,
+            on_device(self.config),
+            self._acting,
+            self.actor,
+            timestep,
+            jax.random.key(seed),
+            n,
+            rate=chosen,
+            parts=tuple(parts),
+        )
 
     def evaluate(self, episodes: int = 20, seed: int | None = None, *, env: Any = None) -> Any:
         """Score the policy on episodes of its own; see `flatirons.run.evaluate.evaluate`. seed defaults to 10_000 + the run's seed.

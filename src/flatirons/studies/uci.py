@@ -6,8 +6,8 @@
         a new network with it learns from the whole training split; RMSE and log likelihood of the test rows
 
 All splits and the whole grid are one program: `vmap` over splits, within it over rates, within it over tau. Networks of one split share
-their first weights and their random numbers, so that what is compared is rate and tau; those of different splits share nothing. With several
-JAX devices (on a CPU: `XLA_FLAGS=--xla_force_host_platform_device_count=2`) the splits are dealt out among them.
+their first weights and their random numbers, so that what is compared is rate and tau; those of different splits share nothing. With
+several JAX devices (on a CPU: `XLA_FLAGS=--xla_force_host_platform_device_count=2`) the splits are dealt out among them.
 """
 
 from __future__ import annotations

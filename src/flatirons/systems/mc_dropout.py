@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.tree_util import SequenceKey
 
 from flatirons.core import bayes, losses, optimisers, schedules, trees
 from flatirons.core.shuffle import permutation
@@ -160,8 +161,9 @@ def _inputs(scale: Scale, x: Any) -> jax.Array:
 
 
 def dropped(config: Config, path: tuple[Any, ...], leaf: Any) -> bool:
-    """Whether a leaf's inputs are dropped."""
-    return bayes.is_weight(path, leaf) and (config.drop_inputs or path[0].idx > 0)
+    """Whether the inputs of a leaf are dropped, of params or of an Actor: the first index in its path counts the layers."""
+    layer = next(part.idx for part in path if isinstance(part, SequenceKey)) if bayes.is_weight(path, leaf) else 0
+    return bayes.is_weight(path, leaf) and (config.drop_inputs or layer > 0)
 
 
 def draws(config: Config, actor: Actor, x: Any, key: Key, n: int) -> jax.Array:
@@ -182,8 +184,8 @@ def predict(config: Config, actor: Actor, x: Any, key: Key, n: int) -> bayes.Pre
 
 
 def quality(config: Config, actor: Actor, rows: Rows, key: Key, n: int) -> dict[str, jax.Array]:
-    """Scores of `n` stochastic passes on rows, in the units of y: log_likelihood, and rmse or accuracy; of the mean network `plain_...`, and of
-    a single pass `one_pass_rmse`."""
+    """Scores of `n` stochastic passes on rows, in the units of y: log_likelihood, and rmse or accuracy; of the mean network
+    `plain_...`, and of a single pass `one_pass_rmse`."""
     drawn, plain = draws(config, actor, rows.x, key, n), draws(dropless(config), actor, rows.x, key, 1)[0]
     if is_class(rows.y):
         log_probs = bayes.class_log_probs(drawn)

@@ -1,0 +1,87 @@
+"""How sure a trained network is: MC dropout (Gal and Ghahramani 2016) on the networks of any run, without touching the system."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple, cast
+
+import jax
+import numpy as np
+
+from flatirons.core import bayes
+from flatirons.types import Discrete, FlatironsError, Key, Task, TimeStep
+
+
+class Uncertainty(NamedTuple):
+    """What n stochastic passes say of one observation.
+
+    actions `[n, ...]`: the greedy action of each pass. action and action_std: their mean and deviation; of Discrete actions the share of the
+    passes that choose each, and None. values `[n]`: what each pass expects of the state (`estimate`), None where the system keeps none.
+    value and value_std: their mean and deviation.
+    """
+
+    action: np.ndarray
+    action_std: np.ndarray | None
+    value: float | None
+    value_std: float | None
+    actions: np.ndarray
+    values: np.ndarray | None
+
+
+def rate_of(system: Any, config: Any, rate: float | None) -> float:
+    """The rate asked for, else the one that the run was trained with. Raises FlatironsError where there is neither, or no network."""
+    name = system.__name__.rpartition(".")[2]
+    if not hasattr(config, "hidden"):
+        raise FlatironsError(f"{name} has no network whose inputs could be dropped; ask a run of a system that has, such as dqn or sac")
+    chosen = getattr(config, "dropout", None) if rate is None else rate
+    if chosen is None:
+        raise FlatironsError(f"this {name} was trained without dropout, so say how much to drop: rate=0.1, for instance")
+    bayes.demand_rate(chosen)
+    return float(chosen)
+
+
+def _where(system: Any, config: Any, parts: tuple[str, ...], path: tuple[Any, ...], leaf: Any) -> bool:
+    """Whether a leaf of an Actor is a weight to drop: running moments are none, whatever their shape."""
+    part = getattr(path[0], "name", None)
+    if part == "obs" or (parts and part not in parts):
+        return False
+    return system.dropped(config, path, leaf) if hasattr(system, "dropped") else bayes.is_weight(path, leaf)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _passes(
+    system: Any, task: Task, n: int, parts: tuple[str, ...], config: Any, actor: Any, timestep: TimeStep, key: Key, rate: Any
+) -> dict[str, Any]:
+    key_act, key_masks = jax.random.split(key)
+
+    def apply(actor: Any, timestep: TimeStep) -> dict[str, Any]:
+        acting = system.policy(config, task, actor, greedy=True)
+        found = {"action": acting.act(key_act, timestep, acting.reset(1))[0][0]}
+        if hasattr(system, "estimate"):
+            found["value"] = system.estimate(config, task, actor, timestep)[0]
+        return found
+
+    where = functools.partial(_where, system, config, parts)
+    return bayes.predictive(apply, actor, timestep, key_masks, n, rate=rate, where=where)
+
+
+def uncertainty(
+    system: Any, config: Any, task: Task, actor: Any, timestep: TimeStep, key: Key, n: int, *, rate: float, parts: tuple[str, ...] = ()
+) -> Uncertainty:
+    """`n` stochastic passes of the greedy policy, and of the estimate, for a batch of one observation. `parts` names the fields of the Actor
+    whose weights are dropped (all by default). Raises FlatironsError where n < 1 or a part is unknown."""
+    bayes.demand_draws(n)
+    for part in parts:
+        if part not in actor._fields:
+            raise FlatironsError(f"there is no part {part!r} of this policy to drop; it has {', '.join(actor._fields)}")
+    if hasattr(config, "eval_epsilon"):
+        config = dataclasses.replace(cast(Any, config), eval_epsilon=0.0)
+    found = jax.device_get(_passes(system, task, n, parts, config, actor, timestep, key, rate))
+    actions, values = found["action"], found.get("value")
+    if isinstance(task.spec.action, Discrete):
+        mean, std = np.bincount(actions, minlength=task.spec.action.n) / n, None
+    else:
+        mean, std = actions.mean(axis=0), actions.std(axis=0)
+    value, value_std = (None, None) if values is None else (float(values.mean()), float(values.std()))
+    return Uncertainty(mean, std, value, value_std, actions, values)
