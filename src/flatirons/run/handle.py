@@ -109,22 +109,14 @@ class Run:
         they say, with means and deviations; see `flatirons.run.uncertainty.Uncertainty`.
 
         rate: the probability to drop an input of a layer, by default what the run was trained with. parts: the fields of the system's Actor
-        whose weights are dropped, such as ("critics",) of sac; all by default. A network that was never trained with dropout answers too, but
-        its deviation says how much it leans on single units and not what the data left open.
+        whose weights are dropped, such as ("critics",) of sac; all by default. A network that was never trained with dropout answers too,
+        but its deviation says how much it leans on single units, and not what the data left open.
         Raises FlatironsError for n < 1, a rate that is missing or outside [0, 1), and an observation that is not the task's.
         """
         chosen = uncertainties.rate_of(self.system, self.config, rate)
-        timestep = self._timestep(obs, legal, first=True)
+        timestep, key = self._timestep(obs, legal, first=True), jax.random.key(seed)
         return uncertainties.uncertainty(
-            self.system,
-            on_device(self.config),
-            self._acting,
-            self.actor,
-            timestep,
-            jax.random.key(seed),
-            n,
-            rate=chosen,
-            parts=tuple(parts),
+            self.system, on_device(self.config), self._acting, self.actor, timestep, key, n, rate=chosen, parts=tuple(parts)
         )
 
     def evaluate(self, episodes: int = 20, seed: int | None = None, *, env: Any = None) -> Any:

@@ -16,8 +16,8 @@ from flatirons.types import Discrete, FlatironsError, Key, Task, TimeStep
 class Uncertainty(NamedTuple):
     """What n stochastic passes say of one observation.
 
-    actions `[n, ...]`: the greedy action of each pass. action and action_std: their mean and deviation; of Discrete actions the share of the
-    passes that choose each, and None. values `[n]`: what each pass expects of the state (`estimate`), None where the system keeps none.
+    actions `[n, ...]`: the greedy action of each pass. action and action_std: their mean and deviation; of Discrete actions the share of
+    the passes that choose each, and None. values `[n]`: what each pass expects of the state (`estimate`), None where the system keeps none.
     value and value_std: their mean and deviation.
     """
 
@@ -69,8 +69,8 @@ def _passes(
 def uncertainty(
     system: Any, config: Any, task: Task, actor: Any, timestep: TimeStep, key: Key, n: int, *, rate: float, parts: tuple[str, ...] = ()
 ) -> Uncertainty:
-    """`n` stochastic passes of the greedy policy, and of the estimate, for a batch of one observation. `parts` names the fields of the Actor
-    whose weights are dropped (all by default). Raises FlatironsError where n < 1 or a part is unknown."""
+    """`n` stochastic passes of the greedy policy, and of the estimate, for a batch of one observation. `parts` names the fields of the
+    Actor whose weights are dropped (all by default). Raises FlatironsError where n < 1 or a part is unknown."""
     bayes.demand_draws(n)
     for part in parts:
         if part not in actor._fields:
