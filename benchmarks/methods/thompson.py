@@ -1,0 +1,118 @@
+"""Thompson sampling against epsilon-greedy, batches to a reward: `python -m benchmarks.methods.thompson [--seeds 5] [--only NAME ...]`
+
+The paper's experiment (Gal and Ghahramani 2016, section 5.3) in our own world of its kind, jax:Forager-v1: the same Q-network, replay and
+optimiser for all; random decisions for 25 batches of 120; then how many batches until the mean reward of the last 1,000 decisions is above 1.
+Epsilon falls over 200,000 decisions, as in the demonstration the paper starts from; two faster schedules stand beside it, which the paper has
+not. Bars set before: a third of epsilon-greedy's batches to reach, a seventh to aim at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.record import RESULTS, header, versions, write
+from flatirons import envs
+from flatirons.systems import dqn
+
+BATCH, BURN_IN, WINDOW, THRESHOLD = 120, 25, 1_000, 1.0
+ARMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "thompson": ("dqn-thompson", {}),
+    "thompson-episode": ("dqn-thompson-episode", {}),
+    "epsilon-greedy": ("dqn-forager", {}),
+    "epsilon-greedy-20k": ("dqn-forager", {"epsilon_steps": 20_000}),
+    "epsilon-greedy-5k": ("dqn-forager", {"epsilon_steps": 5_000}),
+}
+
+
+def rewards_of(preset: str, changed: dict[str, Any], batches: int, seeds: list[int]) -> tuple[np.ndarray, list[float]]:
+    """The reward of every decision, `[seeds, batches * BATCH]`, and the seconds of each seed; the first compiles."""
+    config: Any = dqn.Config(**(dict(dqn.PRESETS[preset].config) | changed))
+    task: Any = envs.make("jax:Forager-v1", config.num_envs)
+
+    def watched(config: Any, task: Any, state: Any, experience: Any) -> Any:
+        state, metrics = dqn.update(config, task, state, experience)
+        return state, metrics | {"reward": jnp.mean(experience.reward)}
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def some(state: Any) -> Any:
+        def turn(state: Any, _: Any) -> Any:
+            state, metrics = dqn.step(config, task, state, update=watched)
+            return state, metrics["reward"]
+
+        return jax.lax.scan(turn, state, None, length=BATCH * BURN_IN)
+
+    found, seconds = [], []
+    for seed in seeds:
+        began = time.perf_counter()
+        state = jax.jit(lambda key: dqn.init(config, task, key))(jax.random.key(seed))
+        parts = []
+        for _ in range(batches // BURN_IN):
+            state, reward = some(state)
+            parts.append(np.asarray(reward))
+        found.append(np.concatenate(parts))
+        seconds.append(round(time.perf_counter() - began, 1))
+    return np.stack(found), seconds
+
+
+def batches_to_threshold(rewards: np.ndarray) -> float | None:
+    """Batches after the burn-in until the mean of the last WINDOW rewards is above THRESHOLD; None where it never is."""
+    mean = np.convolve(rewards, np.full(WINDOW, 1.0 / WINDOW), mode="valid")
+    decisions = np.arange(WINDOW, len(rewards) + 1)
+    passed = decisions[(mean > THRESHOLD) & (decisions >= BURN_IN * BATCH)]
+    return None if len(passed) == 0 else float((passed[0] - BURN_IN * BATCH) / BATCH)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--batches", type=int, default=1_675, help="of 120 decisions, of every arm; a multiple of 25")
+    parser.add_argument("--only", nargs="*", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--out", type=Path, default=RESULTS / "methods")
+    args = parser.parse_args()
+    result = header("mc-dropout-thompson", "benchmarks.methods.thompson")
+    seeds = list(range(args.seeds))
+    arms: dict[str, Any] = {}
+    for name in args.only:
+        rewards, seconds = rewards_of(*ARMS[name], args.batches, seeds)
+        passed = [batches_to_threshold(row) for row in rewards]
+        curve = rewards[:, : rewards.shape[1] // 3_000 * 3_000].reshape(len(seeds), -1, 3_000).mean(axis=2)
+        arms[name] = {
+            "preset": ARMS[name][0], "changed": ARMS[name][1], "batches_to_threshold": passed, "seconds": seconds,
+            "mean_reward_of_25_batches": np.round(curve, 4).tolist(), "last": round(float(curve[:, -5:].mean()), 4),
+        }  # fmt: skip
+        print(f"{name}: batches {passed}, at the end {arms[name]['last']}, {sum(seconds):.0f} s", flush=True)
+    rows = []
+    if {"thompson", "epsilon-greedy"} <= set(arms):
+        never = float(args.batches - BURN_IN)
+        mean = {name: float(np.mean([never if x is None else x for x in arm["batches_to_threshold"]])) for name, arm in arms.items()}
+        for name in mean:
+            share = mean[name] / mean["epsilon-greedy"]
+            gated = name == "thompson"
+            rows.append(
+                {
+                    "what": f"{name}: mean batches to a reward of 1, and their share of epsilon-greedy's",
+                    "reach": "at most 1/3 (aim 1/7)" if gated else "–",
+                    "measured": f"{mean[name]:.1f}, {share:.3f}",
+                    "reached": share <= 1 / 3 if gated else True,
+                }
+            )
+    result |= {
+        "versions": versions(("flatirons", "jax", "jaxlib", "numpy")),
+        "settings": {"batch": BATCH, "burn_in": BURN_IN, "window": WINDOW, "threshold": THRESHOLD, "batches": args.batches, "seeds": seeds},
+        "arms": arms, "rows": rows, "reached": all(r["reached"] for r in rows) and bool(rows),
+    }  # fmt: skip
+    write(args.out / "mc-dropout-thompson.json", result)
+    for r in rows:
+        print(r)
+
+
+if __name__ == "__main__":
+    main()
