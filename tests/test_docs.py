@@ -101,7 +101,7 @@ def test_every_system_and_page_is_in_the_readme() -> None:
         assert f"| `{name}` |" in README and f"docs/{name}.md" in README
 
 
-@pytest.mark.parametrize("name", ["your_own_env", "your_own_network", "your_own_loss"])
+@pytest.mark.parametrize("name", ["your_own_env", "your_own_network", "your_own_loss", "uncertainty_of_a_critic"])
 def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     loaded(ROOT / "examples" / f"{name}.py").main(1_024 if name != "your_own_network" else 2_048)

@@ -80,7 +80,12 @@ def everything() -> str:
 
     lines = ["systems (flatirons list SYSTEM says more)"]
     for module in systems.SYSTEMS:
-        lines += ["", f"  {systems.system_name(module)}", f"    {_title(module)}", f"    actions: {', '.join(actions(module))}"]
+        lines += [
+            "",
+            f"  {systems.system_name(module)}",
+            f"    {_title(module)}",
+            f"    actions: {', '.join(actions(module)) or 'none, it learns from data'}",
+        ]
         width = max(map(len, module.PRESETS), default=0)
         for preset, known in module.PRESETS.items():
             lines.append(f"    {preset:<{width}}  {', '.join(known.tasks) or 'any task, when asked for'}")
@@ -121,7 +126,12 @@ def system(name: str) -> str:
     module, overrides, chosen = systems.find(name)
     config = module.Config(**overrides)
     measured = json.loads((Path(__file__).parent / "measured.json").read_text(encoding="utf-8"))
-    lines = [f"{systems.system_name(module)}: {_title(module)}", f"actions: {', '.join(actions(module))}", "", "presets"]
+    lines = [
+        f"{systems.system_name(module)}: {_title(module)}",
+        f"actions: {', '.join(actions(module)) or 'none, it learns from data'}",
+        "",
+        "presets",
+    ]
     for preset, known in module.PRESETS.items():
         lines += ["", f"  {preset}: {known.doc}", f"    for       {', '.join(known.tasks) or 'any task, when asked for'}"]
         reached = measured.get(preset, {}).get("expected", ["not measured yet"])
