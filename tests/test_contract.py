@@ -14,8 +14,9 @@ import pytest
 
 from flatirons import envs, systems
 from flatirons.core import trees
+from flatirons.envs import datasets
 from flatirons.run import cli
-from flatirons.types import Episodes, Preset, TimeStep
+from flatirons.types import ArraySpec, Box, Episodes, Preset, Spec, TimeStep
 
 NAMES = ("Config", "State", "PRESETS", "check", "init", "actor", "policy", "loss", "update", "step", "steps_per_turn")
 
@@ -30,7 +31,7 @@ OFF_POLICY = {
     "hidden": (8, 8),
 }
 
-# One small setting per system, on a task that it takes; a system that is not here fails test_every_system_is_tested.
+# One small setting per system (`data:rows` is made here: what a table is, without a file), on a task that it takes; a system that is not here fails test_every_system_is_tested.
 SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "ppo": (
         "jax:CartPole-v1",
@@ -61,6 +62,7 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "ddpg": ("jax:Pendulum-v1", OFF_POLICY | {"noise": "ou", "twin": True, "policy_delay": 2, "target_noise": 0.2, "action_layer": 1}),
     "sac": ("jax:Pendulum-v1", OFF_POLICY),
+    "mc_dropout": ("data:rows", {"num_envs": 1, "gradient_steps": 20, "batch_size": 8, "hidden": (8,), "total_steps": 200}),
     # A step of 1e-4 and a pull of 1e4 in the test of other losses make one full step.
     "tabular": ("mdp:CliffWalking-v1", {"num_envs": 2, "num_steps": 8, "learning_rate": 1e-4, "epsilon_steps": 100}),
 }
@@ -72,13 +74,29 @@ def system(request: pytest.FixtureRequest) -> ModuleType:
     return request.param
 
 
+def _task(name: str, num_envs: int) -> Any:
+    if name != "data:rows":
+        return envs.make(name, num_envs)
+    x = np.random.default_rng(0).normal(size=(24, 3))
+    rows = np.arange(24)[None]
+    arrays = {"x": x, "y": x.sum(axis=1), "train": rows[:, :18], "test": rows[:, 18:]}
+    return datasets.DataTask(name, num_envs, Spec(ArraySpec((3,)), Box((-np.inf,), (np.inf,))), arrays, "0")
+
+
+def _seen(task: Any, state: Any) -> TimeStep:
+    """What a policy may be asked about: of data, its first row."""
+    if isinstance(task, datasets.DataTask):
+        return TimeStep(task.arrays["x"][:1].astype(np.float32), (), np.ones(1, bool), ())
+    return task.observe(state.collector.env)
+
+
 class Compiled:
     """A system's `init` and donated `step` on its small task, compiled once for this file; `traces` counts how often `step` was traced."""
 
     def __init__(self, module: ModuleType) -> None:
         name, settings = SMALL[systems.system_name(module)]
         self.module, self.config = module, module.Config(**settings)
-        self.task: Any = envs.make(name, settings["num_envs"])
+        self.task: Any = _task(name, settings["num_envs"])
         self.traces = 0
         self.init = jax.jit(lambda config, key: module.init(config, self.task, key))
 
@@ -213,7 +231,7 @@ def test_the_greedy_policy_is_deterministic(system: ModuleType) -> None:
     c = _compiled(system)
     state, _ = c.run(c.config, 0)
     num = c.task.num_envs
-    seen = c.task.observe(state.collector.env)
+    seen = _seen(c.task, state)
     actions = []
     for seed in (0, 1):
         policy = system.policy(c.config, c.task, system.actor(state), greedy=True)
@@ -270,10 +288,11 @@ def test_another_loss_may_report_more(system: ModuleType) -> None:
 def test_steps_per_turn_counts_the_decisions(system: ModuleType) -> None:
     c = _compiled(system)
     state = c.init(c.config, jax.random.key(0))
-    seen = []
+    seen, data = [], isinstance(c.task, datasets.DataTask)
 
     def spying(config: Any, task: Any, state: Any, experience: Any) -> Any:
-        seen.append(experience.reward.shape)
+        # What is learned from data is minibatches [updates, rows, ...].
+        seen.append((len(experience[0]), 1) if data else experience.reward.shape)
         return system.update(config, task, state, experience)
 
     jax.eval_shape(lambda s: system.step(c.config, c.task, s, update=spying), state)

@@ -2,8 +2,8 @@
 
 The paper's experiment (Gal and Ghahramani 2016, section 5.3) in our own world of its kind, jax:Forager-v1: the same Q-network, replay and
 optimiser for all; random decisions for 25 batches of 120; then how many batches until the mean reward of the last 1,000 decisions is above
-1. Epsilon falls over 200,000 decisions, as in the demonstration the paper starts from; two faster schedules stand beside it, which the paper
-has not. Bars set before: a third of epsilon-greedy's batches to reach, a seventh to aim at.
+1. Epsilon falls over 200,000 decisions, as in the demonstration the paper starts from; two faster schedules stand beside it, which the
+paper has not. Bars set before: a third of epsilon-greedy's batches to reach, a seventh to aim at.
 """
 
 from __future__ import annotations

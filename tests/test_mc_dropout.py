@@ -1,0 +1,350 @@
+"""MC dropout as a system and as a study, on data made here; Thompson sampling in dqn; how sure any run's networks are."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flatirons as fi
+from flatirons import envs
+from flatirons.core import bayes
+from flatirons.envs import datasets, forager
+from flatirons.studies import uci
+from flatirons.systems import dqn, mc_dropout
+from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, Spec
+
+GIVEN = os.environ.get("FLATIRONS_DATA") or ""
+needs_data = pytest.mark.skipif(not Path(GIVEN, "uci").is_dir(), reason="FLATIRONS_DATA names no folder with the data sets")
+LINE = Spec(ArraySpec((1,)), Box((-np.inf,), (np.inf,)))
+
+
+def line(noise: float = 0.0, num_rows: int = 64, num_splits: int = 2) -> Any:
+    """y = 30 x + 100 + noise for x in ±1, with a quarter of the rows to test on."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, (num_rows, 1))
+    order = np.stack([rng.permutation(num_rows) for _ in range(num_splits)])
+    arrays = {"x": x, "y": 30 * x[:, 0] + 100 + noise * rng.normal(size=num_rows), "train": order[:, : num_rows * 3 // 4]}
+    return datasets.DataTask("data:line", 1, LINE, arrays | {"test": order[:, num_rows * 3 // 4 :]}, "0")
+
+
+SMALL = {"hidden": (16,), "total_steps": 800, "gradient_steps": 100, "batch_size": 32, "drop_inputs": False, "samples": 200}
+
+
+@pytest.fixture(scope="module")
+def fitted() -> tuple[Any, Any, Any]:
+    """(config, task, actor) after learning the line."""
+    config, task = mc_dropout.Config(**SMALL, dropout=0.05, tau=0.25), line(noise=2.0)
+    fit = jax.jit(lambda config, key: mc_dropout.fit(config, task, mc_dropout.rows_of(config, task), 1, key))
+    return config, task, fit(config, jax.random.key(0))
+
+
+def test_it_predicts_in_the_units_of_y(fitted: tuple[Any, Any, Any]) -> None:
+    config, task, actor = fitted
+    found = mc_dropout.score(config, task, actor, 1, 0)
+    # The noise's deviation is 2: nothing predicts better, and log p at tau = 1/4 is at best -1/2 log(2 pi 4) - 1/2 = -2.11.
+    assert 1.5 < found["rmse"] < 3.0
+    assert found["mean"] == found["log_likelihood"] and -2.6 < found["mean"] < -1.9
+    mean, variance = mc_dropout.predict(config, actor, np.array([[0.5]], np.float32), jax.random.key(0), 300)
+    assert float(mean[0, 0]) == pytest.approx(115.0, abs=2.5)
+    assert float(variance[0, 0]) > 1 / 0.25
+
+
+def test_it_is_less_sure_where_it_has_seen_nothing(fitted: tuple[Any, Any, Any]) -> None:
+    config, _, actor = fitted
+    _, variance = mc_dropout.predict(config, actor, np.array([[0.0], [8.0]], np.float32), jax.random.key(0), 300)
+    assert variance[1, 0] > 2 * variance[0, 0]
+
+
+def test_each_row_of_a_minibatch_has_its_own_mask_and_the_mean_network_has_none(fitted: tuple[Any, Any, Any]) -> None:
+    config, _, actor = fitted
+    same = jnp.ones((6, 1))
+    out = mc_dropout.network(dataclasses.replace(config, dropout=0.3), actor.params, same, jax.random.key(3))
+    assert len(np.unique(np.asarray(out).round(5))) > 1
+    assert len(np.unique(np.asarray(mc_dropout.network(config, actor.params, same)).round(5))) == 1
+
+
+def test_inputs_are_dropped_where_asked() -> None:
+    params = ({"w": jnp.eye(2), "b": jnp.zeros(2)},)
+    out = mc_dropout.network(mc_dropout.Config(dropout=0.5), params, jnp.ones((500, 2)), jax.random.key(0))
+    assert set(np.unique(out)) == {0.0, 2.0}
+    kept = mc_dropout.network(mc_dropout.Config(dropout=0.5, drop_inputs=False), params, jnp.ones((500, 2)), jax.random.key(0))
+    assert set(np.unique(kept)) == {1.0}
+
+
+def test_the_loss_is_half_the_squared_error_and_the_tied_decay() -> None:
+    """By hand: a network of one weight, rate 0.5, its input kept; then N, tau and the length-scale set lambda."""
+    params = ({"w": jnp.full((1, 1), 3.0), "b": jnp.full(1, 1.0)},)
+    config = mc_dropout.Config(dropout=0.5, drop_inputs=False)
+    batch = mc_dropout.Batch(jnp.array([[1.0], [2.0]]), jnp.array([[5.0], [5.0]]), jax.random.key(0), 0.25)
+    total, metrics = mc_dropout.loss(config, None, params, batch)  # type: ignore[arg-type]
+    # errors -1 and 2: 1/2 (1 + 4) / 2; decay: |w|² / 1 + |b|²
+    assert float(metrics["error"]) == pytest.approx(1.25)
+    assert float(total) == pytest.approx(1.25 + 0.25 * (9.0 + 1.0))
+    dropped = mc_dropout.loss(dataclasses.replace(config, drop_inputs=True), None, params, batch)[1]  # type: ignore[arg-type]
+    assert float(dropped["weight_decay"]) == pytest.approx(0.25 * (9.0 / 0.5 + 1.0))
+
+
+def test_tau_sets_the_weight_decay_in_the_networks_units() -> None:
+    task, seen = line(), []
+    config = mc_dropout.Config(**SMALL, tau=0.01, length_scale=0.5)
+
+    def spying(config: Any, task: Any, params: Any, batch: Any) -> Any:
+        seen.append(batch.decay)
+        return mc_dropout.loss(config, task, params, batch)
+
+    with jax.disable_jit():
+        state = mc_dropout.init(config, task, jax.random.key(0))
+        rows = mc_dropout.Rows(np.zeros((1, 4, 1), np.float32), np.zeros((1, 4, 1), np.float32))
+        mc_dropout.update(config, task, state, rows, loss=spying)
+    y = task.arrays["y"][task.arrays["train"][0]]
+    assert float(jax.device_get(jax.tree.leaves(seen[0])[0])) == pytest.approx(0.25 / (2 * 48 * 0.01 * y.var()), rel=1e-3)
+
+
+def test_every_row_comes_once_in_an_epoch() -> None:
+    config = mc_dropout.Config(gradient_steps=5, batch_size=32)
+    key = jax.random.key(0)
+    order = jax.jit(functools.partial(mc_dropout.minibatches, config, 80))
+    seen = np.concatenate([np.asarray(order(key, u)).ravel() for u in range(0, 10, 5)])
+    assert seen.shape == (320,)
+    for epoch in seen.reshape(4, 80):
+        assert sorted(epoch) == list(range(80))
+    assert not np.array_equal(seen[:80], seen[80:160])
+    np.testing.assert_array_equal(order(key, 5), order(key, 5))
+
+
+def test_classes() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 120).astype(np.uint8)
+    images = np.zeros((120, 3, 3), np.uint8)
+    images[np.arange(120), labels, labels] = 255
+    arrays = {"train_images": images[:90], "train_labels": labels[:90], "test_images": images[90:], "test_labels": labels[90:]}
+    task: Any = datasets.DataTask("data:dots", 1, Spec(ArraySpec((3, 3), "uint8", 0, 255), Discrete(3)), arrays, "0")
+    config = mc_dropout.Config(**(SMALL | {"total_steps": 200}), dropout=0.3)
+    mc_dropout.check(config, task)
+    actor = jax.jit(lambda key: mc_dropout.fit(config, task, mc_dropout.rows_of(config, task), 3, key))(jax.random.key(0))
+    found = mc_dropout.score(config, task, actor, 1, 0)
+    assert found["accuracy"] == 1.0 and -0.3 < found["log_likelihood"] < 0.0
+    log_probs = bayes.class_log_probs(mc_dropout.draws(config, actor, np.zeros((1, 3, 3), np.uint8), jax.random.key(0), 100))
+    assert float(jnp.max(jnp.exp(log_probs))) < 0.9, "nothing is in the picture"
+
+
+# ----------------------------------------------------------------------------------------------------------------- the study
+
+
+def test_the_study_chooses_on_held_out_rows_and_never_on_test_rows() -> None:
+    task = line(noise=2.0)
+    config = mc_dropout.Config(**(SMALL | {"total_steps": 100}))
+    settings: dict[str, Any] = dict(config=config, epochs=60, rates=(0.01, 0.4), taus=(0.25, 0.0001), samples=50)
+    found = uci.study(task, **settings)
+    # tau = 1/4 is the noise's; a deviation of 100 fits nothing.
+    np.testing.assert_allclose(found.tau, 0.25)
+    assert found.validation.shape == (2, 2, 2) and found.rmse.shape == (2,)
+    best = found.validation.reshape(2, -1).argmax(axis=1)
+    np.testing.assert_allclose(found.rate, np.array([0.01, 0.4], np.float32)[best // 2])
+    assert (found.rmse < 8.0).all()
+    arrays = dict(task.arrays)
+    changed = np.array(arrays["y"])
+    for test in arrays["test"]:
+        changed[np.setdiff1d(test, arrays["train"])] += 1e3
+    only_test = np.setdiff1d(arrays["test"][0], arrays["train"][0])
+    arrays["y"] = np.where(np.isin(np.arange(64), only_test), arrays["y"] + 1e3, arrays["y"])
+    other = uci.study(dataclasses.replace(task, arrays=arrays), **settings)
+    np.testing.assert_array_equal(other.validation[0], found.validation[0])
+    assert other.rate[0] == found.rate[0] and other.rmse[0] > 100
+
+
+def test_the_study_refuses_what_has_no_splits_or_no_grid() -> None:
+    with pytest.raises(FlatironsError, match="jax:CartPole-v1 has no splits"):
+        uci.study(envs.make("jax:CartPole-v1"))
+    with pytest.raises(FlatironsError, match="no grid of tau for data:line"):
+        uci.study(line())
+
+
+def test_standard_error() -> None:
+    assert uci.standard_error(np.array([1.0, 2.0, 3.0])) == pytest.approx(1 / np.sqrt(3))
+
+
+# ------------------------------------------------------------------------------------------------------------------ bad input
+
+
+def test_bad_input_is_refused() -> None:
+    task = line()
+    for settings, words in (
+        ({"dropout": 1.0}, "dropout is 1.0: it is the probability to drop"),
+        ({"num_envs": 2}, "a data set is one stream"),
+        ({"samples": 0}, "needs at least 1 stochastic pass"),
+        ({"tau": 0.0}, "must be above 0"),
+        ({"split": 2}, "has splits 0 to 1"),
+        ({"batch_size": 0}, "must be at least 1"),
+    ):
+        with pytest.raises(FlatironsError, match=words):
+            mc_dropout.check(mc_dropout.Config(**settings), task)
+    with pytest.raises(FlatironsError, match="learns from rows of x and y, and jax:CartPole-v1 has none"):
+        mc_dropout.check(mc_dropout.Config(), envs.make("jax:CartPole-v1"))
+
+
+@needs_data
+def test_a_run_of_it_like_any_other(tmp_path: Path) -> None:
+    settings = SMALL | {"total_steps": 200}
+    run = fi.train("mc_dropout", "data:uci-yacht", out=tmp_path / "run", quiet=True, eval_every=100, **settings)
+    assert run.evaluate()["rmse"] < 15.0 and len(run.evaluations) == 2
+    again = fi.load(tmp_path / "run")
+    x = np.zeros(6, np.float32)
+    assert again.policy(x).shape == (1,)
+    sure = again.uncertainty(x, n=50)
+    assert sure.actions.shape == (50, 1) and sure.action_std is not None and sure.action_std[0] > 0 and sure.value is None
+
+
+# ---------------------------------------------------------------------------------------------------------- Thompson sampling
+
+FORAGER: dict[str, Any] = {"learning_starts": 16, "buffer_size": 64, "batch_size": 8, "hidden": (16,)}
+
+
+def _settings(**changed: Any) -> Any:
+    return dqn.Config(**(dict(dqn.PRESETS["dqn-thompson"].config) | FORAGER | changed))
+
+
+def test_thompson_draws_anew_for_each_decision_or_once_an_episode() -> None:
+    task: Any = envs.make("jax:Forager-v1", 3)
+    timestep = task.observe(task.reset(jax.random.key(0)))
+    same = jax.tree.map(lambda x: jnp.repeat(x[:1], 3, axis=0), timestep)
+    for exploration in ("thompson", "thompson-episode"):
+        config = _settings(exploration=exploration, num_envs=3, train_every=3, buffer_size=66, dropout=0.5)
+        params = dqn.init_params(config, task, jax.random.key(1))
+        acting = dqn.policy(config, task, dqn.Actor(params, jnp.float32(0.0)), greedy=False)
+        act = jax.jit(acting.act)
+        carry, seen = acting.reset(3), []
+        for t in range(12):
+            action, carry, _ = act(jax.random.key(t), same._replace(first=jnp.full(3, t == 0)), carry)
+            seen.append(np.asarray(action))
+        changes = (np.diff(np.stack(seen), axis=0) != 0).any()
+        assert changes == (exploration == "thompson")
+        if exploration == "thompson-episode":
+            masks = [np.asarray(carry)]
+            _, carry, _ = act(jax.random.key(99), same._replace(first=jnp.array([True, False, False])), carry)
+            masks.append(np.asarray(carry))
+            assert (masks[0][0] != masks[1][0]).any() and (masks[0][1:] == masks[1][1:]).all()
+            assert len(np.unique(masks[0][:, 0])) == 3, "each environment has its own"
+
+
+@pytest.mark.parametrize("exploration", ["thompson", "thompson-episode"])
+def test_thompson_is_random_until_it_learns_and_learns_with_dropout(exploration: str) -> None:
+    config, task = _settings(exploration=exploration), envs.make("jax:Forager-v1", 1)
+    step = jax.jit(lambda state: dqn.step(config, task, state))
+    state = dqn.init(config, task, jax.random.key(0))
+    rates = []
+    for _ in range(20):
+        state, metrics = step(state)
+        rates.append(float(metrics["epsilon"]))
+    assert rates == [1.0] * 15 + [0.0] * 5 and int(state.updates) == 5
+    greedy = dqn.policy(config, task, dqn.actor(state), greedy=True)
+    seen: Any = task.observe(state.collector.env)  # type: ignore[union-attr]
+    assert greedy.act(jax.random.key(0), seen, ())[0] == greedy.act(jax.random.key(1), seen, ())[0]
+
+
+def test_the_loss_of_dqn_has_the_mask_of_its_key() -> None:
+    config, task = _settings(dropout=0.5), envs.make("jax:Forager-v1", 1)
+    params = dqn.init_params(config, task, jax.random.key(0))
+    batch = dqn.Batch(jnp.ones((4, 27)), jnp.zeros(4, jnp.int32), jnp.zeros(4), key=jax.random.key(1))
+    plain = dataclasses.replace(config, dropout=None, exploration="epsilon-greedy")
+    by_hand = dqn.loss(plain, task, bayes.drawn(batch.key, params, 0.5), batch)[0]
+    assert float(dqn.loss(config, task, params, batch)[0]) == pytest.approx(float(by_hand), rel=1e-6)
+    assert float(dqn.loss(plain, task, params, batch)[0]) != pytest.approx(float(by_hand), rel=1e-3)
+
+
+def test_thompson_without_dropout_is_refused() -> None:
+    task = envs.make("jax:CartPole-v1")
+    with pytest.raises(FlatironsError, match=r"there is none: give dropout=0.1"):
+        dqn.check(dqn.Config(exploration="thompson"), task)
+    with pytest.raises(FlatironsError, match="dropout is 1.5"):
+        dqn.check(dqn.Config(dropout=1.5), task)
+
+
+# ----------------------------------------------------------------------------------------------------------------- any network
+
+
+def test_any_run_says_how_sure_it_is(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"quiet": True, "num_envs": 2, "hidden": (8,)}
+    q = fi.train("dqn", "jax:CartPole-v1", out=tmp_path / "q", total_steps=8, train_every=4, buffer_size=64, batch_size=8, **settings)
+    sure = q.uncertainty([0.0, 0.0, 0.02, 0.0], n=40, rate=0.2)
+    assert sure.values is not None and sure.values.shape == (40,) and sure.value_std is not None and sure.value_std > 0
+    assert sure.action.shape == (2,) and sure.action.sum() == pytest.approx(1.0) and sure.action_std is None
+    again = q.uncertainty([0.0, 0.0, 0.02, 0.0], n=40, rate=0.2)
+    np.testing.assert_array_equal(sure.values, again.values)
+    p = fi.train(
+        "ppo", "jax:Pendulum-v1", out=tmp_path / "p", total_steps=16, num_steps=8, num_minibatches=1, normalise_obs=True, **settings
+    )
+    spread = p.uncertainty([1.0, 0.0, 0.5], n=30, rate=0.1)
+    assert spread.actions.shape == (30, 1) and spread.action_std is not None and spread.action_std[0] > 0 and spread.value is None
+    assert p.uncertainty([1.0, 0.0, 0.5], n=30, rate=0.0).action_std[0] == pytest.approx(0.0, abs=1e-6)  # type: ignore[index]
+    for arguments, words in (
+        ({"n": 0, "rate": 0.1}, "n is 0"),
+        ({}, "trained without dropout, so say how much to drop"),
+        ({"rate": -0.1}, "rate is -0.1"),
+        ({"rate": 0.1, "parts": ("critics",)}, "no part 'critics'"),
+    ):
+        with pytest.raises(FlatironsError, match=words):
+            q.uncertainty([0.0, 0.0, 0.0, 0.0], **arguments)
+
+
+# ----------------------------------------------------------------------------------------------------------------- the forager
+
+
+def _world(position: tuple[float, float], angle: float, item: tuple[float, float] = (350.0, 480.0)) -> forager.World:
+    """An agent, one food at `item` and one poison far off."""
+    return forager.World(jnp.array(position), jnp.float32(angle), jnp.array([item, (350.0, 20.0)]), jnp.array([True, True]))
+
+
+ONE_OF_EACH = forager.Forager(num_food=1, num_poison=1, regrowth=0.0)
+
+
+def test_eyes_see_the_nearest_thing_and_how_far_it_is() -> None:
+    ahead = 4
+    sight = np.asarray(forager.sight(_world((350.0, 250.0), 0.0, (390.0, 250.0)), 1))
+    np.testing.assert_allclose(
+        sight[ahead], [1.0, 30.0 / 85.0, 1.0], rtol=1e-5
+    )  # its rim is 30 away; the room's wall, 50 away, is behind it
+    np.testing.assert_allclose(np.asarray(forager.sight(_world((350.0, 250.0), 0.0), 1))[ahead], [50.0 / 85.0, 1.0, 1.0], rtol=1e-5)
+    np.testing.assert_allclose(forager.sight(_world((350.0, 250.0), np.pi / 2), 1)[ahead], 1.0)
+    assert np.asarray(forager.sight(_world((350.0, 450.0), np.pi / 2, (350.0, 480.0)), 1))[ahead, 1] == pytest.approx(20.0 / 85.0, rel=1e-4)
+
+
+def test_food_poison_and_walls() -> None:
+    step = functools.partial(ONE_OF_EACH.step, jax.random.key(0))
+    world, reward, ended = step(_world((350.0, 250.0), np.pi / 2, (350.0, 272.0)), jnp.int32(0))
+    assert not bool(world.there[0]) and float(reward) == pytest.approx(6.1, abs=1e-4) and not bool(ended)
+    np.testing.assert_allclose(world.position, [350.0, 254.2], rtol=1e-6)
+    _, reward, _ = step(_world((350.0, 44.0), 3 * np.pi / 2, (30.0, 480.0)), jnp.int32(0))
+    assert -6.0 < float(reward) < -4.8, "poison"
+    stopped, _, _ = step(_world((2.0, 250.0), np.pi), jnp.int32(0))
+    np.testing.assert_allclose(stopped.position, [2.0, 250.0])
+    # Food behind the wall of a room, 12 away, is out of reach.
+    behind, _, _ = step(_world((94.0, 250.0), 3 * np.pi / 2, (106.0, 250.0)), jnp.int32(0))
+    assert bool(behind.there[0])
+    turned, _, _ = step(_world((350.0, 250.0), 0.0), jnp.int32(3))
+    assert float(turned.angle) == pytest.approx(2 * np.pi - 0.5, rel=1e-5)
+
+
+def test_what_was_eaten_grows_again_elsewhere() -> None:
+    world = _world((350.0, 250.0), 0.0)._replace(there=jnp.array([False, True]))
+    grown, _, _ = dataclasses.replace(ONE_OF_EACH, regrowth=1.0).step(jax.random.key(0), world, jnp.int32(4))
+    assert bool(grown.there[0]) and float(jnp.abs(grown.items[0] - world.items[0]).sum()) > 1.0
+    np.testing.assert_array_equal(grown.items[1], world.items[1])
+
+
+def test_the_forager_through_the_door() -> None:
+    task: Any = envs.make("jax:Forager-v1", 2)
+    env = task.reset(jax.random.key(0))
+    step = jax.jit(task.step)
+    for t in range(20):
+        env, outcome = step(jax.random.key(t), env, jnp.array([t % 5, 0]))
+    assert task.spec.action == Discrete(5) and outcome.next_obs.shape == (2, 27)
+    assert float(outcome.next_obs.min()) >= 0.0 and float(outcome.next_obs.max()) <= 1.0
