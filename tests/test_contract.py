@@ -31,7 +31,7 @@ OFF_POLICY = {
     "hidden": (8, 8),
 }
 
-# One small setting per system (`data:rows` is made here: what a table is, without a file), on a task that it takes; a system that is not here fails test_every_system_is_tested.
+# `data:rows` is made below: a table without a file. One small setting per system, on a task that it takes; a system that is not here fails test_every_system_is_tested.
 SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "ppo": (
         "jax:CartPole-v1",

@@ -151,9 +151,6 @@ def test_the_study_chooses_on_held_out_rows_and_never_on_test_rows() -> None:
     np.testing.assert_allclose(found.rate, np.array([0.01, 0.4], np.float32)[best // 2])
     assert (found.rmse < 8.0).all()
     arrays = dict(task.arrays)
-    changed = np.array(arrays["y"])
-    for test in arrays["test"]:
-        changed[np.setdiff1d(test, arrays["train"])] += 1e3
     only_test = np.setdiff1d(arrays["test"][0], arrays["train"][0])
     arrays["y"] = np.where(np.isin(np.arange(64), only_test), arrays["y"] + 1e3, arrays["y"])
     other = uci.study(dataclasses.replace(task, arrays=arrays), **settings)
@@ -178,7 +175,7 @@ def test_standard_error() -> None:
 def test_bad_input_is_refused() -> None:
     task = line()
     for settings, words in (
-        ({"dropout": 1.0}, "dropout is 1.0: it is the probability to drop"),
+        ({"dropout": 1.0}, r"dropout is 1\.0: it is the probability to drop"),
         ({"num_envs": 2}, "a data set is one stream"),
         ({"samples": 0}, "needs at least 1 stochastic pass"),
         ({"tau": 0.0}, "must be above 0"),
@@ -262,9 +259,9 @@ def test_the_loss_of_dqn_has_the_mask_of_its_key() -> None:
 
 def test_thompson_without_dropout_is_refused() -> None:
     task = envs.make("jax:CartPole-v1")
-    with pytest.raises(FlatironsError, match=r"there is none: give dropout=0.1"):
+    with pytest.raises(FlatironsError, match=r"there is none: give dropout=0\.1"):
         dqn.check(dqn.Config(exploration="thompson"), task)
-    with pytest.raises(FlatironsError, match="dropout is 1.5"):
+    with pytest.raises(FlatironsError, match=r"dropout is 1\.5"):
         dqn.check(dqn.Config(dropout=1.5), task)
 
 
@@ -288,7 +285,7 @@ def test_any_run_says_how_sure_it_is(tmp_path: Path) -> None:
     for arguments, words in (
         ({"n": 0, "rate": 0.1}, "n is 0"),
         ({}, "trained without dropout, so say how much to drop"),
-        ({"rate": -0.1}, "rate is -0.1"),
+        ({"rate": -0.1}, r"rate is -0\.1"),
         ({"rate": 0.1, "parts": ("critics",)}, "no part 'critics'"),
     ):
         with pytest.raises(FlatironsError, match=words):

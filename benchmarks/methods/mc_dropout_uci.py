@@ -2,8 +2,8 @@
 
 Gal and Ghahramani 2016, table 1: 20 given splits, one hidden layer of 50, rate and tau chosen on a fifth of each training split, RMSE and
 log likelihood of the test rows with standard errors over splits. One result file for each data set, and one for all with the time. To
-reach: the paper's rows; to aim at: those of the authors' own grid search (github.com/yaringal/DropoutUncertaintyExps). A row is held where our
-mean, rounded as theirs, is as good.
+reach: the paper's rows; to aim at: those of the authors' own grid search (github.com/yaringal/DropoutUncertaintyExps). A row is held where
+our mean, rounded as theirs, is as good.
 """
 
 from __future__ import annotations
