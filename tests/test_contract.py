@@ -31,7 +31,8 @@ OFF_POLICY = {
     "hidden": (8, 8),
 }
 
-# `data:rows` is made below: a table without a file. One small setting per system, on a task that it takes; a system that is not here fails test_every_system_is_tested.
+# One small setting per system, on a task that it takes; a system that is not here fails test_every_system_is_tested. `data:rows` is made
+# below: a table without a file.
 SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "ppo": (
         "jax:CartPole-v1",
