@@ -129,12 +129,63 @@ def estimates(results: Path, place: Path) -> None:
     save(figure, place)
 
 
+def co2(results: Path, place: Path) -> None:
+    """Gal and Ghahramani 2016, figure 2: Mauna Loa, learned from to the left of the line; mean with one and two deviations."""
+    found = result(results / "methods", "mc-dropout-co2")
+    figure, axes = plt.subplots(figsize=(7.6, 3.8), layout="constrained")
+    year, mean, deviation = (np.array(found[name]) for name in ("year", "mean", "deviation"))
+    for width in (2, 1):
+        axes.fill_between(year, mean - width * deviation, mean + width * deviation, color=BLUE, alpha=0.2, linewidth=0)
+    axes.plot(year, mean, color=BLUE, linewidth=1, label="predictive mean, one and two deviations")
+    for rows, colour, label in zip(found["data"], ("black", ORANGE), ("learned from", "not learned from"), strict=True):
+        axes.plot(*np.array(rows).T, color=colour, linewidth=0.8, label=label)
+    axes.axvline(found["learned_until"], color="grey", linestyle=":")
+    axes.set(xlabel="year", ylabel="CO₂ at Mauna Loa, parts per million")
+    axes.legend(frameon=False, loc="upper left")
+    save(figure, place)
+
+
+def rotated_digit(results: Path, place: Path) -> None:
+    """Gal and Ghahramani 2016, figure 4: class probabilities of stochastic passes for a digit that is turned."""
+    found = result(results / "methods", "mc-dropout-rotated-digit")
+    angles, p = np.array(found["angles"]), np.array(found["probabilities"])
+    figure, (top, axes) = plt.subplots(2, 1, figsize=(7.6, 4.2), layout="constrained", height_ratios=[1, 4])
+    top.imshow(np.concatenate([np.array(x) for x in found["pictures"]], axis=1), cmap="Greys")
+    top.axis("off")
+    likely = np.argsort(-p.mean(axis=0).max(axis=0))[:4]
+    for digit, colour in zip(sorted(likely), (BLUE, ORANGE, GREEN, PURPLE)):
+        shift = np.linspace(-1.5, 1.5, p.shape[0])
+        axes.scatter((angles[None] + shift[:, None]).ravel(), p[:, :, digit].ravel(), s=4, color=colour, alpha=0.5, linewidths=0)
+        axes.plot(angles, p[:, :, digit].mean(axis=0), color=colour, label=str(digit))
+    axes.set(xlabel="degrees", ylabel="probability, 100 passes")
+    axes.legend(frameon=False, title="digit")
+    save(figure, place)
+
+
+def thompson(results: Path, place: Path) -> None:
+    """Gal and Ghahramani 2016, figure 6: mean reward against batches, on a logarithmic axis; the mean over seeds and their span."""
+    found = result(results / "methods", "mc-dropout-thompson")
+    figure, axes = plt.subplots(figsize=(7.6, 3.8), layout="constrained")
+    for (name, arm), colour in zip(found["arms"].items(), (BLUE, PURPLE, GREEN, ORANGE, "grey")):
+        curves = np.array(arm["mean_reward_of_25_batches"])[:, 1:]
+        batches = 25 * (1 + np.arange(curves.shape[1]))
+        axes.plot(batches, curves.mean(axis=0), color=colour, label=name)
+        axes.fill_between(batches, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.15, linewidth=0)
+    axes.axhline(found["settings"]["threshold"], color="grey", linestyle=":")
+    axes.set(xscale="log", xlabel="batches of 120 decisions after the burn-in", ylabel="reward of a decision")
+    axes.legend(frameon=False)
+    save(figure, place)
+
+
 ALL = {
     "tabular_maximisation_bias": maximisation_bias,
     "dqn_overestimation": overestimation,
     "dqn_ablation": ablation,
     "dqn_held_out_max_q": held_out,
     "continuous_estimates": estimates,
+    "mc_dropout_co2": co2,
+    "mc_dropout_rotated_digit": rotated_digit,
+    "mc_dropout_thompson": thompson,
 }
 
 

@@ -31,6 +31,9 @@ if [ "$which" = all ] || [ "$which" = learning ]; then
         run benchmarks.learning.run "$row"
     done
     run benchmarks.learning.max_q
+    run benchmarks.methods.mc_dropout_uci
+    run benchmarks.methods.mc_dropout_figures
+    run benchmarks.methods.thompson
     run benchmarks.figures
 fi
 "$python" benchmarks/tables.py || failed+=(tables)

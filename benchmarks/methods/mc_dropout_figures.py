@@ -20,6 +20,10 @@ from flatirons.core import bayes
 from flatirons.systems import mc_dropout
 
 
+def row(what: str, reach: str, measured: Any, reached: bool) -> dict[str, Any]:
+    return {"what": what, "reach": reach, "measured": measured, "reached": bool(reached)}
+
+
 def fitted(preset: str, task: Any, seed: int = 0) -> tuple[Any, Any, float]:
     """(config, actor, seconds) of a preset on its task."""
     config: Any = mc_dropout.Config(**mc_dropout.PRESETS[preset].config)
@@ -46,9 +50,9 @@ def co2() -> dict[str, Any]:
     covered = mc_dropout.predict(config, actor, rest.x, jax.random.key(1), 1_000)
     within = float(np.mean(np.abs(rest.y - np.asarray(covered.mean)) <= 2 * np.sqrt(np.asarray(covered.variance))))
     rows = [
-        {"what": "CO₂: the deviation past the data over that within", "reach": "above 1.5", "measured": round(wider, 2), "reached": wider > 1.5},
-        {"what": "CO₂: share of the weeks extrapolated to that lie within two deviations", "reach": "–", "measured": round(within, 3), "reached": True},
-    ]  # fmt: skip
+        row("CO₂: the deviation past the data over that within", "above 1.5", round(wider, 2), wider > 1.5),
+        row("CO₂: share of the weeks extrapolated to that lie within two deviations", "–", round(within, 3), True),
+    ]
     return {
         "seconds": round(seconds, 1), "quality": quality, "learned_until": float(learned.x[-1, 0]) + 1980.0, "data_until": last + 1980.0,
         "year": np.round(x[:, 0] + 1980.0, 3).tolist(), "mean": np.round(np.asarray(found.mean)[:, 0], 3).tolist(),
@@ -84,11 +88,11 @@ def rotated_digit() -> dict[str, Any]:
     mean = np.exp(np.asarray(bayes.class_log_probs(draws)))
     entropy = -np.sum(mean * np.log(np.maximum(mean, 1e-12)), axis=1)
     upright, worst = float(entropy[0]), float(entropy.max())
+    found, spread = round(quality["accuracy"], 4), f"{upright:.3f}, {worst:.3f}"
     rows = [
-        {"what": "digits: accuracy on the test digits", "reach": "at least 0.95", "measured": round(quality["accuracy"], 4), "reached": quality["accuracy"] >= 0.95},
-        {"what": "rotated 1: entropy of the prediction upright, and where it is largest", "reach": "ten times as large",
-         "measured": f"{upright:.3f}, {worst:.3f}", "reached": worst > 10 * upright},
-    ]  # fmt: skip
+        row("digits: accuracy on the test digits", "at least 0.95", found, found >= 0.95),
+        row("rotated 1: entropy of the prediction upright, and where it is largest", "ten times as large", spread, worst > 10 * upright),
+    ]
     return {
         "seconds": round(seconds, 1), "quality": quality, "notes": list(task.notes), "angles": angles.round(2).tolist(),
         "probabilities": np.round(p, 4).tolist(), "entropy": entropy.round(4).tolist(), "pictures": pictures.tolist(), "rows": rows,
