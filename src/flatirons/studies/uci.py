@@ -13,6 +13,7 @@ several JAX devices (on a CPU: `XLA_FLAGS=--xla_force_host_platform_device_count
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -73,7 +74,8 @@ def updates(config: Any, num_rows: int, epochs: int) -> Any:
     return dataclasses.replace(config, total_steps=turns * config.gradient_steps)
 
 
-def search(config: Any, rates: Sequence[float], taus: Sequence[float], samples: int) -> Callable[..., Any]:
+@functools.cache
+def search(config: Any, rates: tuple[float, ...], taus: tuple[float, ...], samples: int) -> Callable[..., Any]:
     """`(learn, held, keys) -> log likelihood of the held-out rows [splits, rates, taus]`, Rows with a leading axis of splits."""
 
     def one(learn: Rows, held: Rows, key: Key) -> Any:
@@ -89,6 +91,7 @@ def search(config: Any, rates: Sequence[float], taus: Sequence[float], samples: 
     return over_splits(one)
 
 
+@functools.cache
 def final(config: Any, samples: int) -> Callable[..., Any]:
     """`(rows, test, keys, rate, tau) -> scores of the test rows`, each `[splits]`."""
 
@@ -127,7 +130,9 @@ def study(
     def rows(which: np.ndarray) -> Rows:
         return Rows(x[which], y[which])
 
-    searched = search(updates(config, cut, epochs), rates, taus, min(samples, 200))(rows(train[:, :cut]), rows(train[:, cut:]), keys)
+    searched = search(updates(config, cut, epochs), tuple(rates), tuple(taus), min(samples, 200))(
+        rows(train[:, :cut]), rows(train[:, cut:]), keys
+    )
     validation = np.asarray(searched)
     best = validation.reshape(len(train), -1).argmax(axis=1)
     rate, tau = (np.array(values, np.float32)[i] for values, i in zip((rates, taus), np.divmod(best, len(taus)), strict=True))
