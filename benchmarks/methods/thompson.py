@@ -23,17 +23,18 @@ from flatirons import envs
 from flatirons.systems import dqn
 
 BATCH, BURN_IN, WINDOW, THRESHOLD = 120, 25, 1_000, 1.0
-ARMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "thompson": ("dqn-thompson", {}),
-    "thompson-episode": ("dqn-thompson-episode", {}),
-    "epsilon-greedy": ("dqn-forager", {}),
-    "epsilon-greedy-20k": ("dqn-forager", {"epsilon_steps": 20_000}),
-    "epsilon-greedy-5k": ("dqn-forager", {"epsilon_steps": 5_000}),
+# Preset, what is changed in it, batches that it runs.
+ARMS: dict[str, tuple[str, dict[str, Any], int]] = {
+    "thompson": ("dqn-thompson", {}, 600),
+    "thompson-episode": ("dqn-thompson-episode", {}, 300),
+    "epsilon-greedy": ("dqn-forager", {}, 1_675),
+    "epsilon-greedy-20k": ("dqn-forager", {"epsilon_steps": 20_000}, 300),
+    "epsilon-greedy-5k": ("dqn-forager", {"epsilon_steps": 5_000}, 300),
 }
 
 
-def rewards_of(preset: str, changed: dict[str, Any], batches: int, seeds: list[int]) -> tuple[np.ndarray, list[float]]:
-    """The reward of every decision, `[seeds, batches * BATCH]`, and the seconds of each seed; the first compiles."""
+def rewards_of(preset: str, changed: dict[str, Any], batches: int, seeds: list[int]) -> tuple[np.ndarray, float]:
+    """The reward of every decision, `[seeds, batches * BATCH]`, and the seconds it took, compiling included: one program for all seeds."""
     config: Any = dqn.Config(**(dict(dqn.PRESETS[preset].config) | changed))
     task: Any = envs.make("jax:Forager-v1", config.num_envs)
 
@@ -44,22 +45,18 @@ def rewards_of(preset: str, changed: dict[str, Any], batches: int, seeds: list[i
     @functools.partial(jax.jit, donate_argnums=0)
     def some(state: Any) -> Any:
         def turn(state: Any, _: Any) -> Any:
-            state, metrics = dqn.step(config, task, state, update=watched)
+            state, metrics = jax.vmap(lambda s: dqn.step(config, task, s, update=watched))(state)
             return state, metrics["reward"]
 
         return jax.lax.scan(turn, state, None, length=BATCH * BURN_IN)
 
-    found, seconds = [], []
-    for seed in seeds:
-        began = time.perf_counter()
-        state = jax.jit(lambda key: dqn.init(config, task, key))(jax.random.key(seed))
-        parts = []
-        for _ in range(batches // BURN_IN):
-            state, reward = some(state)
-            parts.append(np.asarray(reward))
-        found.append(np.concatenate(parts))
-        seconds.append(round(time.perf_counter() - began, 1))
-    return np.stack(found), seconds
+    began = time.perf_counter()
+    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+    state, parts = jax.jit(jax.vmap(lambda key: dqn.init(config, task, key)))(keys), []
+    for _ in range(batches // BURN_IN):
+        state, reward = some(state)
+        parts.append(np.asarray(reward).T)
+    return np.concatenate(parts, axis=1), round(time.perf_counter() - began, 1)
 
 
 def batches_to_threshold(rewards: np.ndarray) -> float | None:
@@ -73,7 +70,6 @@ def batches_to_threshold(rewards: np.ndarray) -> float | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--batches", type=int, default=1_675, help="of 120 decisions, of every arm; a multiple of 25")
     parser.add_argument("--only", nargs="*", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--out", type=Path, default=RESULTS / "methods")
     args = parser.parse_args()
@@ -81,18 +77,20 @@ def main() -> None:
     seeds = list(range(args.seeds))
     arms: dict[str, Any] = {}
     for name in args.only:
-        rewards, seconds = rewards_of(*ARMS[name], args.batches, seeds)
+        preset, changed, batches = ARMS[name]
+        rewards, seconds = rewards_of(preset, changed, batches, seeds)
         passed = [batches_to_threshold(row) for row in rewards]
         curve = rewards[:, : rewards.shape[1] // 3_000 * 3_000].reshape(len(seeds), -1, 3_000).mean(axis=2)
         arms[name] = {
-            "preset": ARMS[name][0], "changed": ARMS[name][1], "batches_to_threshold": passed, "seconds": seconds,
+            "preset": preset, "changed": changed, "batches": batches, "batches_to_threshold": passed, "seconds": seconds,
             "mean_reward_of_25_batches": np.round(curve, 4).tolist(), "last": round(float(curve[:, -5:].mean()), 4),
         }  # fmt: skip
-        print(f"{name}: batches {passed}, at the end {arms[name]['last']}, {sum(seconds):.0f} s", flush=True)
+        print(f"{name}: batches {passed}, at the end {arms[name]['last']}, {seconds:.0f} s", flush=True)
     rows = []
     if {"thompson", "epsilon-greedy"} <= set(arms):
-        never = float(args.batches - BURN_IN)
-        mean = {name: float(np.mean([never if x is None else x for x in arm["batches_to_threshold"]])) for name, arm in arms.items()}
+        # An arm that never passed counts as if it had at its end.
+        ends = {name: float(arm["batches"] - BURN_IN) for name, arm in arms.items()}
+        mean = {name: float(np.mean([ends[name] if x is None else x for x in a["batches_to_threshold"]])) for name, a in arms.items()}
         for name in mean:
             share = mean[name] / mean["epsilon-greedy"]
             gated = name == "thompson"
@@ -106,7 +104,7 @@ def main() -> None:
             )
     result |= {
         "versions": versions(("flatirons", "jax", "jaxlib", "numpy")),
-        "settings": {"batch": BATCH, "burn_in": BURN_IN, "window": WINDOW, "threshold": THRESHOLD, "batches": args.batches, "seeds": seeds},
+        "settings": {"batch": BATCH, "burn_in": BURN_IN, "window": WINDOW, "threshold": THRESHOLD, "seeds": seeds},
         "arms": arms, "rows": rows, "reached": all(r["reached"] for r in rows) and bool(rows),
     }  # fmt: skip
     write(args.out / "mc-dropout-thompson.json", result)
