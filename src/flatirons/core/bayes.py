@@ -83,7 +83,9 @@ def predictive(
     def one(key: Key) -> Any:
         return apply(drawn(key, params, rate, where=where), x)
 
-    return jax.lax.map(one, jax.random.split(key, n), batch_size=min(n, 32))
+    # So many at once that none is left over: a remainder would be compiled apart.
+    together = next(size for size in range(min(n, 32), 0, -1) if n % size == 0)
+    return jax.lax.map(one, jax.random.split(key, n), batch_size=together)
 
 
 def demand_rate(rate: float | Array, name: str = "rate") -> None:
