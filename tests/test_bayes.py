@@ -29,7 +29,7 @@ def test_dropout_drops_at_its_rate_and_keeps_the_mean(rate: float) -> None:
 def test_dropping_a_row_of_weights_is_dropping_that_input() -> None:
     params = mlp_init(jax.random.key(0), (5, 7, 3), init="fan_in")
     x = jax.random.normal(jax.random.key(1), (4, 5))
-    drawn = bayes.drawn(jax.random.key(2), params, 0.5)
+    drawn = jax.jit(bayes.drawn)(jax.random.key(2), params, 0.5)
     by_hand = x
     for layer, masked in zip(params, drawn, strict=True):
         z = jnp.any(masked["w"] != 0.0, axis=1)
@@ -149,7 +149,8 @@ def test_the_bounds_gradient_is_that_of_dropout_and_weight_decay() -> None:
         error = jnp.mean(jnp.sum(losses.squared(passed(params) - y), axis=-1))
         return error + bayes.weight_decay(tau, length_scale, num_rows) * bayes.decayed(params, rate)
 
-    for a, b in zip(jax.tree.leaves(jax.grad(bound)(params)), jax.tree.leaves(jax.grad(dropout_loss)(params)), strict=True):
+    both = jax.jit(lambda params: (jax.grad(bound)(params), jax.grad(dropout_loss)(params)))(params)
+    for a, b in zip(*map(jax.tree.leaves, both), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 

@@ -29,7 +29,7 @@ BARS: dict[str, tuple[Bar, Bar]] = {
     "wine": ((0.62, -0.93), (0.62, -0.93)),
     "yacht": ((1.11, -1.55), (0.67, -1.25)),
 }
-EPOCHS = 400
+EPOCHS = 1_000
 REACH_SECONDS, AIM_SECONDS = 20 * 60.0, 6 * 60.0
 
 
