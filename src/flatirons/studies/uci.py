@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 from flatirons.systems import mc_dropout
 from flatirons.systems.mc_dropout import Rows
@@ -60,7 +60,7 @@ def over_splits(one: Callable[..., Any]) -> Callable[..., Any]:
     def run(*arguments: Any) -> Any:
         if devices == 1 or len(jax.tree.leaves(arguments)[0]) % devices:
             return many(*arguments)
-        mesh = jax.make_mesh((devices,), ("splits",))
+        mesh = jax.make_mesh((devices,), ("splits",), axis_types=(AxisType.Auto,))
         axis = PartitionSpec("splits")
         return jax.shard_map(many, mesh=mesh, in_specs=axis, out_specs=axis, check_vma=False)(*arguments)
 
