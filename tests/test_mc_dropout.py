@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import flatirons as fi
+from benchmarks.methods import thompson
 from flatirons import envs
 from flatirons.core import bayes
 from flatirons.envs import datasets, forager
@@ -141,9 +142,9 @@ def test_classes() -> None:
 
 
 def test_the_study_chooses_on_held_out_rows_and_never_on_test_rows() -> None:
-    task = line(noise=2.0)
-    config = mc_dropout.Config(**(SMALL | {"hidden": (8,)}))
-    settings: dict[str, Any] = dict(config=config, epochs=60, rates=(0.01, 0.4), taus=(0.25, 0.0001), samples=50)
+    task = line(noise=2.0, num_rows=120)
+    config = mc_dropout.Config(**SMALL)
+    settings: dict[str, Any] = dict(config=config, epochs=250, rates=(0.01, 0.4), taus=(0.25, 0.0001), samples=50)
     found = uci.study(task, **settings)
     # tau = 1/4 is the noise's; a deviation of 100 fits nothing.
     np.testing.assert_allclose(found.tau, 0.25)
@@ -153,7 +154,7 @@ def test_the_study_chooses_on_held_out_rows_and_never_on_test_rows() -> None:
     assert (found.rmse < 8.0).all()
     arrays = dict(task.arrays)
     only_test = np.setdiff1d(arrays["test"][0], arrays["train"][0])
-    arrays["y"] = np.where(np.isin(np.arange(64), only_test), arrays["y"] + 1e3, arrays["y"])
+    arrays["y"] = np.where(np.isin(np.arange(120), only_test), arrays["y"] + 1e3, arrays["y"])
     other = uci.study(dataclasses.replace(task, arrays=arrays), **settings)
     np.testing.assert_array_equal(other.validation[0], found.validation[0])
     assert other.rate[0] == found.rate[0] and other.rmse[0] > 100
@@ -164,6 +165,16 @@ def test_the_study_refuses_what_has_no_splits_or_no_grid() -> None:
         uci.study(envs.make("jax:CartPole-v1"))
     with pytest.raises(FlatironsError, match="no grid of tau for data:line"):
         uci.study(line())
+
+
+def test_batches_to_the_threshold() -> None:
+    """120 decisions a batch, 25 of them before anything counts, and a window of a thousand."""
+    rewards = np.full(6_000, 0.5)
+    assert thompson.batches_to_threshold(rewards) is None
+    rewards[3_600:] = 1.5
+    # 0.5 (1000 - n) + 1.5 n > 1000 from n = 501 decisions on.
+    assert thompson.batches_to_threshold(rewards) == pytest.approx((3_600 + 501 - 3_000) / 120)
+    assert thompson.batches_to_threshold(np.full(6_000, 1.5)) == 0.0
 
 
 def test_standard_error() -> None:
