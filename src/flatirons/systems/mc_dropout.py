@@ -146,9 +146,14 @@ def is_class(y: Any) -> bool:
 
 def network(config: Config, params: Any, x: Any, key: Key | None = None) -> jax.Array:
     """f(x; z) `[n, D]` for `x [n, d]`, in the network's units: with a key, a mask of its own for each row; without, the mean network."""
+    masks = None
+    if key is not None:
+        # All layers' masks in one draw: the random numbers cost as much as the products.
+        widths = [layer["w"].shape[0] if i > 0 or config.drop_inputs else 0 for i, layer in enumerate(params)]
+        masks = jnp.split(bayes.kept(key, (x.shape[0], sum(widths)), config.dropout), np.cumsum(widths[:-1]), axis=-1)
     for i, layer in enumerate(params):
-        if key is not None and (i > 0 or config.drop_inputs):
-            x = bayes.dropout(jax.random.fold_in(key, i), x, config.dropout)
+        if masks is not None and masks[i].size:
+            x = jnp.where(masks[i], x / (1.0 - config.dropout), 0.0)
         x = dense(layer, x)
         if i < len(params) - 1:
             x = activate(config.activation, x)
