@@ -322,14 +322,12 @@ ONE_OF_EACH = forager.Forager(num_food=1, num_poison=1, regrowth=0.0)
 
 
 def test_eyes_see_the_nearest_thing_and_how_far_it_is() -> None:
-    ahead = 4
-    sight = np.asarray(forager.sight(_world((350.0, 250.0), 0.0, (390.0, 250.0)), 1))
-    np.testing.assert_allclose(
-        sight[ahead], [1.0, 30.0 / 85.0, 1.0], rtol=1e-5
-    )  # its rim is 30 away; the room's wall, 50 away, is behind it
-    np.testing.assert_allclose(np.asarray(forager.sight(_world((350.0, 250.0), 0.0), 1))[ahead], [50.0 / 85.0, 1.0, 1.0], rtol=1e-5)
-    np.testing.assert_allclose(forager.sight(_world((350.0, 250.0), np.pi / 2), 1)[ahead], 1.0)
-    assert np.asarray(forager.sight(_world((350.0, 450.0), np.pi / 2, (350.0, 480.0)), 1))[ahead, 1] == pytest.approx(20.0 / 85.0, rel=1e-4)
+    ahead = jax.jit(lambda world: forager.sight(world, 1)[4])
+    # The food's rim is 30 away; the room's wall, 50 away, is behind it.
+    np.testing.assert_allclose(ahead(_world((350.0, 250.0), 0.0, (390.0, 250.0))), [1.0, 30.0 / 85.0, 1.0], rtol=1e-5)
+    np.testing.assert_allclose(ahead(_world((350.0, 250.0), 0.0)), [50.0 / 85.0, 1.0, 1.0], rtol=1e-5)
+    np.testing.assert_allclose(ahead(_world((350.0, 250.0), np.pi / 2)), 1.0)
+    assert float(ahead(_world((350.0, 450.0), np.pi / 2, (350.0, 480.0)))[1]) == pytest.approx(20.0 / 85.0, rel=1e-4)
 
 
 def test_food_poison_and_walls() -> None:

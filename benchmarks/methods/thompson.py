@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,26 @@ def batches_to_threshold(rewards: np.ndarray) -> float | None:
     return None if len(passed) == 0 else float((passed[0] - BURN_IN * BATCH) / BATCH)
 
 
+def rows_of(arms: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was to be shown, once both arms of the comparison have run. An arm that never passed counts as if it had at its end."""
+    if not {"thompson", "epsilon-greedy"} <= set(arms):
+        return []
+    ends = {name: float(arm["batches"] - BURN_IN) for name, arm in arms.items()}
+    mean = {name: float(np.mean([ends[name] if x is None else x for x in arm["batches_to_threshold"]])) for name, arm in arms.items()}
+    rows = []
+    for name in mean:
+        share, gated = mean[name] / mean["epsilon-greedy"], name == "thompson"
+        rows.append(
+            {
+                "what": f"{name}: mean batches to a reward of 1, and their share of epsilon-greedy's",
+                "reach": "at most 1/3 (aim 1/7)" if gated else "–",
+                "measured": f"{mean[name]:.1f}, {share:.3f}",
+                "reached": share <= 1 / 3 if gated else True,
+            }
+        )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
@@ -74,8 +95,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "methods")
     args = parser.parse_args()
     result = header("mc-dropout-thompson", "benchmarks.methods.thompson")
-    seeds = list(range(args.seeds))
-    arms: dict[str, Any] = {}
+    seeds, place = list(range(args.seeds)), args.out / "mc-dropout-thompson.json"
+    # Arms of an earlier call are kept, so that each may be run by itself.
+    arms: dict[str, Any] = {} if set(args.only) == set(ARMS) or not place.exists() else json.loads(place.read_text())["arms"]
     for name in args.only:
         preset, changed, batches = ARMS[name]
         rewards, seconds = rewards_of(preset, changed, batches, seeds)
@@ -86,29 +108,11 @@ def main() -> None:
             "mean_reward_of_25_batches": np.round(curve, 4).tolist(), "last": round(float(curve[:, -5:].mean()), 4),
         }  # fmt: skip
         print(f"{name}: batches {passed}, at the end {arms[name]['last']}, {seconds:.0f} s", flush=True)
-    rows = []
-    if {"thompson", "epsilon-greedy"} <= set(arms):
-        # An arm that never passed counts as if it had at its end.
-        ends = {name: float(arm["batches"] - BURN_IN) for name, arm in arms.items()}
-        mean = {name: float(np.mean([ends[name] if x is None else x for x in a["batches_to_threshold"]])) for name, a in arms.items()}
-        for name in mean:
-            share = mean[name] / mean["epsilon-greedy"]
-            gated = name == "thompson"
-            rows.append(
-                {
-                    "what": f"{name}: mean batches to a reward of 1, and their share of epsilon-greedy's",
-                    "reach": "at most 1/3 (aim 1/7)" if gated else "–",
-                    "measured": f"{mean[name]:.1f}, {share:.3f}",
-                    "reached": share <= 1 / 3 if gated else True,
-                }
-            )
-    result |= {
-        "versions": versions(("flatirons", "jax", "jaxlib", "numpy")),
-        "settings": {"batch": BATCH, "burn_in": BURN_IN, "window": WINDOW, "threshold": THRESHOLD, "seeds": seeds},
-        "arms": arms, "rows": rows, "reached": all(r["reached"] for r in rows) and bool(rows),
-    }  # fmt: skip
-    write(args.out / "mc-dropout-thompson.json", result)
-    for r in rows:
+        rows = rows_of(arms)
+        about = {"batch": BATCH, "burn_in": BURN_IN, "window": WINDOW, "threshold": THRESHOLD, "seeds": seeds}
+        found = {"arms": arms, "rows": rows, "reached": all(r["reached"] for r in rows) and bool(rows)}
+        write(place, result | {"versions": versions(("flatirons", "jax", "jaxlib", "numpy")), "settings": about} | found)
+    for r in rows_of(arms):
         print(r)
 
 
