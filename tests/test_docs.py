@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import pytest
 
-from flatirons import envs, systems
+from flatirons import envs, studies, systems
 from flatirons.__main__ import COMMANDS
 from flatirons.run import cli, listing
 
@@ -65,7 +65,7 @@ def test_documented_commands_parse(line: str) -> None:
     if command != "train":
         return
     name, *arguments = arguments
-    module, _, _ = systems.find(name)
+    module, _, _ = studies.find(name)
     task = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
     if arguments == ["--help"]:
         return

@@ -2,7 +2,8 @@
 
 Names: `CartPole-v1` (any Gymnasium id), `ALE/Pong-v5` (Atari through ale-py's vector environment), `envpool:HalfCheetah-v5`,
 `jax:CartPole-v1`, `pgx:minatar-breakout`, `mdp:FrozenLake-v1`, `probe:constant-reward` (these four in-graph), `pixels:Pendulum-v1` (what
-is seen of it), `discrete:Pusher-v5` (its Box of actions cut into a Discrete choice). Simulators are imported when one is asked for.
+is seen of it), `discrete:Pusher-v5` (its Box of actions cut into a Discrete choice), `sequence:TASK,TASK` (in-graph tasks to be learned in
+turn). Simulators are imported when one is asked for.
 """
 
 from __future__ import annotations
@@ -104,6 +105,8 @@ def _make(task: Any, num_envs: int, *, seed: int, training: bool, vectoriser: st
         if vectoriser != "auto":
             raise FlatironsError(f"{task} runs in-graph, where there is nothing to vectorise; leave the vectoriser at 'auto'")
         return _in_graph(task, prefix, rest, num_envs, options)
+    if colon and prefix == "sequence":
+        return _sequence(task, rest, num_envs, options)
     if colon and prefix == "envpool":
         _import("envpool")
         from flatirons.envs.envpool import make_envpool
@@ -243,6 +246,16 @@ def _in_graph(task: str, prefix: str, name: str, num_envs: int, options: dict[st
             _demand_types(task, typing.get_type_hints(type(env)), options)
             env = dataclasses.replace(env, **options)
     return InGraph(env, num_envs, task)
+
+
+def _sequence(task: str, names: str, num_envs: int, options: dict[str, Any]) -> Task:
+    from flatirons.envs import sequence
+
+    made = []
+    for name in filter(None, (part.strip() for part in names.split(","))):
+        padded = {"channels": sequence.MINATAR_CHANNELS} if name.startswith("pgx:minatar-") else {}
+        made.append(make(name, num_envs, **{**padded, **options}))
+    return sequence.Sequence(made, task)
 
 
 def _finite(task: str, name: str, known: Any, options: dict[str, Any]) -> Any:
