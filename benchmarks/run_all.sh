@@ -31,6 +31,8 @@ if [ "$which" = all ] || [ "$which" = learning ]; then
         run benchmarks.learning.run "$row"
     done
     run benchmarks.learning.max_q
+    run benchmarks.methods.ewc_permuted
+    run benchmarks.methods.ewc_dqn
     run benchmarks.figures
 fi
 "$python" benchmarks/tables.py || failed+=(tables)

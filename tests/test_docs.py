@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import pytest
+from small_data import pictures
 
 from flatirons import envs, studies, systems
 from flatirons.__main__ import COMMANDS
@@ -24,7 +25,7 @@ PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PYTHON = [code for language, code in BLOCK.findall(README) if language == "python"]
 # Where a system does not take CartPole.
-SMALL_TASKS = {"tabular": "mdp:FrozenLake-v1", "ddpg": "jax:Pendulum-v1", "sac": "jax:Pendulum-v1"}
+SMALL_TASKS: dict[str, Any] = {"tabular": "mdp:FrozenLake-v1", "ddpg": "jax:Pendulum-v1", "sac": "jax:Pendulum-v1", "ewc": pictures()}
 COMMAND_LINES = [
     line.partition("#")[0].strip()
     for page in PAGES
@@ -87,7 +88,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_every_metric_is_explained(module: Any) -> None:
     page = (ROOT / "docs" / f"{systems.system_name(module)}.md").read_text(encoding="utf-8")
     config = module.Config()
-    task = envs.make(SMALL_TASKS.get(systems.system_name(module), "jax:CartPole-v1"), config.num_envs)
+    source = SMALL_TASKS.get(systems.system_name(module), "jax:CartPole-v1")
+    task = envs.make(source, config.num_envs) if isinstance(source, str) else source
     shapes = jax.eval_shape(lambda key: module.step(config, task, module.init(config, task, key))[1], jax.random.key(0))
     assert "loss" in shapes
     explained = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
@@ -101,7 +103,7 @@ def test_every_system_and_page_is_in_the_readme() -> None:
         assert f"| `{name}` |" in README and f"docs/{name}.md" in README
 
 
-@pytest.mark.parametrize("name", ["your_own_env", "your_own_network", "your_own_loss"])
+@pytest.mark.parametrize("name", ["your_own_env", "your_own_network", "your_own_loss", "ewc_around_ppo"])
 def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     loaded(ROOT / "examples" / f"{name}.py").main(1_024 if name != "your_own_network" else 2_048)

@@ -21,7 +21,9 @@ class Sequence:
     in_graph: bool = True
 
     def __init__(self, tasks: Several[Any], name: str):
-        """Raises FlatironsError for fewer than two tasks, for one that is not in-graph, and where their specs differ."""
+        """Raises FlatironsError for fewer than two tasks, for one named twice or not in-graph, and where their specs differ."""
+        if len({task.name for task in tasks}) < len(tasks):
+            raise FlatironsError(f"{name} names a task twice; name each once, for they come in turn again and again")
         if len(tasks) < 2:
             raise FlatironsError(f"{name} names {len(tasks)} task; a sequence has at least two, as in sequence:TASK,TASK")
         for task in tasks:

@@ -56,6 +56,9 @@ class Config(dqn.Config):
     """Each game's return that counts as 1 in the total score, where it is clipped; none: returns are added up as they are."""
 
 
+CAP = 27_000
+"""Decisions after which an episode is cut in `score` where a game has no time limit."""
+
 MINATAR = dqn.MINATAR | {
     "total_steps": 1_800_000,
     "optimiser": "adam",
@@ -144,7 +147,9 @@ def _games(task: Any) -> tuple[InGraphTask, ...]:
     """The tasks of a sequence. Raises FlatironsError for another task."""
     tasks = getattr(task, "tasks", None)
     if not isinstance(tasks, tuple):
-        raise FlatironsError(f"ewc-dqn takes several games in turn, as in sequence:{task.name},{task.name}, and {task.name} is one")
+        raise FlatironsError(
+            f"ewc-dqn takes several games in turn and {task.name} is one: give sequence:pgx:minatar-breakout,pgx:minatar-freeway, for instance"
+        )
     return tasks
 
 
@@ -328,18 +333,12 @@ def score(config: Config, task: Task, actor: Actor, episodes: int, seed: int) ->
     for g, one in enumerate(tasks):
         resized = one.resized(min(episodes, 256))
         rounds = [
-            _returns(resized, _cap(one), g, config, actor._replace(game=jnp.int32(g)), task, jax.random.fold_in(jax.random.key(seed), r))
+            _returns(resized, one.spec.max_episode_steps or CAP, g, config, actor._replace(game=jnp.int32(g)), task, jax.random.fold_in(jax.random.key(seed), r))
             for r in range(-(-episodes // resized.num_envs))
         ]
         means.append(float(np.mean(np.concatenate([np.asarray(x, np.float64) for x in rounds])[:episodes])))
     parts = [min(m / r, 1.0) for m, r in zip(means, config.reference, strict=True)] if config.reference else means
     return {"mean": float(sum(parts)), **{one.name: mean for one, mean in zip(tasks, means, strict=True)}}
-
-
-def _cap(task: InGraphTask) -> int:
-    if task.spec.max_episode_steps is None:
-        raise FlatironsError(f"{task.name} has no time limit, so its score could take for ever; give it one with max_episode_steps")
-    return task.spec.max_episode_steps
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 5))

@@ -1,0 +1,26 @@
+"""A small data set for tests: ten pictures with noise on them, as a task like `data:mnist`."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from flatirons.envs.datasets import DataTask
+from flatirons.types import ArraySpec, Discrete, Spec
+
+
+@functools.cache
+def pictures() -> DataTask:
+    """200 training and 60 test pictures, uint8 `[n, 28, 28]`, of ten classes."""
+    rng = np.random.default_rng(0)
+    kinds = rng.integers(0, 256, (10, 28, 28)) * (rng.random((10, 28, 28)) < 0.3)
+
+    def some(n: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = np.arange(n) % 10
+        noise = rng.normal(0.0, 40.0, (n, 28, 28)) * (kinds[labels] > 0)
+        return np.clip(kinds[labels] + noise, 0, 255).astype(np.uint8), labels.astype(np.uint8)
+
+    (images, labels), (test_images, test_labels) = some(200), some(60)
+    arrays = {"train_images": images, "train_labels": labels, "test_images": test_images, "test_labels": test_labels}
+    return DataTask("data:pictures", 1, Spec(ArraySpec((28, 28), "uint8", 0, 255), Discrete(10)), arrays, "0" * 64)
