@@ -75,7 +75,9 @@ def information(config: Any, task: Any, state: Any) -> Any:
 
 
 def main(steps: int = 8_192) -> None:
-    config = ppo.Config(num_envs=16, num_steps=16, num_epochs=4, num_minibatches=4, hidden=(32,), learning_rate=3e-3, anneal_learning_rate=False)
+    config = ppo.Config(
+        num_envs=16, num_steps=16, num_epochs=4, num_minibatches=4, hidden=(32,), learning_rate=3e-3, anneal_learning_rate=False
+    )
     first, second = (InGraph(Sign(sign), config.num_envs) for sign in (1.0, -1.0))
     turns = max(1, steps // ppo.steps_per_turn(config))
 

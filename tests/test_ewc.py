@@ -58,8 +58,8 @@ def test_softmax_regression_has_its_closed_forms_by_whose_labels() -> None:
         find = functools.partial(fisher.classifier_fisher, lambda w, x: x @ w, jnp.asarray(w), jnp.asarray(x), chunk=16)
         observed = find(labels="observed", observed=jnp.asarray(y))
         expected = find(labels="expected")
-        many = functools.partial(fisher.classifier_fisher, lambda w, x: x @ w, jnp.asarray(w), jnp.asarray(np.tile(x, (500, 1))), chunk=1000)
-        sampled = many(labels="sampled", key=jax.random.key(0))
+        many = jnp.asarray(np.tile(x, (500, 1)))
+        sampled = fisher.classifier_fisher(lambda w, x: x @ w, jnp.asarray(w), many, labels="sampled", key=jax.random.key(0), chunk=1000)
     error = np.eye(4)[y] - p
     np.testing.assert_allclose(observed, np.einsum("ni,nc->ic", x**2, error**2) / 40, rtol=1e-6)
     np.testing.assert_allclose(expected, np.einsum("ni,nc->ic", x**2, p * (1 - p)) / 40, rtol=1e-6)
@@ -398,8 +398,8 @@ def test_games_come_in_turn_each_with_its_own_replay_and_exploration() -> None:
 
 
 def test_a_game_that_is_left_has_an_anchor_and_holds_the_others() -> None:
-    config, task, states, found = _played("ewc")
-    start, left, other = states[0], states[2], states[4]
+    config, _, states, found = _played("ewc")
+    left, other = states[2], states[4]
     assert not _flat(states[1].games[0].fisher).any()
     np.testing.assert_array_equal(_flat(left.games[0].anchor), _flat(left.learners[0].params))
     assert _flat(left.games[0].fisher).any() and not _flat(left.games[1].fisher).any()
@@ -414,7 +414,6 @@ def test_a_game_that_is_left_has_an_anchor_and_holds_the_others() -> None:
     assert not np.array_equal(_flat(states[4].learners[0].params), _flat(plain[4].learners[0].params))
     l2 = _played("l2")[2][3]
     assert (_flat(l2.games[0].fisher) == 1).all()
-    del start
 
 
 def test_without_a_penalty_it_is_dqn() -> None:

@@ -4,8 +4,8 @@
 
 Trains what is missing (a run that was cut goes on bit for bit, a finished one is kept), and writes the result once every seed of every mode
 is there; several of these may run side by side on different --modes or --seeds. A game's score is its mean return over 100 greedy episodes
-divided by the mean over seeds of the separate agents', clipped to 1; a run's is the sum over games. The settings were chosen on seeds from 100
-on. The bars below were set before.
+divided by the mean over seeds of the separate agents', clipped to 1; a run's is the sum over games. The settings were chosen on seeds from
+100 on. The bars below were set before.
 """
 
 from __future__ import annotations
@@ -43,6 +43,11 @@ def finished(mode: str, seed: int, home: Path, visit: int, more: Mapping[str, An
         MODES[mode], TASK, seed=seed, out=folder, overwrite=True, quiet=True, visit_steps=visit, total_steps=6 * visit,
         eval_every=visit // 4, eval_episodes=20, keep=1, **more,
     )  # fmt: skip
+
+
+def curve(run: Any) -> list[dict[str, Any]]:
+    """The evaluations of a run: the mean return of each game."""
+    return [{name: row[name] for name in ("step", *GAMES)} for row in run.evaluations]
 
 
 def scores(returns: Mapping[str, Sequence[Mapping[str, float]]]) -> tuple[dict[str, float], dict[str, list[float]]]:
@@ -110,7 +115,7 @@ def main() -> None:
         "episodes": EPISODES,
         "settings": {mode: {k: v for k, v in vars(of[0].config).items()} for mode, of in runs.items()},
         "seconds": {mode: [json.loads((run.path / "summary.json").read_text())["seconds"] for run in of] for mode, of in runs.items()},
-        "evaluations": {mode: [[{k: row[k] for k in ("step", *GAMES)} for row in run.evaluations] for run in of] for mode, of in runs.items()},
+        "evaluations": {mode: [curve(run) for run in of] for mode, of in runs.items()},
     }
     result = collect(head, returns, more)
     write(args.out / f"{NAME}.json", result)

@@ -1,4 +1,4 @@
-"""How a learner of several tasks in turn did, from one matrix: `scores[i, j]` is its score on task j once task i was learned, `[rows, tasks]`.
+"""How a learner of several tasks in turn did, from one matrix `[rows, tasks]`: `scores[i, j]` is that on task j once task i was learned.
 
 All functions take `learned`, how many tasks have been learned so far (it may be traced; none: all rows), and return a scalar. Rows and
 columns past it do not count.

@@ -78,8 +78,9 @@ def classifier_fisher(
 ) -> PyTree:
     """The Fisher information of p(y | x, params) = softmax(logits(params, x)), averaged over inputs `[n, ...]`.
 
-    logits(params, x) -> `[classes]` for one input. labels: whose they are (`Labels`): "observed" takes the int `[n]` in `observed`, "sampled"
-    draws one for each input with `key`, "expected" goes through all classes. Raises FlatironsError where what it needs is missing.
+    logits(params, x) -> `[classes]` for one input. labels: whose they are (`Labels`): "observed" takes the int `[n]` in `observed`,
+    "sampled" draws one for each input with `key`, "expected" goes through all classes. Raises FlatironsError where what it needs is
+    missing.
     """
 
     def log_prob(params: PyTree, example: tuple[Any, Array]) -> Array:

@@ -28,7 +28,7 @@ class Sequence:
             raise FlatironsError(f"{name} names {len(tasks)} task; a sequence has at least two, as in sequence:TASK,TASK")
         for task in tasks:
             if not task.in_graph:
-                raise FlatironsError(f"{task.name} is stepped outside JAX, and a sequence is in-graph; name jax:, pgx:, mdp: or probe: tasks")
+                raise FlatironsError(f"{task.name} is stepped outside JAX, and a sequence is in-graph; name pgx: or jax: tasks")
             for what, ours, theirs in (
                 ("observations", tasks[0].spec.obs, task.spec.obs),
                 ("actions", tasks[0].spec.action, task.spec.action),

@@ -69,7 +69,7 @@ MINATAR = dqn.MINATAR | {
 
 PRESETS = {
     "ewc-dqn": Preset(
-        doc="MinAtar games in turn, two visits of 300,000 decisions each where there are three games: DQN of MinAtar's authors with Adam, EWC.",
+        doc="MinAtar games in turn, 300,000 decisions a visit (two each of three games): DQN of MinAtar's authors with Adam, and EWC.",
         config=MINATAR | {"mode": "ewc"},
         tasks=("sequence:pgx:minatar-*",),
     ),
@@ -89,7 +89,7 @@ class Learner(NamedTuple):
 
 
 class Game(NamedTuple):
-    """What each game has: replay, exploration, running episodes, key, trainings so far; its anchor theta* and F, 0 until it was left once."""
+    """What each game has: replay, exploration, running episodes, key, trainings so far; its anchor and F, both 0 until it was left."""
 
     replay: Any
     epsilon: Any
@@ -148,7 +148,7 @@ def _games(task: Any) -> tuple[InGraphTask, ...]:
     tasks = getattr(task, "tasks", None)
     if not isinstance(tasks, tuple):
         raise FlatironsError(
-            f"ewc-dqn takes several games in turn and {task.name} is one: give sequence:pgx:minatar-breakout,pgx:minatar-freeway, for instance"
+            f"ewc-dqn takes several games in turn and {task.name} is one: give sequence:pgx:minatar-breakout,pgx:minatar-freeway"
         )
     return tasks
 
@@ -331,11 +331,9 @@ def score(config: Config, task: Task, actor: Actor, episodes: int, seed: int) ->
     tasks = _games(task)
     means = []
     for g, one in enumerate(tasks):
-        resized = one.resized(min(episodes, 256))
-        rounds = [
-            _returns(resized, one.spec.max_episode_steps or CAP, g, config, actor._replace(game=jnp.int32(g)), task, jax.random.fold_in(jax.random.key(seed), r))
-            for r in range(-(-episodes // resized.num_envs))
-        ]
+        several, cap = one.resized(min(episodes, 256)), one.spec.max_episode_steps or CAP
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), g), -(-episodes // several.num_envs))
+        rounds = [_returns(several, cap, g, config, actor, task, key) for key in keys]
         means.append(float(np.mean(np.concatenate([np.asarray(x, np.float64) for x in rounds])[:episodes])))
     parts = [min(m / r, 1.0) for m, r in zip(means, config.reference, strict=True)] if config.reference else means
     return {"mean": float(sum(parts)), **{one.name: mean for one, mean in zip(tasks, means, strict=True)}}

@@ -5,7 +5,7 @@ one classifier learns tasks in turn.
         theta <- argmin L_task(theta) + ½ lambda sum_i F_i (theta_i - theta*_i)²                       (equation 3)
         F <- F + the Fisher information of this task at theta,  theta* <- theta
 
-The tasks are permutations of an image's pixels (section "EWC extends memory lifetime", figure 2), the first one being the images as they are.
+The tasks are permutations of an image's pixels (figure 2), the first one being the images as they are.
 What holds theta is `mode`:
 
     ewc       a penalty for every task before, whose sum is one penalty: centre and weight are added up
