@@ -26,6 +26,8 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PYTHON = [code for language, code in BLOCK.findall(README) if language == "python"]
 # Where a system does not take CartPole.
 SMALL_TASKS: dict[str, Any] = {"tabular": "mdp:FrozenLake-v1", "ddpg": "jax:Pendulum-v1", "sac": "jax:Pendulum-v1", "ewc": pictures()}
+SMALL_TASKS |= {"ewc_dqn": "sequence:probe:action,probe:constant-reward"}
+STUDY_PAGES = {"ewc_dqn": ("ewc", "dqn")}
 COMMAND_LINES = [
     line.partition("#")[0].strip()
     for page in PAGES
@@ -84,9 +86,10 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-@pytest.mark.parametrize("module", systems.SYSTEMS, ids=systems.system_name)
+@pytest.mark.parametrize("module", (*systems.SYSTEMS, *studies.STUDIES), ids=systems.system_name)
 def test_every_metric_is_explained(module: Any) -> None:
-    page = (ROOT / "docs" / f"{systems.system_name(module)}.md").read_text(encoding="utf-8")
+    pages = STUDY_PAGES.get(systems.system_name(module), (systems.system_name(module),))
+    page = "".join((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in pages)
     config = module.Config()
     source = SMALL_TASKS.get(systems.system_name(module), "jax:CartPole-v1")
     task = envs.make(source, config.num_envs) if isinstance(source, str) else source

@@ -314,11 +314,7 @@ def _consolidated(config: Config, chosen: Config, one: Task, params: Any, game: 
         new = information.identity(params)
     else:
         new = fisher(chosen, one, params, game.replay, key_fisher, jnp.where(leaving, config.fisher_batches, 0))
-    anchor, new, key = (
-        trees.select(leaving, params, game.anchor),
-        trees.select(leaving, new, game.fisher),
-        jax.random.wrap_key_data(jnp.where(leaving, jax.random.key_data(key), jax.random.key_data(game.key))),
-    )
+    anchor, new, key = trees.select(leaving, (params, new, key), (game.anchor, game.fisher, game.key))
     return game._replace(anchor=anchor, fisher=new, key=key)
 
 
