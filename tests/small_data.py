@@ -12,7 +12,7 @@ from flatirons.types import ArraySpec, Discrete, Spec
 
 @functools.cache
 def pictures() -> DataTask:
-    """200 training and 60 test pictures, uint8 `[n, 28, 28]`, of ten classes."""
+    """2,000 training and 500 test pictures, uint8 `[n, 28, 28]`, of ten classes."""
     rng = np.random.default_rng(0)
     kinds = rng.integers(0, 256, (10, 28, 28)) * (rng.random((10, 28, 28)) < 0.3)
 
@@ -21,6 +21,6 @@ def pictures() -> DataTask:
         noise = rng.normal(0.0, 40.0, (n, 28, 28)) * (kinds[labels] > 0)
         return np.clip(kinds[labels] + noise, 0, 255).astype(np.uint8), labels.astype(np.uint8)
 
-    (images, labels), (test_images, test_labels) = some(200), some(60)
+    (images, labels), (test_images, test_labels) = some(2000), some(500)
     arrays = {"train_images": images, "train_labels": labels, "test_images": test_images, "test_labels": test_labels}
     return DataTask("data:pictures", 1, Spec(ArraySpec((28, 28), "uint8", 0, 255), Discrete(10)), arrays, "0" * 64)

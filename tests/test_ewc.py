@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -41,7 +42,7 @@ def test_a_linear_gaussian_model_has_its_closed_form(chunk: int) -> None:
     np.testing.assert_allclose(found, np.mean((residual**2)[:, None] * x**2, axis=0) / sigma**4, rtol=1e-6)
     np.testing.assert_allclose(expected, np.mean(x**2, axis=0) / sigma**2, rtol=1e-6)
     of_the_mean = np.mean(residual[:, None] * x, axis=0) ** 2 / sigma**4
-    assert (found > 2 * of_the_mean).all(), "the mean of squares, not the square of the mean"
+    assert (np.asarray(found) > 2 * of_the_mean).all(), "the mean of squares, not the square of the mean"
 
 
 def _softmax_regression() -> tuple[Any, ...]:
@@ -132,7 +133,7 @@ def test_the_anchored_gradient_is_lambda_f_times_the_distance() -> None:
     np.testing.assert_array_equal(_flat(at_home), _flat(bare))
     by_hand = 1.5 * np.sum(_flat(information) * (_flat(params) - _flat(anchor)) ** 2)
     np.testing.assert_allclose(metrics["penalty"], by_hand, rtol=1e-6)
-    assert metrics["penalty"] > 0 and float(total) == pytest.approx(float(plain(None, None, params, 2.0)[0] + metrics["penalty"]))
+    assert float(metrics["penalty"]) > 0 and float(total) == pytest.approx(2.0 * np.sin(params["w"]).sum() + float(metrics["penalty"]))
 
 
 def test_penalties_of_several_tasks_are_one_penalty() -> None:
@@ -146,7 +147,7 @@ def test_penalties_of_several_tasks_are_one_penalty() -> None:
         together = jax.grad(fisher.penalty)(params, [anchor], [information])
         apart = [float(fisher.penalty(p, anchors, informations) - fisher.penalty(p, [anchor], [information])) for p in (params, anchors[2])]
     np.testing.assert_allclose(_flat(together), _flat(separate), rtol=1e-6, atol=1e-12)
-    assert apart[0] == pytest.approx(apart[1], rel=1e-9) and apart[0] > 0, "they differ by a constant"
+    assert apart[0] == pytest.approx(apart[1], rel=1e-6) and apart[0] > 0, "they differ by a constant"
 
 
 def test_online_and_separate_agree_after_one_task_and_then_decay() -> None:
@@ -227,19 +228,33 @@ def test_transfer_and_forgetting_by_hand() -> None:
 # --------------------------------------------------------------------------------------------------------- the system
 
 SETTINGS: dict[str, Any] = {
-    "num_tasks": 2, "task_steps": 40, "turn_steps": 20, "total_steps": 80, "hidden": (16,), "batch_size": 16, "fisher_examples": 50,
-    "learning_rate": 1e-2, "eval_examples": 40, "strength": 300.0,
+    "num_tasks": 2, "task_steps": 150, "turn_steps": 75, "total_steps": 300, "hidden": (30,), "batch_size": 32, "fisher_examples": 200,
+    "learning_rate": 2e-2, "eval_examples": 500, "strength": 100.0,
 }  # fmt: skip
 
 
 @functools.cache
-def _learned(mode: str, **more: Any) -> tuple[Any, list[Any], list[Any]]:
-    """(Config, the States after each turn, the metrics)."""
-    config = ewc.Config(**{**SETTINGS, **more, "mode": mode})
+def _program(mode: str) -> tuple[Any, Any, Any]:
+    """(Config, init, step), compiled once: data are in the State, so any of the same size will do."""
+    config = ewc.Config(**{**SETTINGS, "mode": mode})
     task = pictures()
     ewc.check(config, task)
-    step = jax.jit(lambda config, state: ewc.step(config, task, state))
-    state = jax.jit(lambda config, key: ewc.init(config, task, key))(config, jax.random.key(0))
+    init = jax.jit(lambda config, key: ewc.init(config, task, key))
+    return config, init, jax.jit(lambda config, state: ewc.step(config, task, state))
+
+
+@functools.cache
+def _learned(mode: str, digits: bool = False) -> tuple[Any, list[Any], list[Any]]:
+    """(Config, the States after each turn, the metrics), of MNIST's digits or of made-up pictures."""
+    config, init, step = _program(mode)
+    state = init(config, jax.random.key(0))
+    if digits:
+        try:
+            arrays = datasets.load("mnist")[0]
+        except FlatironsError as missing:
+            pytest.skip(str(missing))
+        cut = {name: x[: 2000 if name.startswith("train") else 500] for name, x in arrays.items()}
+        state = state._replace(data=ewc._data(SimpleNamespace(arrays=cut)))
     states, found = [state], []
     for _ in range(config.total_steps // config.turn_steps):
         state, metrics = step(config, states[-1])
@@ -248,25 +263,37 @@ def _learned(mode: str, **more: Any) -> tuple[Any, list[Any], list[Any]]:
     return config, states, found
 
 
-def test_ewc_remembers_what_sgd_forgets() -> None:
-    _, states, found = _learned("ewc")
-    _, _, plain = _learned("sgd")
-    assert plain[1]["accuracy_0"] > 0.9 and plain[3]["accuracy_1"] > 0.9
+def test_ewc_remembers_digits_that_sgd_forgets() -> None:
+    _, states, found = _learned("ewc", digits=True)
+    _, _, plain = _learned("sgd", digits=True)
+    assert plain[1]["accuracy_0"] > 0.8 and plain[3]["accuracy_1"] > 0.8
     assert found[3]["accuracy_0"] > plain[3]["accuracy_0"] + 0.15
-    assert found[3]["accuracy_1"] > 0.7
-    assert found[0]["penalty"] == found[1]["penalty"] == 0.0 and found[3]["penalty"] > 0.0
-    assert all(metrics["penalty"] == 0.0 for metrics in plain)
-    # Until the first task's end nothing holds, so the two are one.
-    np.testing.assert_array_equal(found[1]["loss"], plain[1]["loss"])
+    assert found[3]["accuracy_0"] > found[1]["accuracy_0"] - 0.06 and found[3]["accuracy_1"] > 0.75
     scores = np.asarray(states[-1].scores)
-    assert found[3]["backward_transfer"] == pytest.approx(scores[1, 0] - scores[0, 0]) and found[3]["forgetting"] >= 0.0
-    assert found[3]["total_score"] == pytest.approx(scores[1].sum())
+    assert found[3]["backward_transfer"] == pytest.approx(scores[1, 0] - scores[0, 0], abs=1e-6)
+    assert plain[3]["forgetting"] > found[3]["forgetting"] and found[3]["total_score"] == pytest.approx(scores[1].sum())
 
 
-def test_joint_learning_has_both_tasks() -> None:
-    _, _, found = _learned("joint")
-    assert min(found[3]["accuracy_0"], found[3]["accuracy_1"]) > 0.85
-    assert found[3]["task"] == 1.0
+def test_nothing_holds_until_the_first_task_ends() -> None:
+    _, _, found = _learned("ewc")
+    _, _, plain = _learned("sgd")
+    assert found[0]["penalty"] == found[1]["penalty"] == 0.0 and found[2]["penalty"] > 0.0
+    assert all(metrics["penalty"] == 0.0 for metrics in plain)
+    np.testing.assert_allclose(found[1]["loss"], plain[1]["loss"], rtol=1e-5)
+    assert found[3]["loss"] != plain[3]["loss"]
+
+
+def test_joint_learning_sees_all_tasks_so_far() -> None:
+    _, states, _ = _learned("sgd")
+    seen = []
+
+    def spy(config: Any, task: Any, state: Any, rows: Any) -> Any:
+        seen.append(np.unique(rows.task))
+        return state._replace(updates=state.updates + config.turn_steps), {}
+
+    for mode, state, tasks in (("joint", states[0], [0]), ("joint", states[2], [0, 1]), ("sgd", states[2], [1])):
+        ewc.step(ewc.Config(**{**SETTINGS, "mode": mode}), pictures(), state, update=spy)
+        np.testing.assert_array_equal(seen[-1], tasks)
 
 
 def test_the_anchor_is_what_the_task_left_and_f_its_information() -> None:
@@ -276,11 +303,14 @@ def test_the_anchor_is_what_the_task_left_and_f_its_information() -> None:
     np.testing.assert_array_equal(_flat(left.anchor), _flat(left.params))
     np.testing.assert_array_equal(_flat(after.fisher), _flat(left.fisher))
     assert (_flat(left.fisher) >= 0).all() and _flat(left.fisher).any()
-    exact = ewc.task_fisher(config, left.params, left.data, left.permutations[0], jax.random.key(1), 40)
-    assert float(fisher.overlap(exact, left.fisher)) > 0.8
-    _, online, _ = _learned("online")
-    np.testing.assert_allclose(_flat(online[2].fisher), _flat(left.fisher), rtol=1e-4, atol=1e-9)
-    np.testing.assert_array_equal(_flat(online[4].anchor), _flat(online[4].params))
+    exact = ewc.task_fisher(config, left.params, left.data, left.permutations[0], jax.random.key(1), 8)
+    assert float(fisher.overlap(exact, left.fisher)) > 0.7
+    settings = ewc.Config(**{**SETTINGS, "mode": "online", "decay": 0.5})
+    anchor, decayed = ewc._consolidated(settings, states[4], 1, jax.random.key(2), jnp.bool_(True))
+    np.testing.assert_array_equal(_flat(anchor), _flat(states[4].params))
+    assert (_flat(decayed) >= 0.5 * _flat(states[4].fisher)).all() and (_flat(decayed) < _flat(states[4].fisher)).any()
+    ewc_l2 = ewc._consolidated(ewc.Config(**{**SETTINGS, "mode": "l2"}), states[1], 0, jax.random.key(2), jnp.bool_(True))
+    assert (_flat(ewc_l2[1]) == 1).all()
     held = ewc.overlaps(left.fisher, states[4].fisher)
     assert set(held) == {"layer 1", "layer 2", "all"} and all(0.0 < x <= 1.0 for x in held.values())
 
@@ -300,9 +330,8 @@ def test_the_first_task_is_the_pictures_and_only_the_square_is_permuted() -> Non
 def test_parameters_that_matter_are_those_noise_hurts() -> None:
     _, states, _ = _learned("ewc")
     state = states[2]
-    exact = fisher.classifier_fisher(
-        ewc.logits, state.params, ewc.shown(state.data.images, state.permutations[0]), labels="expected", chunk=16
-    )
+    images = ewc.shown(state.data.images[:200], state.permutations[0])
+    exact = fisher.classifier_fisher(ewc.logits, state.params, images, labels="expected", chunk=50)
     found = {
         kind: ewc.sensitivity(state.params, exact, state.permutations[0], state.data, [0.0, 0.3], kind, jax.random.key(0), draws=3)
         for kind in ("uniform", "inverse_fisher", "null_space")
@@ -321,9 +350,9 @@ def _same(a: Any, b: Any) -> None:
 
 def test_a_run_stops_resumes_and_is_scored(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(datasets, "load", lambda name, data_dir=None: (dict(pictures().arrays), (), "0" * 64))
-    settings = {name: value for name, value in SETTINGS.items()} | {"total_steps": 60}
-    whole = fi.train("ewc", "data:mnist", out=tmp_path / "whole", quiet=True, eval_every=20, **settings)
-    fi.train("ewc", "data:mnist", out=tmp_path / "half", quiet=True, eval_every=20, stop_at=40, **settings)
+    settings = SETTINGS | {"total_steps": 225}
+    whole = fi.train("ewc", "data:mnist", out=tmp_path / "whole", quiet=True, eval_every=75, **settings)
+    fi.train("ewc", "data:mnist", out=tmp_path / "half", quiet=True, eval_every=75, stop_at=150, **settings)
     resumed = fi.resume(tmp_path / "half", quiet=True)
     _same(whole._state, resumed._state)
     assert [row["mean"] for row in whole.evaluations] == [row["mean"] for row in resumed.evaluations]
@@ -338,13 +367,13 @@ def test_a_run_stops_resumes_and_is_scored(tmp_path: Any, monkeypatch: pytest.Mo
     more = checkpoint.load_latest(tmp_path / "half" / "checkpoints", jax.eval_shape(lambda: resumed._state)).tree
     np.testing.assert_array_equal(_flat(more.fisher), _flat(resumed._state.fisher))
     with pytest.raises(FlatironsError, match="there is no task to go on with"):
-        fi.resume(tmp_path / "half", total_steps=100, quiet=True)
+        fi.resume(tmp_path / "half", total_steps=375, quiet=True)
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"turn_steps": 30}, "turn_steps=30 does not divide task_steps=40"),
+        ({"turn_steps": 70}, "turn_steps=70 does not divide task_steps=150"),
         ({"fisher_examples": 60}, "fisher_examples is 60: give a multiple of 25"),
         ({"square": 29}, "square is 29"),
         ({"num_envs": 2}, "leave it at 1"),
@@ -366,7 +395,7 @@ def test_it_needs_pictures() -> None:
 
 GAMES = "sequence:probe:action,probe:constant-reward"
 SMALL: dict[str, Any] = {
-    "num_envs": 2, "train_every": 4, "turn_steps": 16, "visit_steps": 32, "total_steps": 128, "batch_size": 8, "buffer_size": 64,
+    "num_envs": 2, "train_every": 4, "turn_steps": 16, "visit_steps": 32, "total_steps": 128, "batch_size": 8, "buffer_size": 128,
     "learning_starts": 8, "hidden": (8,), "target_every": 4, "fisher_batches": 3, "epsilon_steps": 20, "learning_rate": 1e-2,
 }  # fmt: skip
 
@@ -388,7 +417,7 @@ def _played(mode: str, turns: int = 5, **more: Any) -> tuple[Any, Any, list[Any]
 
 
 def test_games_come_in_turn_each_with_its_own_replay_and_exploration() -> None:
-    _, _, states, found = _played("ewc")
+    _, _, states, found = _played("ewc", task_gains=True)
     assert [m["game"] for m in found] == [0, 0, 1, 1, 0]
     sizes = [[int(game.replay.size.sum()) for game in state.games] for state in states]
     assert sizes == [[0, 0], [16, 0], [32, 0], [32, 16], [32, 32], [48, 32]]
@@ -398,7 +427,7 @@ def test_games_come_in_turn_each_with_its_own_replay_and_exploration() -> None:
 
 
 def test_a_game_that_is_left_has_an_anchor_and_holds_the_others() -> None:
-    config, _, states, found = _played("ewc")
+    config, _, states, found = _played("ewc", task_gains=True)
     left, other = states[2], states[4]
     assert not _flat(states[1].games[0].fisher).any()
     np.testing.assert_array_equal(_flat(left.games[0].anchor), _flat(left.learners[0].params))
@@ -408,12 +437,14 @@ def test_a_game_that_is_left_has_an_anchor_and_holds_the_others() -> None:
     anchors, informations = ewc_dqn._pull(config, other.games, 0)
     np.testing.assert_array_equal(_flat(anchors), _flat(other.games[1].anchor))
     np.testing.assert_array_equal(_flat(informations), _flat(other.games[1].fisher))
-    _, _, plain, nothing = _played("sgd")
-    _same(states[2].learners, plain[2].learners)
-    assert not any(m["penalty"] for m in nothing)
-    assert not np.array_equal(_flat(states[4].learners[0].params), _flat(plain[4].learners[0].params))
-    l2 = _played("l2")[2][3]
-    assert (_flat(l2.games[0].fisher) == 1).all()
+    no_pull = ewc_dqn._pull(ewc_dqn.Config(**{**SMALL, "mode": "sgd"}), other.games, 0)
+    assert no_pull == ((), ())
+    both, _ = ewc_dqn._pull(ewc_dqn.Config(**{**SMALL, "own_anchor": True}), other.games, 0)
+    assert not np.array_equal(_flat(both), _flat(anchors))
+    for leaving, ones in ((True, 1.0), (False, _flat(left.games[0].fisher))):
+        settings = ewc_dqn.Config(**{**SMALL, "mode": "l2"})
+        l2 = ewc_dqn._consolidated(settings, settings, None, other.learners[0].params, left.games[0], jnp.bool_(leaving))  # type: ignore[arg-type]
+        assert (_flat(l2.fisher) == ones).all()
 
 
 def test_without_a_penalty_it_is_dqn() -> None:
@@ -440,39 +471,37 @@ def test_separate_agents_share_nothing() -> None:
 
 @pytest.mark.parametrize("likelihood", ["gaussian", "softmax"])
 def test_f_of_the_q_network_is_its_closed_form(likelihood: Any) -> None:
-    config, task, states, _ = _played("ewc")
+    _, task, states, _ = _played("sgd")
     config = ewc_dqn.Config(**{**SMALL, "likelihood": likelihood})
     game, replay, params = task.tasks[0], states[2].games[0].replay, states[2].learners[0].params
     key = jax.random.key(5)
     found = ewc_dqn.fisher(config, game, params, replay, key, 2)
-    exact = []
-    for i in range(2):
-        rows = memory.sample(replay, game.spec, jax.random.fold_in(key, i), config.batch_size)
-        slopes = jax.jacrev(lambda p, rows=rows: dqn.q_values(config, game, p, rows.obs))(params)
-        q = dqn.q_values(config, game, params, rows.obs)
+
+    @jax.jit
+    def by_hand(params: Any, rows: Any) -> Any:
+        slopes = jax.jacrev(lambda p: dqn.q_values(config, game, p, rows.obs))(params)
+        p = jax.nn.softmax(dqn.q_values(config, game, params, rows.obs))
+        m = jax.vmap(lambda p: jnp.diag(p) - jnp.outer(p, p))(p)
         if likelihood == "gaussian":
-            square = jax.tree.map(lambda j, rows=rows: jnp.mean(j[jnp.arange(8), rows.action] ** 2, axis=0), slopes)
-        else:
-            p = jax.nn.softmax(q)
-            m = jax.vmap(lambda p: jnp.diag(p) - jnp.outer(p, p))(p)
-            square = jax.tree.map(lambda j, m=m: jnp.einsum("na...,nab,nb...->...", j, m, j) / 8, slopes)
-        exact.append(_flat(square))
-    np.testing.assert_allclose(_flat(found), np.mean(exact, axis=0), rtol=1e-4, atol=1e-9)
+            m = jax.vmap(lambda a: jnp.diag(jax.nn.one_hot(a, 2)))(rows.action)
+        return jax.tree.map(lambda j: jnp.einsum("na...,nab,nb...->...", j, m, j) / 8, slopes)
+
+    rows = [memory.sample(replay, game.spec, jax.random.fold_in(key, i), config.batch_size) for i in range(2)]
+    exact = np.mean([_flat(by_hand(params, one)) for one in rows], axis=0)
+    np.testing.assert_allclose(_flat(found), exact, rtol=1e-4, atol=1e-9)
 
 
 def test_gains_of_each_game_are_its_own() -> None:
-    config, task, states, _ = _played("ewc", turns=3, task_gains=True)
-    start, left, end = (np.asarray(state.learners[0].params["torso"]["gain"]) for state in (states[0], states[2], states[3]))
+    _, _, states, _ = _played("ewc", task_gains=True)
+    start, left, end = (np.asarray(state.learners[0].params["torso"]["gain"]) for state in (states[0], states[2], states[4]))
     assert start.shape == (2, 8) and (start == 1).all()
     assert (left[0] != 1).any() and (left[1] == 1).all(), "one game's gains do not move while another is played"
     np.testing.assert_array_equal(end[0], left[0])
-    found = ewc_dqn.score(config, task, ewc_dqn.actor(states[3]), 3, 0)
-    assert set(found) == {"mean", "probe:action", "probe:constant-reward"}
+    assert (end[1] != 1).any()
 
 
 def test_a_study_is_trained_resumed_and_scored_like_a_system(tmp_path: Any) -> None:
-    settings = SMALL | {"preset": None, "total_steps": 96, "eval_every": 32, "eval_episodes": 4, "reference": (1.0, 20.0)}
-    settings.pop("preset")
+    settings = SMALL | {"total_steps": 96, "eval_every": 32, "eval_episodes": 4, "reference": (1.0, 20.0)}
     whole = fi.train("ewc_dqn", GAMES, out=tmp_path / "whole", quiet=True, **settings)
     fi.train("ewc_dqn", GAMES, out=tmp_path / "half", quiet=True, stop_at=48, **settings)
     resumed = fi.resume(tmp_path / "half", quiet=True)

@@ -121,7 +121,7 @@ class Log:
     def evaluation(self, row: dict[str, Any]) -> None:
         """Write an evaluation's row."""
         folder.append_line(self.path / folder.EVALUATIONS, row)
-        self._scalars({name: row[name] for name in ("step", "mean", "std", "min", "max")}, "evaluation")
+        self._scalars({name: row[name] for name in ("step", "mean", "std", "min", "max") if name in row}, "evaluation")
 
     def _scalars(self, row: dict[str, Any], group: str) -> None:
         if self._writer is not None:

@@ -275,7 +275,7 @@ def step(config: Config, task: Task, state: State, *, update: Callable = update,
     tasks = _games(task)
     turns_per_visit = config.visit_steps // config.turn_steps
     now = state.turns // turns_per_visit % len(tasks)
-    leaving = (state.turns + 1) % turns_per_visit == 0
+    arriving, leaving = state.turns % turns_per_visit == 0, (state.turns + 1) % turns_per_visit == 0
     learners, games, found = list(state.learners), list(state.games), []
     for g, one in enumerate(tasks):
         # One loop for each game, of no trainings where it is not its turn: a branch would copy every replay it hands through.
@@ -284,7 +284,7 @@ def step(config: Config, task: Task, state: State, *, update: Callable = update,
         chosen = _config_of(config, task, g)
         anchored = information.anchored(loss, *_pull(config, tuple(games), g), config.strength)
         training = functools.partial(dqn.step, chosen, one, update=functools.partial(update, loss=anchored))
-        inner, metrics = _repeat(training, _joined(learners[mine], games[g]), trainings)
+        inner, metrics = _repeat(training, _joined(_begun(learners[mine], arriving & (now == g)), games[g]), trainings)
         learners[mine], games[g] = _parted(inner, games[g].anchor, games[g].fisher)
         found.append(metrics)
         if config.mode in ("ewc", "l2"):
@@ -294,6 +294,11 @@ def step(config: Config, task: Task, state: State, *, update: Callable = update,
     means = {name: x / (config.turn_steps // config.train_every) for name, x in total.items()}
     state = State(tuple(learners), tuple(games), state.turns + 1, now)
     return state, means | {"game": now.astype(jnp.float32), "episodes": episodes}
+
+
+def _begun(learner: Learner, arriving: Any) -> Learner:
+    """The learner with an optimiser begun anew (all zeros) where a visit begins: the last game's momentum is not to push in this one."""
+    return learner._replace(opt_state=trees.select(arriving, jax.tree.map(jnp.zeros_like, learner.opt_state), learner.opt_state))
 
 
 def _repeat(step: Callable[[Any], tuple[Any, Metrics]], state: dqn.State, times: Any) -> tuple[dqn.State, Metrics]:
