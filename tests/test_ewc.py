@@ -275,12 +275,12 @@ def test_ewc_remembers_digits_that_sgd_forgets() -> None:
 
 
 def test_nothing_holds_until_the_first_task_ends() -> None:
-    _, _, found = _learned("ewc")
-    _, _, plain = _learned("sgd")
+    _, held, found = _learned("ewc")
+    _, free, plain = _learned("sgd")
     assert found[0]["penalty"] == found[1]["penalty"] == 0.0 and found[2]["penalty"] > 0.0
     assert all(metrics["penalty"] == 0.0 for metrics in plain)
     np.testing.assert_allclose(found[1]["loss"], plain[1]["loss"], rtol=1e-5)
-    assert found[3]["loss"] != plain[3]["loss"]
+    assert not np.array_equal(_flat(held[4].params), _flat(free[4].params))
 
 
 def test_joint_learning_sees_all_tasks_so_far() -> None:
@@ -297,14 +297,12 @@ def test_joint_learning_sees_all_tasks_so_far() -> None:
 
 
 def test_the_anchor_is_what_the_task_left_and_f_its_information() -> None:
-    config, states, _ = _learned("ewc")
+    _, states, _ = _learned("ewc")
     before, left, after = states[1], states[2], states[3]
     assert not _flat(before.fisher).any() and not _flat(before.anchor).any()
     np.testing.assert_array_equal(_flat(left.anchor), _flat(left.params))
     np.testing.assert_array_equal(_flat(after.fisher), _flat(left.fisher))
     assert (_flat(left.fisher) >= 0).all() and _flat(left.fisher).any()
-    exact = ewc.task_fisher(config, left.params, left.data, left.permutations[0], jax.random.key(1), 8)
-    assert float(fisher.overlap(exact, left.fisher)) > 0.7
     settings = ewc.Config(**{**SETTINGS, "mode": "online", "decay": 0.5})
     anchor, decayed = ewc._consolidated(settings, states[4], 1, jax.random.key(2), jnp.bool_(True))
     np.testing.assert_array_equal(_flat(anchor), _flat(states[4].params))
@@ -334,11 +332,10 @@ def test_parameters_that_matter_are_those_noise_hurts() -> None:
     exact = fisher.classifier_fisher(ewc.logits, state.params, images, labels="expected", chunk=50)
     found = {
         kind: ewc.sensitivity(state.params, exact, state.permutations[0], state.data, [0.0, 0.3], kind, jax.random.key(0), draws=3)
-        for kind in ("uniform", "inverse_fisher", "null_space")
+        for kind in ("uniform", "null_space")
     }
     assert found["uniform"][0] == found["null_space"][0] > 0.9
     assert found["null_space"][1] > 0.9 > found["uniform"][1]
-    assert found["inverse_fisher"][1] > found["uniform"][1]
 
 
 def _same(a: Any, b: Any) -> None:

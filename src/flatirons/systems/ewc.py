@@ -368,10 +368,13 @@ def sensitivity(
     params: Any, fisher: Any, permutation: Any, data: Data, sizes: Sequence[float], kind: information.Kind, key: Key, draws: int = 10
 ) -> list[float]:
     """Test accuracy on one task with noise of each size on the parameters (`core.fisher.disturbed`), the mean over `draws` (figure 3C)."""
+    tested = data.test_images, data.test_labels
+    each = [[_noisy_accuracy(kind, params, fisher, permutation, tested, size, k) for k in jax.random.split(key, draws)] for size in sizes]
+    return [float(jnp.mean(jnp.stack(accuracy))) for accuracy in each]
 
-    @jax.jit
-    def one(size: Any, key: Key) -> jax.Array:
-        noisy = information.disturbed(key, params, fisher, size, kind)
-        return accuracies(noisy, permutation[None], data.test_images, data.test_labels)[0]
 
-    return [sum(float(one(size, k)) for k in jax.random.split(key, draws)) / draws for size in sizes]
+@functools.partial(jax.jit, static_argnums=0)
+def _noisy_accuracy(
+    kind: information.Kind, params: Any, fisher: Any, permutation: Any, tested: tuple[Any, Any], size: Any, key: Key
+) -> jax.Array:
+    return accuracies(information.disturbed(key, params, fisher, size, kind), permutation[None], *tested)[0]
