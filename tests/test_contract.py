@@ -67,7 +67,7 @@ SMALL: dict[str, tuple[Any, dict[str, Any]]] = {
     "tabular": ("mdp:CliffWalking-v1", {"num_envs": 2, "num_steps": 8, "learning_rate": 1e-4, "epsilon_steps": 100}),
     "ewc": (
         pictures(),
-        {"num_envs": 1, "num_tasks": 2, "task_steps": 8, "turn_steps": 4, "hidden": (8,), "batch_size": 8, "fisher_examples": 25},
+        {"num_envs": 1, "num_tasks": 2, "task_steps": 8, "turn_steps": 4, "hidden": (8,), "batch_size": 8, "fisher_examples": 100},
     ),
 }
 TURNS = 3

@@ -99,6 +99,19 @@ def test_the_expected_fisher_of_a_network_is_its_gauss_newton_matrix() -> None:
         np.testing.assert_allclose(found[name], exact[name], rtol=1e-6)
 
 
+@pytest.mark.parametrize("labels", ["observed", "sampled", "expected"])
+def test_the_quick_fisher_of_dense_layers_is_the_fisher(labels: Any) -> None:
+    rng = np.random.default_rng(3)
+    with jax.enable_x64(True):
+        layer = lambda a, b: {"w": jnp.asarray(rng.normal(size=(a, b))), "b": jnp.asarray(rng.normal(size=b))}  # noqa: E731
+        params = {"torso": (layer(3, 6), layer(6, 5)), "head": layer(5, 4)}
+        x, y, key = jnp.asarray(rng.normal(size=(12, 3))), jnp.asarray(rng.integers(0, 4, 12)), jax.random.key(1)
+        quick = fisher.dense_classifier_fisher(ewc.logits, params, x, labels=labels, observed=y, key=key)
+        general = fisher.classifier_fisher(ewc.logits, params, x, labels=labels, observed=y, key=key)
+    for found, exact in zip(jax.tree.leaves(quick), jax.tree.leaves(general), strict=True):
+        np.testing.assert_allclose(found, exact, rtol=1e-6)
+
+
 def test_a_fisher_without_what_it_needs_is_refused() -> None:
     f = functools.partial(fisher.classifier_fisher, lambda w, x: x @ w, jnp.ones((2, 2)))
     for call, said in (
@@ -371,7 +384,7 @@ def test_a_run_stops_resumes_and_is_scored(tmp_path: Any, monkeypatch: pytest.Mo
     ("settings", "said"),
     [
         ({"turn_steps": 70}, "turn_steps=70 does not divide task_steps=150"),
-        ({"fisher_examples": 60}, "fisher_examples is 60: give a multiple of 25"),
+        ({"fisher_examples": 60}, "fisher_examples is 60: give a multiple of 100"),
         ({"square": 29}, "square is 29"),
         ({"num_envs": 2}, "leave it at 1"),
         ({"strength": -1.0}, "strength=-1.0 must be at least 0"),

@@ -105,6 +105,69 @@ def classifier_fisher(
     return fisher_diagonal(log_prob, params, (repeated, every), weight=weight, chunk=chunk)
 
 
+@jax.custom_vjp
+def squaring_dense(params: PyTree, x: Array) -> jax.Array:
+    """x W + b for `x [n, in]`, whose derivative in W and b is the sum over rows of the SQUARES of the rows' own derivatives.
+
+    A row's derivative in W is x_n g_n^T, so the squares sum to (x²)^T g²: a matrix product, without any row's gradient being made. What is
+    handed down to x is the usual g W^T, so that a stack of these layers gives every layer's sum of squares in one backward pass.
+    """
+    return x @ params["w"] + jnp.expand_dims(params["b"], 0)
+
+
+def _squaring_forward(params: PyTree, x: Array) -> tuple[jax.Array, tuple[PyTree, Array]]:
+    return squaring_dense(params, x), (params, x)
+
+
+def _squaring_backward(kept: tuple[PyTree, Array], g: Array) -> tuple[PyTree, jax.Array]:
+    params, x = kept
+    squares = jnp.square(g)
+    return {"w": jnp.square(x).T @ squares, "b": jnp.sum(squares, axis=0)}, g @ params["w"].T
+
+
+squaring_dense.defvjp(_squaring_forward, _squaring_backward)
+
+
+def dense_classifier_fisher(
+    logits: Callable[[PyTree, Array, Callable[[PyTree, Array], jax.Array]], jax.Array],
+    params: PyTree,
+    inputs: Array,
+    *,
+    labels: Labels,
+    observed: Array | None = None,
+    key: Key | None = None,
+) -> PyTree:
+    """`classifier_fisher` of a network whose parameters are all in dense layers, exactly, in one backward pass for each label.
+
+    logits(params, inputs, dense) -> `[n, classes]`, built with the `dense(layer, x)` that it is given; each layer is used once.
+    """
+
+    def squares(y: Array, weight: Array) -> PyTree:
+        def total(params: PyTree) -> jax.Array:
+            log_p = jax.nn.log_softmax(logits(params, inputs, squaring_dense))
+            # The root, for it is squared with the gradient.
+            return jnp.sum(jnp.sqrt(weight) * jnp.sum(log_p * jax.nn.one_hot(y, log_p.shape[-1], dtype=log_p.dtype), axis=-1))
+
+        return jax.tree.map(lambda x: x / inputs.shape[0], jax.grad(total)(params))
+
+    if labels == "observed":
+        if observed is None:
+            raise FlatironsError("a Fisher information over observed labels needs them: pass observed=..., or labels='sampled'")
+        return squares(observed, jnp.ones(inputs.shape[0]))
+    scores = logits(params, inputs, squaring_dense)
+    if labels == "sampled":
+        if key is None:
+            raise FlatironsError("a Fisher information over sampled labels needs a random key: pass key=..., or labels='expected'")
+        return squares(jax.random.categorical(key, scores), jnp.ones(inputs.shape[0]))
+
+    def add(total: PyTree, label: tuple[Array, Array]) -> tuple[PyTree, None]:
+        y, p = label
+        return jax.tree.map(jnp.add, total, squares(jnp.full(inputs.shape[0], y), p)), None
+
+    every = jnp.arange(scores.shape[-1]), jax.nn.softmax(scores).T
+    return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), every)[0]
+
+
 # --------------------------------------------------------------------------------------------------------------- the anchor
 
 
