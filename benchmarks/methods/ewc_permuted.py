@@ -26,7 +26,7 @@ REACH, AIM, ONLINE_WITHIN = 0.80, 0.95, 0.01
 """Share of the gap from sgd to joint that ewc closes (mean over seeds, and by the interval's lower end), and how near online must be to it
 in mean accuracy."""
 SEEDS = range(5)
-COMMON: dict[str, Any] = {"total_steps": 10_000, "task_steps": 1_000, "num_tasks": 10}
+COMMON: dict[str, Any] = {"total_steps": 5_000, "task_steps": 500, "num_tasks": 10}
 MODES: dict[str, dict[str, Any]] = {
     "sgd": {"mode": "sgd"},
     "joint": {"mode": "joint"},

@@ -41,13 +41,13 @@ CHUNK = 100
 class Config:
     """Settings of EWC. The defaults are small; `ewc-mnist` is tuned for ten permutations, `ewc-paper` is the paper's."""
 
-    total_steps: int = 10_000
+    total_steps: int = 5_000
     """Gradient updates in all, over all tasks."""
     num_envs: int = 1
     """Always 1: there are no environments."""
     num_tasks: int = 10
     """Tasks in the sequence, as many permutations."""
-    task_steps: int = 1_000
+    task_steps: int = 500
     """Updates on each task."""
     turn_steps: int = 250
     """Updates between two reports, at which a run may stop; it must divide task_steps."""
@@ -76,7 +76,7 @@ class Config:
 
 
 PRESETS = {
-    "ewc-mnist": Preset(doc="Ten permuted MNIST tasks in minutes on one core: Adam, 1,000 updates each.", config={}, tasks=("data:mnist",)),
+    "ewc-mnist": Preset(doc="Ten permuted MNIST tasks in a minute on one core: Adam, 500 updates each.", config={}, tasks=("data:mnist",)),
     "ewc-paper": Preset(
         doc="The paper's three tasks (figure 2A): plain SGD of 1e-3, two layers of 400, 20 passes over 60,000 images each, no dropout.",
         config={"total_steps": 28_500, "num_tasks": 3, "task_steps": 9_500, "turn_steps": 500, "optimiser": "sgd", "learning_rate": 1e-3},
