@@ -177,6 +177,41 @@ def thompson(results: Path, place: Path) -> None:
     save(figure, place)
 
 
+def ewc_forgetting(results: Path, place: Path) -> None:
+    """Kirkpatrick 2017, figure 2: accuracy on the first task while others are learned (left), and on all so far (right)."""
+    found = result(results / "methods", "ewc_permuted")
+    colours = {"joint": "grey", "ewc": BLUE, "online": GREEN, "l2": PURPLE, "sgd": ORANGE}
+    figure, panels = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained", sharey=True)
+    for mode, colour in colours.items():
+        runs = np.array([[[np.nan if x is None else x for x in row] for row in rows] for rows in found["scores"][mode].values()], float)
+        tasks = np.arange(1, runs.shape[1] + 1)
+        for axes, lines in zip(panels, (runs[:, :, 0], np.nanmean(runs, axis=2)), strict=True):
+            axes.plot(tasks, lines.mean(axis=0), color=colour, label=mode)
+            axes.fill_between(tasks, lines.min(axis=0), lines.max(axis=0), color=colour, alpha=0.2, linewidth=0)
+    panels[0].set(xlabel="tasks learned", ylabel="test accuracy", title="the first task")
+    panels[1].set(xlabel="tasks learned", title="mean over the tasks learned")
+    panels[0].legend(frameon=False)
+    save(figure, place)
+
+
+def ewc_games(results: Path, place: Path) -> None:
+    """Kirkpatrick 2017, figure 3: the return of each game over the visits, a mean over seeds."""
+    found = result(results / "methods", "ewc_dqn")
+    colours = {"separate": "grey", "ewc": BLUE, "l2": PURPLE, "sgd": ORANGE}
+    games = list(found["reference"])
+    figure, panels = plt.subplots(1, len(games), figsize=(4.2 * len(games), 3.8), layout="constrained", squeeze=False)
+    for axes, game in zip(panels[0], games, strict=True):
+        for mode, colour in colours.items():
+            runs = found["evaluations"][mode]
+            lines = np.array([[point[game] for point in run] for run in runs], float)
+            axes.plot([point["step"] / 1e6 for point in runs[0]], lines.mean(axis=0), color=colour, label=mode)
+        axes.axhline(found["reference"][game], color="grey", linestyle=":")
+        axes.set(title=game.removeprefix("pgx:minatar-"), xlabel="million decisions, of all games")
+    panels[0][0].set_ylabel("return")
+    panels[0][0].legend(frameon=False)
+    save(figure, place)
+
+
 ALL = {
     "tabular_maximisation_bias": maximisation_bias,
     "dqn_overestimation": overestimation,
@@ -186,6 +221,8 @@ ALL = {
     "mc_dropout_co2": co2,
     "mc_dropout_rotated_digit": rotated_digit,
     "mc_dropout_thompson": thompson,
+    "ewc_forgetting": ewc_forgetting,
+    "ewc_games": ewc_games,
 }
 
 

@@ -34,6 +34,8 @@ if [ "$which" = all ] || [ "$which" = learning ]; then
     run benchmarks.methods.mc_dropout_uci
     run benchmarks.methods.mc_dropout_figures
     run benchmarks.methods.thompson
+    run benchmarks.methods.ewc_permuted
+    run benchmarks.methods.ewc_dqn
     run benchmarks.figures
 fi
 "$python" benchmarks/tables.py || failed+=(tables)

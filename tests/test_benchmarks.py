@@ -17,6 +17,7 @@ from benchmarks import figures, record, tables  # noqa: E402
 from benchmarks.learning import run as learning  # noqa: E402
 from benchmarks.learning.rows import ROWS  # noqa: E402
 from benchmarks.learning.summary import bootstrap, held  # noqa: E402
+from benchmarks.methods import ewc_dqn, ewc_permuted  # noqa: E402
 from benchmarks.speed import dqn_cartpole_sb3, ppo_cartpole_rejax, ppo_halfcheetah_sb3, versus  # noqa: E402
 from benchmarks.speed.dqn_pixels_sb3 import UPDATES  # noqa: E402
 from benchmarks.speed.measure import measure  # noqa: E402
@@ -182,7 +183,11 @@ def test_seed_lists_and_fingerprints():
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").rglob("*.json")), ids=lambda p: p.stem)
 def test_committed_results_have_the_agreed_fields(path):
     result = json.loads(path.read_text())
-    kinds = {"learning": LEARNING, "tabular": HEADER | {"settings", "rows", "reached", "seconds"}}
+    kinds = {
+        "learning": LEARNING,
+        "tabular": HEADER | {"settings", "rows", "reached", "seconds"},
+        "methods": HEADER | {"settings", "verdicts"},
+    }
     others = {
         "startup": {"medians"},
         "dqn_replay_memory": {"frames", "replay_gb", "peak_gb", "above_replay_gb"},
@@ -191,6 +196,30 @@ def test_committed_results_have_the_agreed_fields(path):
     wanted = kinds.get(path.parent.name, HEADER | others[path.stem] if path.stem in others else SPEED)
     assert result.keys() >= wanted
     assert result["name"] == path.stem
+
+
+def made_up_ewc():
+    """Results of EWC's benchmarks, from made-up scores by hand."""
+    rows = {"sgd": (0.9, 0.5, 0.9), "joint": (0.9, 0.9, 0.9), "ewc": (0.9, 0.8, 0.9), "online": (0.9, 0.81, 0.9), "l2": (0.9, 0.7, 0.8)}
+    scores = {mode: {"0": [[a, None], [b, c]]} for mode, (a, b, c) in rows.items()}
+    permuted = ewc_permuted.collect({}, scores, {})
+    returns = {
+        "sgd": [{"x": 0.0, "y": 9.0}], "ewc": [{"x": 3.0, "y": 12.0}], "l2": [{"x": 1.0, "y": 5.0}], "separate": [{"x": 4.0, "y": 10.0}],
+    }  # fmt: skip
+    evaluations = {mode: [[{"step": 10, **one[0]}, {"step": 20, **one[0]}]] for mode, one in returns.items()}
+    return permuted, ewc_dqn.collect({}, returns, {"evaluations": evaluations})
+
+
+def test_the_gap_closed_and_the_sums_of_scores_by_hand():
+    permuted, games = made_up_ewc()
+    assert permuted["modes"]["ewc"]["gap_closed"] == pytest.approx(0.75) and permuted["modes"]["joint"]["gap_closed"] == 1.0
+    assert permuted["modes"]["ewc"]["forgetting"] == pytest.approx(0.1)
+    assert permuted["verdicts"] == {
+        "gap_closed_reached": False, "gap_closed_aim": False, "online_within_a_point": True, "ewc_above_l2": True,
+    }  # fmt: skip
+    assert games["sums"] == {"sgd": [0.9], "ewc": [1.75], "l2": [0.75], "separate": [2.0]}
+    assert games["ewc_minus_sgd"] == pytest.approx(0.85)
+    assert games["verdicts"] == {"above_sgd_reached": True, "above_l2_reached": True, "aim": False}
 
 
 def test_figures_are_drawn_from_result_files_alone(tmp_path):
@@ -205,6 +234,8 @@ def test_figures_are_drawn_from_result_files_alone(tmp_path):
     record.write(tmp_path / "curves" / "estimates.json", {"runs": [run, run]})
     lines = {"double-q-learning": [5.0] * 300, "q-learning": [50.0] * 300}
     record.write(tmp_path / "tabular" / "tabular-bias.json", {"percent_left": lines})
+    for name, found in zip(("ewc_permuted", "ewc_dqn"), made_up_ewc(), strict=True):
+        record.write(tmp_path / "methods" / f"{name}.json", found)
     for name, draw in figures.ALL.items():
         draw(tmp_path, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000

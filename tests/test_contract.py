@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_data import pictures, rows
 
 from flatirons import envs, systems
 from flatirons.core import trees
-from flatirons.envs import datasets
 from flatirons.run import cli
-from flatirons.types import ArraySpec, Box, Episodes, Preset, Spec, TimeStep
+from flatirons.types import ArraySpec, Episodes, Preset, TimeStep
 
 NAMES = ("Config", "State", "PRESETS", "check", "init", "actor", "policy", "loss", "update", "step", "steps_per_turn")
 
@@ -31,9 +31,9 @@ OFF_POLICY = {
     "hidden": (8, 8),
 }
 
-# One small setting per system, on a task that it takes; a system that is not here fails test_every_system_is_tested. `data:rows` is made
-# below: a table without a file.
-SMALL: dict[str, tuple[str, dict[str, Any]]] = {
+# One small setting per system, on a task that it takes (a name, or a task that is data); a system that is not here fails
+# test_every_system_is_tested.
+SMALL: dict[str, tuple[Any, dict[str, Any]]] = {
     "ppo": (
         "jax:CartPole-v1",
         {"num_envs": 4, "num_steps": 8, "num_epochs": 2, "num_minibatches": 2, "hidden": (8,), "normalise_obs": True},
@@ -63,32 +63,22 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "ddpg": ("jax:Pendulum-v1", OFF_POLICY | {"noise": "ou", "twin": True, "policy_delay": 2, "target_noise": 0.2, "action_layer": 1}),
     "sac": ("jax:Pendulum-v1", OFF_POLICY),
-    "mc_dropout": ("data:rows", {"num_envs": 1, "gradient_steps": 20, "batch_size": 8, "hidden": (8,), "total_steps": 200}),
+    "mc_dropout": (rows(), {"num_envs": 1, "gradient_steps": 20, "batch_size": 8, "hidden": (8,), "total_steps": 200}),
     # A step of 1e-4 and a pull of 1e4 in the test of other losses make one full step.
     "tabular": ("mdp:CliffWalking-v1", {"num_envs": 2, "num_steps": 8, "learning_rate": 1e-4, "epsilon_steps": 100}),
+    "ewc": (
+        pictures(),
+        {"num_envs": 1, "num_tasks": 2, "task_steps": 8, "turn_steps": 4, "hidden": (8,), "batch_size": 8, "fisher_examples": 100},
+    ),
 }
 TURNS = 3
+FROM_DATA = frozenset(name for name, (task, _) in SMALL.items() if not isinstance(task, str))
+"""Systems that learn from data: they take no decisions, so they have no Collector and no episodes."""
 
 
 @pytest.fixture(scope="module", params=systems.SYSTEMS, ids=systems.system_name)
 def system(request: pytest.FixtureRequest) -> ModuleType:
     return request.param
-
-
-def _task(name: str, num_envs: int) -> Any:
-    if name != "data:rows":
-        return envs.make(name, num_envs)
-    x = np.random.default_rng(0).normal(size=(24, 3))
-    rows = np.arange(24)[None]
-    arrays = {"x": x, "y": x.sum(axis=1), "train": rows[:, :18], "test": rows[:, 18:]}
-    return datasets.DataTask(name, num_envs, Spec(ArraySpec((3,)), Box((-np.inf,), (np.inf,))), arrays, "0")
-
-
-def _seen(task: Any, state: Any) -> TimeStep:
-    """What a policy may be asked about: of data, its first row."""
-    if isinstance(task, datasets.DataTask):
-        return TimeStep(task.arrays["x"][:1].astype(np.float32), (), np.ones(1, bool), ())
-    return task.observe(state.collector.env)
 
 
 class Compiled:
@@ -97,7 +87,7 @@ class Compiled:
     def __init__(self, module: ModuleType) -> None:
         name, settings = SMALL[systems.system_name(module)]
         self.module, self.config = module, module.Config(**settings)
-        self.task: Any = _task(name, settings["num_envs"])
+        self.task: Any = envs.make(name, settings["num_envs"]) if isinstance(name, str) else name
         self.traces = 0
         self.init = jax.jit(lambda config, key: module.init(config, self.task, key))
 
@@ -134,7 +124,8 @@ def test_names(system: ModuleType) -> None:
     assert not missing
     fields = {f.name: f for f in dataclasses.fields(system.Config)}
     assert {"total_steps", "num_envs"} <= set(fields)
-    assert {"collector", "key", "updates"} <= set(system.State._fields)
+    assert {"key", "updates"} <= set(system.State._fields)
+    assert "collector" in system.State._fields or systems.system_name(system) in FROM_DATA
     for name, preset in system.PRESETS.items():
         assert isinstance(preset, Preset) and preset.doc and set(preset.config) <= set(fields), name
         system.Config(**preset.config)
@@ -182,7 +173,7 @@ def test_state_is_arrays_finite_and_of_fixed_shape(system: ModuleType) -> None:
 def test_metrics_are_scalars_by_name(system: ModuleType) -> None:
     c = _compiled(system)
     for metrics in c.run(c.config, 1)[1]:
-        assert isinstance(metrics["episodes"], Episodes)
+        assert isinstance(metrics.get("episodes"), Episodes) or systems.system_name(system) in FROM_DATA
         assert all(isinstance(name, str) and jnp.shape(x) == () for name, x in metrics.items() if name != "episodes")
 
 
@@ -232,7 +223,11 @@ def test_the_greedy_policy_is_deterministic(system: ModuleType) -> None:
     c = _compiled(system)
     state, _ = c.run(c.config, 0)
     num = c.task.num_envs
-    seen = _seen(c.task, state)
+    if systems.system_name(system) in FROM_DATA:
+        zeros = jax.tree.map(lambda s: jnp.zeros((num, *s.shape), s.dtype), c.task.spec.obs, is_leaf=lambda x: isinstance(x, ArraySpec))
+        seen = TimeStep(zeros, (), jnp.ones(num, bool), ())
+    else:
+        seen = c.task.observe(state.collector.env)
     actions = []
     for seed in (0, 1):
         policy = system.policy(c.config, c.task, system.actor(state), greedy=True)
@@ -289,11 +284,11 @@ def test_another_loss_may_report_more(system: ModuleType) -> None:
 def test_steps_per_turn_counts_the_decisions(system: ModuleType) -> None:
     c = _compiled(system)
     state = c.init(c.config, jax.random.key(0))
-    seen, data = [], isinstance(c.task, datasets.DataTask)
+    seen = []
 
     def spying(config: Any, task: Any, state: Any, experience: Any) -> Any:
-        # What is learned from data is minibatches [updates, rows, ...].
-        seen.append((len(experience[0]), 1) if data else experience.reward.shape)
+        # Data come as minibatches `[T, B]`, of which the first axis is counted.
+        seen.append(experience.reward.shape if hasattr(experience, "reward") else (len(jax.tree.leaves(experience)[0]), c.task.num_envs))
         return system.update(config, task, state, experience)
 
     jax.eval_shape(lambda s: system.step(c.config, c.task, s, update=spying), state)
@@ -303,7 +298,7 @@ def test_steps_per_turn_counts_the_decisions(system: ModuleType) -> None:
 
 def test_a_host_task_takes_the_same_turn_with_a_compiled_update(system: ModuleType) -> None:
     name, settings = SMALL[systems.system_name(system)]
-    if not name.startswith("jax:"):
+    if not isinstance(name, str) or not name.startswith("jax:"):
         pytest.skip("its small task has no twin on the host")
     task: Any = envs.make(name.removeprefix("jax:"), settings["num_envs"], seed=0)
     config = system.Config(**settings)

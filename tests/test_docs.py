@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import shlex
 import sys
@@ -14,8 +13,9 @@ from typing import Any
 
 import jax
 import pytest
+from small_data import pictures, rows
 
-from flatirons import envs, systems
+from flatirons import envs, studies, systems
 from flatirons.__main__ import COMMANDS
 from flatirons.run import cli, listing
 
@@ -25,7 +25,9 @@ PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PYTHON = [code for language, code in BLOCK.findall(README) if language == "python"]
 # Where a system does not take CartPole.
-SMALL_TASKS = {"tabular": "mdp:FrozenLake-v1", "ddpg": "jax:Pendulum-v1", "sac": "jax:Pendulum-v1", "mc_dropout": "data:uci-yacht"}
+SMALL_TASKS: dict[str, Any] = {"tabular": "mdp:FrozenLake-v1", "ddpg": "jax:Pendulum-v1", "sac": "jax:Pendulum-v1", "ewc": pictures()}
+SMALL_TASKS |= {"ewc_dqn": "sequence:probe:action,probe:constant-reward", "mc_dropout": rows()}
+STUDY_PAGES = {"ewc_dqn": ("ewc", "dqn")}
 COMMAND_LINES = [
     line.partition("#")[0].strip()
     for page in PAGES
@@ -66,7 +68,7 @@ def test_documented_commands_parse(line: str) -> None:
     if command != "train":
         return
     name, *arguments = arguments
-    module, _, _ = systems.find(name)
+    module, _, _ = studies.find(name)
     task = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
     if arguments == ["--help"]:
         return
@@ -84,14 +86,13 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-@pytest.mark.parametrize("module", systems.SYSTEMS, ids=systems.system_name)
+@pytest.mark.parametrize("module", (*systems.SYSTEMS, *studies.STUDIES), ids=systems.system_name)
 def test_every_metric_is_explained(module: Any) -> None:
-    page = (ROOT / "docs" / f"{systems.system_name(module)}.md").read_text(encoding="utf-8")
+    pages = STUDY_PAGES.get(systems.system_name(module), (systems.system_name(module),))
+    page = "".join((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in pages)
     config = module.Config()
-    name = SMALL_TASKS.get(systems.system_name(module), "jax:CartPole-v1")
-    if name.startswith("data:") and not os.environ.get("FLATIRONS_DATA"):
-        pytest.skip("FLATIRONS_DATA names no folder with the data sets")
-    task = envs.make(name, config.num_envs)
+    source = SMALL_TASKS.get(systems.system_name(module), "jax:CartPole-v1")
+    task = envs.make(source, config.num_envs) if isinstance(source, str) else source
     shapes = jax.eval_shape(lambda key: module.step(config, task, module.init(config, task, key))[1], jax.random.key(0))
     assert "loss" in shapes
     explained = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
@@ -105,7 +106,7 @@ def test_every_system_and_page_is_in_the_readme() -> None:
         assert f"| `{name}` |" in README and f"docs/{name}.md" in README
 
 
-@pytest.mark.parametrize("name", ["your_own_env", "your_own_network", "your_own_loss", "uncertainty_of_a_critic"])
+@pytest.mark.parametrize("name", ["your_own_env", "your_own_network", "your_own_loss", "uncertainty_of_a_critic", "ewc_around_ppo"])
 def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     loaded(ROOT / "examples" / f"{name}.py").main(1_024 if name != "your_own_network" else 2_048)

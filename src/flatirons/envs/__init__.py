@@ -3,7 +3,7 @@
 Names: `CartPole-v1` (any Gymnasium id), `ALE/Pong-v5` (Atari through ale-py's vector environment), `envpool:HalfCheetah-v5`,
 `jax:CartPole-v1`, `pgx:minatar-breakout`, `mdp:FrozenLake-v1`, `probe:constant-reward` (these four in-graph), `pixels:Pendulum-v1` (what
 is seen of it), `discrete:Pusher-v5` (its Box of actions cut into a Discrete choice), `data:mnist` (data to learn from, without an
-environment). Simulators are imported when one is asked for.
+environment), `sequence:TASK,TASK` (in-graph tasks to be learned in turn). Simulators are imported when one is asked for.
 """
 
 from __future__ import annotations
@@ -105,6 +105,8 @@ def _make(task: Any, num_envs: int, *, seed: int, training: bool, vectoriser: st
         if vectoriser != "auto":
             raise FlatironsError(f"{task} runs in-graph, where there is nothing to vectorise; leave the vectoriser at 'auto'")
         return _in_graph(task, prefix, rest, num_envs, options)
+    if colon and prefix == "sequence":
+        return _sequence(task, rest, num_envs, options)
     if colon and prefix == "data":
         return _data(task, rest, num_envs, options)
     if colon and prefix == "envpool":
@@ -259,6 +261,16 @@ def _data(task: str, name: str, num_envs: int, options: dict[str, Any]) -> Task:
             raise FlatironsError(f"{task} has no option {option!r}; it has data_dir")
     _demand_types(task, {"data_dir": str | None}, options)
     return datasets.make(name, num_envs, **options)
+
+
+def _sequence(task: str, names: str, num_envs: int, options: dict[str, Any]) -> Task:
+    from flatirons.envs import sequence
+
+    made = []
+    for name in filter(None, (part.strip() for part in names.split(","))):
+        padded = {"channels": sequence.MINATAR_CHANNELS} if name.startswith("pgx:minatar-") else {}
+        made.append(make(name, num_envs, **{**padded, **options}))
+    return sequence.Sequence(made, task)
 
 
 def _finite(task: str, name: str, known: Any, options: dict[str, Any]) -> Any:

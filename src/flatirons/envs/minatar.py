@@ -35,18 +35,20 @@ class MinAtar:
     """One of MinAtar's games. State: pgx's own fields by name, without what follows from them.
 
     `minimal_actions` keeps only the actions that do something in the game. `sticky` is the probability that the last action is
-    played in place of the one given. Episodes are truncated after `max_episode_steps`, for pgx's Breakout has no end of its own.
+    played in place of the one given. Episodes are truncated after `max_episode_steps`, for pgx's Breakout has no end of its own. With
+    `channels` the observation has so many, empty ones behind the game's own, so that one network serves several games.
     """
 
     game: str
     minimal_actions: bool = False
     sticky: float = 0.1
     max_episode_steps: int | None = 5000
+    channels: int | None = None
 
     @property
     def obs_spec(self) -> ArraySpec:
         """Uint8 `[10, 10, channels]`, 0 or 1."""
-        return ArraySpec((10, 10, _CHANNELS[self.game]), "uint8", 0, 1)
+        return ArraySpec((10, 10, self.channels or _CHANNELS[self.game]), "uint8", 0, 1)
 
     @property
     def action_spec(self) -> Discrete:
@@ -66,7 +68,8 @@ class MinAtar:
     def observe(self, state: Mapping[str, jax.Array]) -> jax.Array:
         """Channels as 0 and 1."""
         full = _full(self, state)
-        return _pgx(self.game, self.minimal_actions, self.sticky).observe(full).astype(jnp.uint8)
+        own = _pgx(self.game, self.minimal_actions, self.sticky).observe(full).astype(jnp.uint8)
+        return own if self.channels is None else jnp.pad(own, ((0, 0), (0, 0), (0, self.channels - own.shape[-1])))
 
     def legal(self, state: Mapping[str, jax.Array]) -> tuple[()]:
         """All actions are."""
@@ -74,16 +77,27 @@ class MinAtar:
         return ()
 
 
-def make(name: str, *, minimal_actions: bool = False, sticky: float = 0.1, max_episode_steps: int | None = 5000) -> MinAtar:
+def make(
+    name: str,
+    *,
+    minimal_actions: bool = False,
+    sticky: float = 0.1,
+    max_episode_steps: int | None = 5000,
+    channels: int | None = None,
+) -> MinAtar:
     """Make the game called `name`, one of `NAMES`.
 
-    Raises `FlatironsError` for an unknown name, a probability outside [0, 1] or where pgx is not installed.
+    Raises `FlatironsError` for an unknown name, a probability outside [0, 1], fewer channels than the game has or where pgx is not
+    installed.
     """
     if name not in NAMES:
         raise FlatironsError(f"unknown MinAtar game {name!r}: there are {', '.join(NAMES)}")
     if not 0.0 <= sticky <= 1.0:
         raise FlatironsError(f"sticky is {sticky}: give a probability, between 0 and 1")
-    env = MinAtar(name.removeprefix("minatar-"), minimal_actions, float(sticky), max_episode_steps)
+    game = name.removeprefix("minatar-")
+    if channels is not None and channels < _CHANNELS[game]:
+        raise FlatironsError(f"channels is {channels}, and {name} shows {_CHANNELS[game]}: give at least as many (10 serve every game)")
+    env = MinAtar(game, minimal_actions, float(sticky), max_episode_steps, channels)
     _pgx(env.game, env.minimal_actions, env.sticky)
     return env
 

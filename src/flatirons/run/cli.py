@@ -180,10 +180,10 @@ def train(arguments: list[str]) -> int:
         raise UsageError(f"{names[2]!r} is one argument too many; train takes one system and one task, then flags.")
 
     import flatirons
-    from flatirons import systems
+    from flatirons import studies
 
     name, task = names[0], names[1] if len(names) > 1 else None
-    module, _, _ = systems.find(name)
+    module, _, _ = studies.find(name)
     env_options, rest = split_env_options(arguments)
     given_preset = _value_of("preset", rest)
     from flatirons.run import listing

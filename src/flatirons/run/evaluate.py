@@ -31,7 +31,7 @@ def evaluate(system: Any, config: Any, task: Task, actor: Any, episodes: int, se
     part of the actor and stay as they are. Returns {"system", "task", "episodes", "mean", "std", "min", "max", "returns", "lengths"}:
     undiscounted returns, lengths in decisions, std over episodes (population); and "success" on a task that pursues goals: the
     share of episodes whose last reward is that of a goal reached. Deterministic for a seed, as far as the environment is.
-    A system whose quality is not a return has `score(config, task, actor, episodes, seed) -> {"mean": higher is better, ...}`, and what that
+    A system whose quality is not a return has `score(config, task, actor, episodes, seed) -> {"mean": higher is better, ...}`, and what it
     gives stands in the place of mean, std, ..., lengths.
     Raises FlatironsError when episodes < 1, or when the task is a host's that faults or whose episodes do not end.
     """

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatirons import envs, systems
+from flatirons import envs, studies, systems
 from flatirons.envs.datasets import DataTask
 from flatirons.run import checkpoint, evaluate, folder
 from flatirons.systems import system_name
@@ -222,7 +222,7 @@ def is_instance(source: Any) -> bool:
 def choose(system: Any, preset: str | None, task_name: str) -> tuple[Any, dict[str, Any], str | None]:
     """(module, settings, preset name) of what the person asked for."""
     if isinstance(system, str):
-        module, settings, named = systems.find(system)
+        module, settings, named = studies.find(system)
         if named is not None and preset is not None and named != preset:
             raise FlatironsError(f"{system!r} is a preset itself; leave out preset={preset!r}, or name the system")
         preset = preset or named
@@ -371,13 +371,13 @@ def reopen(path: Path, *, env: Any, network: Any, system: Any, eval_env: Any = N
     try:
         if system is None:
             try:
-                system = systems.find(recorded["system"])[0]
+                system = studies.find(recorded["system"])[0]
             except FlatironsError:
                 raise FlatironsError(
                     f"{path} was trained with {recorded['system']!r}, a system of your own; pass system=... again"
                 ) from None
         elif isinstance(system, str):
-            system = systems.find(system)[0]
+            system = studies.find(system)[0]
         settings = dict(recorded["config"])
         if recorded["own_network"] is not None and config is None:
             if network is None:

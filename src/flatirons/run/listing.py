@@ -19,8 +19,10 @@ WIDTH = 110
 
 def field_docs(cls: type) -> dict[str, str]:
     """The string below each field of a dataclass, by the field's name, on one line."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     docs: dict[str, str] = {}
+    for base in cls.__bases__:
+        docs |= field_docs(base) if dataclasses.is_dataclass(base) else {}
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     previous = None
     for statement in body.body if isinstance(body, ast.ClassDef) else []:
         value = statement.value.value if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant) else None
@@ -35,9 +37,9 @@ def settings(name: str, task: str | None, preset: str | None) -> tuple[str | Non
 
     Raises FlatironsError for an unknown system or preset.
     """
-    from flatirons import systems
+    from flatirons import studies, systems
 
-    module, overrides, chosen = systems.find(name)
+    module, overrides, chosen = studies.find(name)
     if preset is not None:
         if preset not in module.PRESETS:
             systems.demand_trainable(preset)
@@ -74,18 +76,21 @@ def _accepts(module: Any, spec: Spec) -> bool:
     return True
 
 
+def _takes(module: Any) -> str:
+    """What a system takes: kinds of action, or where it takes no environment alone, names of tasks."""
+    kinds = actions(module)
+    if kinds:
+        return f"actions: {', '.join(kinds)}"
+    return f"takes: {', '.join(dict.fromkeys(pattern for preset in module.PRESETS.values() for pattern in preset.tasks))}"
+
+
 def everything() -> str:
     """Every system with its presets and the tasks each is for, then every family of tasks."""
-    from flatirons import systems
+    from flatirons import studies, systems
 
     lines = ["systems (flatirons list SYSTEM says more)"]
-    for module in systems.SYSTEMS:
-        lines += [
-            "",
-            f"  {systems.system_name(module)}",
-            f"    {_title(module)}",
-            f"    actions: {', '.join(actions(module)) or 'none, it learns from data'}",
-        ]
+    for module in (*systems.SYSTEMS, *studies.STUDIES):
+        lines += ["", f"  {systems.system_name(module)}", f"    {_title(module)}", f"    {_takes(module)}"]
         width = max(map(len, module.PRESETS), default=0)
         for preset, known in module.PRESETS.items():
             lines.append(f"    {preset:<{width}}  {', '.join(known.tasks) or 'any task, when asked for'}")
@@ -107,6 +112,7 @@ def tasks() -> dict[str, str]:
         "jax:NAME": "in-graph: " + ", ".join(_without_prefix((*classic.ENVS, *forager.ENVS))),
         "pgx:NAME": "in-graph: " + ", ".join(_without_prefix(minatar.NAMES)) + "; needs flatirons[games]",
         "mdp:NAME": "finite, in-graph, its transition probabilities known: " + ", ".join((*mdp.TOY_TEXT, *mdp.OWN)),
+        "sequence:A,B,...": "in-graph tasks of one shape to be learned in turn, such as sequence:pgx:minatar-breakout,pgx:minatar-freeway",
         "envpool:NAME": "EnvPool's tasks, such as envpool:HalfCheetah-v5; needs flatirons[envpool]",
         "probe:NAME": "tiny environments with known answers: " + ", ".join(_without_prefix(probes.ENVS)),
     }
@@ -121,17 +127,12 @@ def system(name: str) -> str:
 
     Raises FlatironsError for an unknown name.
     """
-    from flatirons import systems
+    from flatirons import studies, systems
 
-    module, overrides, chosen = systems.find(name)
+    module, overrides, chosen = studies.find(name)
     config = module.Config(**overrides)
     measured = json.loads((Path(__file__).parent / "measured.json").read_text(encoding="utf-8"))
-    lines = [
-        f"{systems.system_name(module)}: {_title(module)}",
-        f"actions: {', '.join(actions(module)) or 'none, it learns from data'}",
-        "",
-        "presets",
-    ]
+    lines = [f"{systems.system_name(module)}: {_title(module)}", _takes(module), "", "presets"]
     for preset, known in module.PRESETS.items():
         lines += ["", f"  {preset}: {known.doc}", f"    for       {', '.join(known.tasks) or 'any task, when asked for'}"]
         reached = measured.get(preset, {}).get("expected", ["not measured yet"])

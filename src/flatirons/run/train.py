@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import GetAttrKey
 
-from flatirons import systems
+from flatirons import studies, systems
 from flatirons.run import checkpoint, folder, metrics, resources
 from flatirons.run.handle import Run
 from flatirons.run.job import (
@@ -395,7 +395,7 @@ def _demand_repeatable(job: Job) -> None:
             ("an environment of your own", not isinstance(job.source, str)),
             ("an evaluation environment of your own", job.eval_source is not None and not isinstance(job.eval_source, str)),
             ("a network of your own", isinstance(vars(job.config).get("network"), Network)),
-            ("a system of your own", not any(job.system is known for known in systems.SYSTEMS)),
+            ("a system of your own", not any(job.system is known for known in (*systems.SYSTEMS, *studies.STUDIES))),
             ("callbacks", bool(job.callbacks)),
         )
         if is_own

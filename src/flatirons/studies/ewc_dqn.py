@@ -1,0 +1,359 @@
+"""Elastic weight consolidation around DQN, on games in turn (Kirkpatrick et al. 2017, arXiv:1612.00796, section "EWC allows continual
+learning in a reinforcement learning context" and figure 3).
+
+    for visit = 1, 2, ... do
+        g <- the game whose turn it is, with its own replay, exploration and episodes
+        for each step do  DQN's step, its loss with ½ lambda sum_k F_k (theta - theta*_k)² added, over the games k left so far but g
+        theta*_g <- theta, F_g <- the Fisher information of Q on g's replay
+
+The games are those of a `sequence:` task; which one is played is known to the learner. DQN is `systems/dqn.py` as it stands: its loss is
+wrapped by `core.fisher.anchored`, and its State is put together from what all games share (`Learner`) and what each has (`Game`).
+See docs/ewc.md, which says what likelihood defines F.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flatirons.core import fisher as information
+from flatirons.core import trees
+from flatirons.data import replay as memory
+from flatirons.nets.torso import num_outputs, torso
+from flatirons.systems import dqn
+from flatirons.types import FlatironsError, InGraphTask, Key, Metrics, Network, Policy, Preset, Task, TimeStep, config
+
+
+@config
+class Config(dqn.Config):
+    """Settings of DQN, and those of the sequence and of what holds the parameters."""
+
+    total_steps: int = 1_800_000
+    """Decisions in all, over all games, visits and environments."""
+    mode: Literal["ewc", "l2", "sgd", "separate"] = "ewc"
+    """ewc, l2 (F = I), sgd (one network without any penalty), separate (a network of its own for each game, the upper bound)."""
+    strength: float = 400.0
+    """Lambda of equation 3."""
+    visit_steps: int = 300_000
+    """Decisions of a visit: the games come in turn, again and again, for so long each."""
+    turn_steps: int = 1_000
+    """Decisions in a turn, at whose end a run may stop; train_every must divide it, and it must divide visit_steps."""
+    likelihood: Literal["gaussian", "softmax"] = "gaussian"
+    """What F is the information of. gaussian: y ~ N(Q(s, a), 1), whose -log is DQN's squared error; softmax: a ~ softmax(Q(s, .))."""
+    fisher_batches: int = 100
+    """Minibatches of the replay that F is an average over (the paper: 100)."""
+    own_anchor: bool = False
+    """Hold a game that is visited again to its own anchor too."""
+    task_gains: bool = False
+    """Gains and biases of each game's own on the last features (the paper has them in every layer)."""
+    reference: tuple[float, ...] = ()
+    """Each game's return that counts as 1 in the total score, where it is clipped; none: returns are added up as they are."""
+
+
+CAP = 27_000
+"""Decisions after which an episode is cut in `score` where a game has no time limit."""
+
+MINATAR = dqn.MINATAR | {
+    "total_steps": 1_800_000,
+    "optimiser": "adam",
+    "learning_rate": 1e-4,
+    "optimiser_eps": 1e-6,
+    "buffer_size": 100_000,
+}
+
+PRESETS = {
+    "ewc-dqn": Preset(
+        doc="MinAtar games in turn, 300,000 decisions a visit (two each of three games): DQN of MinAtar's authors with Adam, and EWC.",
+        config=MINATAR | {"mode": "ewc"},
+        tasks=("sequence:pgx:minatar-*",),
+    ),
+    "l2-dqn": Preset(doc="As ewc-dqn with F = I: every parameter is held alike.", config=MINATAR | {"mode": "l2", "strength": 1.0}),
+    "sgd-dqn": Preset(doc="As ewc-dqn without a penalty: what forgets.", config=MINATAR | {"mode": "sgd"}),
+    "separate-dqn": Preset(doc="As ewc-dqn with a network for each game: what each game can reach.", config=MINATAR | {"mode": "separate"}),
+}
+
+
+class Learner(NamedTuple):
+    """What games share: DQN's parameters, target, optimiser, and its count of updates."""
+
+    params: Any
+    target: Any
+    opt_state: Any
+    updates: Any
+
+
+class Game(NamedTuple):
+    """What each game has: replay, exploration, running episodes, key, trainings so far; its anchor and F, both 0 until it was left."""
+
+    replay: Any
+    epsilon: Any
+    collector: Any
+    key: Any
+    turns: Any
+    priorities: Any
+    behind: Any
+    anchor: Any
+    fisher: Any
+
+
+class State(NamedTuple):
+    """Everything a run is made of. `learners` has one, or one for each game (mode separate); `games` one for each; `turns` counts turns,
+    `game` is the number of the game played last (int32)."""
+
+    learners: tuple[Learner, ...]
+    games: tuple[Game, ...]
+    turns: Any
+    game: Any
+
+
+class Actor(NamedTuple):
+    """The networks, each game's exploration, and the number of the game that is played (int32), after training the last one."""
+
+    params: tuple[Any, ...]
+    epsilon: tuple[Any, ...]
+    game: Any
+
+
+# --------------------------------------------------------------------------------------------------------------- the parts
+
+
+def _config_of(config: Config, task: Task, game: Any) -> Config:
+    """DQN's settings for one game: with `task_gains`, a network whose last features are scaled and shifted by that game's own numbers."""
+    if not config.task_gains:
+        return config
+    inner = torso(config.network, task.spec.obs, config.hidden, config.activation, "fan_in", layer_norm=config.layer_norm)
+    num_games = len(_games(task))
+
+    def init(key: Key, obs_spec: Any) -> Any:
+        params = inner.init(key, obs_spec)
+        width = num_outputs(inner, params, obs_spec)
+        return {"shared": params, "gain": jnp.ones((num_games, width)), "bias": jnp.zeros((num_games, width))}
+
+    def apply(params: Any, obs: Any) -> jax.Array:
+        features = inner.apply(params["shared"], obs)
+        gain, bias = (jnp.expand_dims(params[name][game], tuple(range(features.ndim - 1))) for name in ("gain", "bias"))
+        return features * gain + bias
+
+    return cast(Config, dataclasses.replace(cast(Any, config), network=Network(init, apply)))
+
+
+def _games(task: Any) -> tuple[InGraphTask, ...]:
+    """The tasks of a sequence. Raises FlatironsError for another task."""
+    tasks = getattr(task, "tasks", None)
+    if not isinstance(tasks, tuple):
+        raise FlatironsError(
+            f"ewc-dqn takes several games in turn and {task.name} is one: give sequence:pgx:minatar-breakout,pgx:minatar-freeway"
+        )
+    return tasks
+
+
+def _joined(learner: Learner, game: Game) -> dqn.State:
+    return dqn.State(
+        learner.params, learner.target, learner.opt_state, game.replay, game.epsilon, game.collector, game.key, game.turns,
+        learner.updates, game.priorities, game.behind,
+    )  # fmt: skip
+
+
+def _parted(state: dqn.State, anchor: Any, fisher: Any) -> tuple[Learner, Game]:
+    learner = Learner(state.params, state.target, state.opt_state, state.updates)
+    game = Game(
+        state.replay, state.epsilon, state.collector, state.key, state.turns, state.priorities, state.behind, anchor, fisher
+    )  # fmt: skip
+    return learner, game
+
+
+def _pull(config: Config, games: tuple[Game, ...], now: int) -> tuple[Any, Any]:
+    """Anchors and Fishers that hold the parameters while game `now` is played: those of the others in one, which pull as they all do."""
+    held = [game for g, game in enumerate(games) if g != now or config.own_anchor]
+    if config.mode in ("sgd", "separate") or not held:
+        return (), ()
+    anchor, fisher = held[0].anchor, held[0].fisher
+    for game in held[1:]:
+        anchor, fisher = information.combined(anchor, fisher, game.anchor, game.fisher)
+    return (anchor,), (fisher,)
+
+
+def fisher(config: Config, task: Task, params: Any, replay: memory.Replay, key: Key, batches: Any) -> Any:
+    """F of the Q-network on one game: the mean over `batches` minibatches (which may be traced) of its replay.
+
+    gaussian: y ~ N(Q(s, a), 1), E_y[(d log p(y | s, a) / d theta)²] = (dQ(s, a) / d theta)², with the expectation taken in closed form.
+    softmax: sum_a p(a | s) (d log p(a | s) / d theta)², p = softmax(Q(s, .)).
+    """
+
+    def q(params: Any, obs: Any) -> jax.Array:
+        return dqn.q_values(config, task, params, jax.tree.map(lambda x: x[None], obs))[0]
+
+    def chosen(params: Any, example: tuple[Any, Any]) -> jax.Array:
+        obs, action = example
+        values = q(params, obs)
+        return jnp.sum(values * jax.nn.one_hot(action, values.shape[-1]))
+
+    def add(i: Any, total: Any) -> Any:
+        rows = memory.sample(replay, task.spec, jax.random.fold_in(key, i), config.batch_size)
+        if config.likelihood == "gaussian":
+            one = information.fisher_diagonal(chosen, params, (rows.obs, rows.action))
+        else:
+            one = information.classifier_fisher(q, params, rows.obs, labels="expected")
+        return jax.tree.map(jnp.add, total, one)
+
+    total = jax.lax.fori_loop(0, batches, add, jax.tree.map(jnp.zeros_like, params))
+    return jax.tree.map(lambda x: x / jnp.maximum(batches, 1), total)
+
+
+# ------------------------------------------------------------------------------------------------------------ the system
+
+
+def steps_per_turn(config: Config) -> int:
+    """Decisions in a turn."""
+    return config.turn_steps
+
+
+def check(config: Config, task: Task) -> None:
+    """Refuse what cannot run. Raises FlatironsError."""
+    for game in _games(task):
+        dqn.check(config, game)
+    if config.turn_steps < 1 or config.turn_steps % config.train_every:
+        raise FlatironsError(f"train_every={config.train_every} does not divide turn_steps={config.turn_steps}: make it a multiple")
+    if config.visit_steps < 1 or config.visit_steps % config.turn_steps:
+        raise FlatironsError(f"turn_steps={config.turn_steps} does not divide visit_steps={config.visit_steps}: make it a multiple")
+    if config.fisher_batches < 1:
+        raise FlatironsError(f"fisher_batches is {config.fisher_batches}: F is an average over at least 1 minibatch")
+    if config.strength < 0.0:
+        raise FlatironsError(f"strength={config.strength} would push parameters from their anchors: give 0 or more")
+    if config.reference and len(config.reference) != len(_games(task)):
+        raise FlatironsError(f"reference has {len(config.reference)} returns for {len(_games(task))} games: give one for each")
+    if any(value <= 0.0 for value in config.reference):
+        raise FlatironsError("reference divides the returns: give numbers above 0")
+
+
+def notes(config: Config) -> tuple[str, ...]:
+    """What the log says before a run."""
+    return (f"mode {config.mode}; each game for {config.visit_steps:_} decisions, in turn",)
+
+
+def init(config: Config, task: Task, key: Key) -> State:
+    """A learner (one for each game in mode separate), and for every game an empty replay and environments."""
+    learners, games = [], []
+    for g, one in enumerate(_games(task)):
+        fresh = dqn.init(_config_of(config, task, g), one, jax.random.fold_in(key, g))
+        zeros = jax.tree.map(jnp.zeros_like, fresh.params) if config.mode in ("ewc", "l2") else ()
+        learner, game = _parted(fresh, zeros, zeros)
+        learners.append(learner)
+        games.append(game)
+    return State(tuple(learners if config.mode == "separate" else learners[:1]), tuple(games), jnp.int32(0), jnp.int32(0))
+
+
+def actor(state: State) -> Actor:
+    """The acting part of a State."""
+    return Actor(tuple(one.params for one in state.learners), tuple(game.epsilon for game in state.games), state.game)
+
+
+def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
+    """DQN's policy in game `actor.game`; greedy uses `eval_epsilon`."""
+    params, epsilon = (trees_at(part, actor.game) for part in (actor.params, actor.epsilon))
+    return dqn.policy(_config_of(config, task, actor.game), task, dqn.Actor(params, epsilon), greedy=greedy)
+
+
+def trees_at(several: tuple[Any, ...], index: Any) -> Any:
+    """One of several like trees, by an index that may be traced; of one tree, that one."""
+    if len(several) == 1:
+        return several[0]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves)[index], *several)
+
+
+loss, update = dqn.loss, dqn.update
+
+
+def step(config: Config, task: Task, state: State, *, update: Callable = update, loss: Callable = loss) -> tuple[State, Metrics]:
+    """One turn: `turn_steps` decisions in the game whose turn it is; where its visit ends with them, its anchor and F."""
+    tasks = _games(task)
+    turns_per_visit = config.visit_steps // config.turn_steps
+    now = state.turns // turns_per_visit % len(tasks)
+    arriving, leaving = state.turns % turns_per_visit == 0, (state.turns + 1) % turns_per_visit == 0
+    learners, games, found = list(state.learners), list(state.games), []
+    for g, one in enumerate(tasks):
+        # One loop for each game, of no trainings where it is not its turn: a branch would copy every replay it hands through.
+        trainings = jnp.where(now == g, config.turn_steps // config.train_every, 0)
+        mine = g if config.mode == "separate" else 0
+        chosen = _config_of(config, task, g)
+        anchored = information.anchored(loss, *_pull(config, tuple(games), g), config.strength)
+        training = functools.partial(dqn.step, chosen, one, update=functools.partial(update, loss=anchored))
+        inner, metrics = _repeat(training, _joined(_begun(learners[mine], arriving & (now == g)), games[g]), trainings)
+        learners[mine], games[g] = _parted(inner, games[g].anchor, games[g].fisher)
+        found.append(metrics)
+        if config.mode in ("ewc", "l2"):
+            games[g] = _consolidated(config, chosen, one, learners[mine].params, games[g], leaving & (now == g))
+    total = jax.tree.map(lambda *xs: sum(xs[1:], start=xs[0]), *found)
+    episodes = total.pop("episodes")
+    means = {name: x / (config.turn_steps // config.train_every) for name, x in total.items()}
+    state = State(tuple(learners), tuple(games), state.turns + 1, now)
+    return state, means | {"game": now.astype(jnp.float32), "episodes": episodes}
+
+
+def _begun(learner: Learner, arriving: Any) -> Learner:
+    """The learner with an optimiser begun anew (all zeros) where a visit begins: the last game's momentum is not to push in this one."""
+    return learner._replace(opt_state=trees.select(arriving, jax.tree.map(jnp.zeros_like, learner.opt_state), learner.opt_state))
+
+
+def _repeat(step: Callable[[Any], tuple[Any, Metrics]], state: dqn.State, times: Any) -> tuple[dqn.State, Metrics]:
+    """`step` so many times (traced): the State and the sums of its metrics."""
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, state)[1])
+
+    def body(_: Any, c: tuple[dqn.State, Metrics]) -> tuple[dqn.State, Metrics]:
+        state, metrics = step(c[0])
+        return state, jax.tree.map(lambda total, x: total + jnp.asarray(x, total.dtype), c[1], metrics)
+
+    return jax.lax.fori_loop(0, times, body, (state, zeros))
+
+
+def _consolidated(config: Config, chosen: Config, one: Task, params: Any, game: Game, leaving: Any) -> Game:
+    """The game with theta* and F as it is left with these parameters; as it was where it is not left."""
+    key, key_fisher = jax.random.split(game.key)
+    if config.mode == "l2":
+        new = information.identity(params)
+    else:
+        new = fisher(chosen, one, params, game.replay, key_fisher, jnp.where(leaving, config.fisher_batches, 0))
+    anchor, new, key = trees.select(leaving, (params, new, key), (game.anchor, game.fisher, game.key))
+    return game._replace(anchor=anchor, fisher=new, key=key)
+
+
+# ------------------------------------------------------------------------------------------------------------- its score
+
+
+def score(config: Config, task: Task, actor: Actor, episodes: int, seed: int) -> dict[str, Any]:
+    """Greedy episodes of every game, `episodes` of each. "mean" is the total score: the sum over games of mean return / reference clipped
+    to 1 (the paper's figure 3), or of the mean returns where the Config has no reference; each game's mean return stands under its name."""
+    tasks = _games(task)
+    means = []
+    for g, one in enumerate(tasks):
+        several, cap = one.resized(min(episodes, 256)), one.spec.max_episode_steps or CAP
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), g), -(-episodes // several.num_envs))
+        rounds = [_returns(several, cap, g, config, actor, task, key) for key in keys]
+        means.append(float(np.mean(np.concatenate([np.asarray(x, np.float64) for x in rounds])[:episodes])))
+    parts = [min(m / r, 1.0) for m, r in zip(means, config.reference, strict=True)] if config.reference else means
+    return {"mean": float(sum(parts)), **{one.name: mean for one, mean in zip(tasks, means, strict=True)}}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 5))
+def _returns(one: InGraphTask, cap: int, game: int, config: Config, actor: Actor, task: Task, key: Key) -> jax.Array:
+    """The undiscounted return of the first greedy episode of each environment, `[B]`."""
+    params, epsilon = (trees_at(part, game) for part in (actor.params, actor.epsilon))
+    acting = dqn.policy(_config_of(config, task, game), one, dqn.Actor(params, epsilon), greedy=True)
+    key, key_reset = jax.random.split(key)
+    start = (jnp.int32(0), key, one.reset(key_reset), jnp.zeros(one.num_envs), jnp.zeros(one.num_envs, bool))
+
+    def play(c: tuple[Any, ...]) -> tuple[Any, ...]:
+        t, key, env, returns, done = c
+        key, key_act, key_env = jax.random.split(key, 3)
+        seen: TimeStep = one.observe(env)
+        action, _, _ = acting.act(key_act, seen, ())
+        env, outcome = one.step(key_env, env, action)
+        return t + 1, key, env, returns + jnp.where(done, 0.0, outcome.reward), done | outcome.terminated | outcome.truncated
+
+    return jax.lax.while_loop(lambda c: (c[0] < cap) & ~jnp.all(c[-1]), play, start)[3]
