@@ -51,8 +51,12 @@ def conjugate_gradient(product: Callable[[PyTree], PyTree], b: PyTree, num_itera
     return Solution(x, ax, jnp.sqrt(tree_vdot(off, off) / jnp.maximum(square, jnp.finfo(square.dtype).tiny)))
 
 
-def fisher_vector_product(distribution: Callable[[PyTree], Any], params: PyTree) -> Callable[[PyTree], PyTree]:
+def fisher_vector_product(
+    distribution: Callable[[PyTree], Any], params: PyTree, weights: Array | None = None
+) -> Callable[[PyTree], PyTree]:
     """v -> F v, F the Fisher matrix of `distribution(params)` averaged over its leading axes: the Hessian of mean KL(old || new) at old.
+
+    With `weights`, of the shape of those axes, the mean is the weighted one.
 
     F = J^T M J, where J is the derivative of the distribution's parameters (its leaves) in `params` and M the Hessian of the KL in those,
     which is small and known in closed form (appendix C.1). The network is linearised once, and a product is one pass forward and one back.
@@ -62,7 +66,7 @@ def fisher_vector_product(distribution: Callable[[PyTree], Any], params: PyTree)
     fixed = jax.lax.stop_gradient(old)
 
     def slope(new: Any) -> Any:
-        return jax.grad(lambda x: jnp.mean(fixed.kl(x)))(new)
+        return jax.grad(lambda x: jnp.average(fixed.kl(x), weights=weights))(new)
 
     def product(v: PyTree) -> PyTree:
         (out,) = back(jax.jvp(slope, (old,), (forward(v),))[1])
