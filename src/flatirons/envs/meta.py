@@ -9,6 +9,7 @@ returns is called `tasks`: arrays with a leading axis of one row a task.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -18,11 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flatirons.envs import datasets
 from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, HostTask, Key, Outcome, PyTree, TimeStep
 
 
 class Rows(NamedTuple):
-    """Examples of several tasks: inputs `[tasks, rows, ...]` and their answers, float32 `[tasks, rows, n]` or classes int32 `[tasks, rows]`."""
+    """Examples of several tasks: obs `[tasks, rows, ...]` and answers, float32 `[tasks, rows, n]` or classes int32 `[tasks, rows]`."""
 
     obs: Any
     answer: Any
@@ -206,7 +208,8 @@ class Glyphs:
         available = self.pictures.images.shape[1]
         if shots + queries > available:
             raise FlatironsError(
-                f"{shots} shots and {queries} queries of a class are {shots + queries} pictures, and a character has {available}: ask for fewer"
+                f"{shots} shots and {queries} queries of a class are {shots + queries} pictures, and a character has {available}: ask for "
+                "fewer"
             )
 
     def init(self, key: Key) -> dict[str, jax.Array]:
@@ -373,6 +376,39 @@ class HostMeta:
         self.worlds.close()
 
 
+# ------------------------------------------------------------------------------------------------------------- the names
+
 HOST: Mapping[str, Cheetah] = MappingProxyType({"halfcheetah-direction": Cheetah(pace=False), "halfcheetah-velocity": Cheetah(pace=True)})
-IN_GRAPH: Mapping[str, Any] = MappingProxyType({"sinusoid": Sinusoid, "navigation": Navigation})
 NAMES = ("sinusoid", "omniglot", "navigation", *HOST)
+"""What `meta:` has."""
+OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "sinusoid": {},
+        "omniglot": {"ways": int, "data_dir": str | None},
+        "navigation": {"max_episode_steps": int, "squared": bool},
+        **{name: {"max_episode_steps": int} for name in HOST},
+    }
+)
+"""Their options and of which type they are."""
+HELD_OUT = ("Greek", "Sanskrit")
+"""Omniglot's alphabets that tests are made of."""
+
+
+def in_graph(name: str, *, training: bool, **options: Any) -> tuple[Any, tuple[str, ...]]:
+    """The distribution of that name and notes on it. `training` False asks for what was held out, where something was."""
+    if name == "omniglot":
+        pictures, notes = _omniglot(options.pop("data_dir", None), training)
+        # The characters of a test are not turned: each is one class there.
+        return Glyphs(pictures, turned=training, **options), notes
+    return (Sinusoid() if name == "sinusoid" else Navigation(**options)), ()
+
+
+@functools.cache
+def _omniglot(data_dir: str | None, training: bool) -> tuple[Pictures, tuple[str, ...]]:
+    arrays, names, sha256 = datasets.load("omniglot", data_dir)
+    held_out = [names.index(name) for name in HELD_OUT]
+    of_training = ~np.isin(arrays["alphabet"], held_out)
+    chosen = of_training if training else ~of_training
+    alphabets = tuple(name for name in names if (name not in HELD_OUT) == training)
+    note = f"Omniglot: {int(chosen.sum())} characters of {', '.join(alphabets)} (files {sha256[:12]})"
+    return Pictures(np.ascontiguousarray(arrays["images"][chosen]), alphabets), (note,)

@@ -44,7 +44,6 @@ from flatirons.types import (
     Preset,
     Task,
     TimeStep,
-    Transition,
     config,
 )
 
@@ -214,7 +213,10 @@ def init_params(config: Config, task: Task, key: Key) -> dict[str, Any]:
     net, action = _net(config, task), task.spec.action
     body = net.init(key_torso, task.spec.obs)
     outputs = action.n if isinstance(action, Discrete) else len(cast(Box, action).low)
-    params = {"torso": body, "head": dense_init(key_head, num_outputs(net, body, task.spec.obs), outputs, scale=0.1 if _acts(task) else 1.0)}
+    params = {
+        "torso": body,
+        "head": dense_init(key_head, num_outputs(net, body, task.spec.obs), outputs, scale=0.1 if _acts(task) else 1.0),
+    }
     if _acts(task) and isinstance(action, Box):
         params["log_std"] = jnp.full(action.shape, config.initial_log_std, jnp.float32)
     return params
@@ -271,9 +273,8 @@ def check(config: Config, task: Task) -> None:
     """Refuse what cannot run. Raises FlatironsError."""
     env = getattr(task, "env", None)
     if not isinstance(env, meta.Distribution):
-        raise FlatironsError(
-            f"maml learns to learn from many tasks, and {task.name} is one: name a distribution of them, {', '.join(f'meta:{n}' for n in meta.NAMES)}"
-        )
+        known = ", ".join(f"meta:{name}" for name in meta.NAMES)
+        raise FlatironsError(f"maml learns to learn from many tasks, and {task.name} is one: name a distribution of them ({known})")
     if min(config.num_envs, config.shots, config.queries, config.eval_queries) < 1 or (config.eval_shots or 1) < 1:
         raise FlatironsError("num_envs, shots, queries, eval_shots and eval_queries must be at least 1")
     if config.inner_steps < 0 or not config.eval_steps or min(config.eval_steps) < 0:
@@ -429,3 +430,93 @@ def step(config: Config, task: Task, state: State, *, update: Callable = update)
     episodes = Episodes(jnp.int32(sampled.returns.size), jnp.sum(sampled.returns), jnp.sum(sampled.lengths).astype(jnp.int32))
     metrics = metrics | {"return_before": jnp.mean(sampled.returns if before is None else before), "episodes": episodes}
     return state._replace(collector=collector), metrics
+
+
+# ------------------------------------------------------------------------------------------------------------ what was learnt
+
+
+_played = jax.jit(trajectories, static_argnums=(1, 2, 3, 8))
+"""Compiled, for environments in-graph."""
+
+
+def adapt_to(config: Config, task: Task, actor: Any, given: Any, steps: int, rates: tuple[Any, Any], key: Key) -> Any:
+    """theta' for one new task, from theta: `steps` steps, the first of size `rates[0]`, the others of `rates[1]`.
+
+    `given` is a pair of examples `obs [M, ...]` and answers `[M, ...]`, or, where a policy acts, one task as `draw` gives it (a goal, a
+    direction), in which `shots` episodes are played before each step."""
+    params = _copies(actor, 1)
+    collector: Any = ()
+    tasks = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32)[None], given)
+    if _acts(task) and not task.in_graph:
+        key, key_collect = jax.random.split(key)
+        collector = data.start(task, (), key_collect)
+    play, count = (_played if task.in_graph else trajectories), config.eval_shots or config.shots
+    for i in range(steps):
+        if _acts(task):
+            key, key_run = jax.random.split(key)
+            sampled, collector = play(config, task, policies, distribution, params, tasks, collector, key_run, count)
+            batch = sampled.batch
+        else:
+            batch = Batch(*(jnp.asarray(x)[None] for x in given))
+        params = _step_each(config, task, params, batch, rates[min(i, 1)])
+    return jax.tree.map(lambda x: x[0], params)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 4))
+def _scores_of_examples(config: Config, task: Task, theta: Any, key: Key, num: int) -> jax.Array:
+    """`num` test tasks after 0, 1, ... steps: the mean squared error or the accuracy on other examples, `[num, steps + 1]`."""
+    key_tasks, key_examples = jax.random.split(key)
+    env: Any = cast(Any, task).env
+    shots, rate = config.eval_shots or config.shots, config.inner_rate if config.eval_rate is None else config.eval_rate
+    inner, outer = env.examples(key_examples, env.draw(key_tasks, num), shots, config.eval_queries)
+
+    def quality(params: Any, rows: Batch) -> jax.Array:
+        if _kind(task) == "squared":
+            return task_loss(config, task, params, rows)
+        return jnp.mean((jnp.argmax(apply(config, task, params, rows.obs), axis=-1) == rows.answer).astype(jnp.float32))
+
+    def one(inner: Batch, outer: Batch) -> jax.Array:
+        loss = functools.partial(task_loss, config, task)
+
+        def again(params: Any, alpha: Any) -> tuple[Any, jax.Array]:
+            return adapt(loss, params, inner, 1, alpha), quality(params, outer)
+
+        alphas = jnp.full(max(config.eval_steps) + 1, rate).at[0].set(config.inner_rate)
+        return jax.lax.scan(again, theta, alphas)[1]
+
+    return jax.vmap(one)(Batch(*inner), Batch(*outer))
+
+
+def _scores_of_acting(config: Config, task: Task, theta: Any, key: Key, num: int) -> np.ndarray:
+    """`num` test tasks after 0, 1, ... steps, each on episodes of its own: the mean return, `[num, steps + 1]`."""
+    key_tasks, key_collect, *keys = jax.random.split(key, max(config.eval_steps) + 3)
+    collector = () if task.in_graph else data.start(task, (), key_collect)
+    tasks, params, scores = cast(Any, task).env.draw(key_tasks, num), _copies(theta, num), []
+    play, count = (_played if task.in_graph else trajectories), config.eval_shots or config.shots
+    for i, key_run in enumerate(keys):
+        sampled, collector = play(config, task, policies, distribution, params, tasks, collector, key_run, count)
+        scores.append(np.asarray(jnp.mean(sampled.returns, axis=1)))
+        rate = config.inner_rate if i == 0 or config.eval_rate is None else config.eval_rate
+        params = _step_each(config, task, params, sampled.batch, rate)
+    return np.stack(scores, axis=1)
+
+
+AT_ONCE = 20
+"""Test tasks that are scored side by side (on a host as many as it has environments)."""
+
+
+def score(config: Config, task: Task, actor: Any, episodes: int, seed: int) -> dict[str, Any]:
+    """`episodes` test tasks, each adapted from theta, after each of `eval_steps`.
+
+    Returns `mse_after`, `accuracy_after` or `return_after`: means over the tasks by number of steps; `ci95`, half the width of their 95 %
+    intervals; `mean` and `std` after the last (an error counts negative), and all that as flat `metrics`."""
+    at_once = AT_ONCE if task.in_graph else task.num_envs
+    one = _scores_of_acting if _acts(task) else _scores_of_examples
+    keys = jax.random.split(jax.random.key(seed), -(-episodes // at_once))
+    scores = np.concatenate([np.asarray(one(config, task, actor, key, at_once), np.float64) for key in keys])[:episodes]
+    name = {"squared": "mse_after", "cross-entropy": "accuracy_after", "return": "return_after"}[_kind(task)]
+    after = {str(n): float(np.mean(scores[:, n])) for n in config.eval_steps}
+    ci95 = {str(n): float(1.96 * np.std(scores[:, n]) / np.sqrt(episodes)) for n in config.eval_steps}
+    last = (-1.0 if name == "mse_after" else 1.0) * scores[:, config.eval_steps[-1]]
+    flat = {"mean": float(np.mean(last))} | {f"{name}_{n}": value for n, value in after.items()}
+    return {"mean": flat["mean"], "std": float(np.std(last)), name: after, "ci95": ci95, "metrics": flat}
