@@ -1,7 +1,7 @@
 """MAML on HalfCheetah, forward or backward, at a tenth of the paper's budget: the return before and after one step.
 
-`python -m benchmarks.methods.maml_halfcheetah [--seeds 1] [--steps 50]`: 50 meta-iterations of 40 tasks x (20 + 20) episodes of 200 decisions,
-16 million in all. The bar: above 0 after one step, below 0 before it.
+`python -m benchmarks.methods.maml_halfcheetah [--seeds 1] [--steps 50]`: 50 meta-iterations of 40 tasks x (20 + 20) episodes of 200
+decisions, 16 million in all. The bar: above 0 after one step, below 0 before it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """MAML in the plane: mean return after 0, 1, 2 and 3 steps on goals that it has not seen.
 
-`python -m benchmarks.methods.maml_navigation [--seeds 3] [--steps 500]`. The bars: Finn et al. 2017, appendix (-40.41, -11.68, -3.33, -3.23).
+`python -m benchmarks.methods.maml_navigation [--seeds 3] [--steps 500]`. The bars: Finn et al. 2017, appendix (-40.41, -11.68,
+-3.33, -3.23).
 """
 
 from __future__ import annotations

@@ -42,10 +42,9 @@ def main() -> None:
     mse, ten = over_seeds(scores, "mse_after"), over_seeds(ten_shot, "mse_after")
     tuned = {rate: over_seeds(found, "mse_after") for rate, found in fine_tuned.items()}
     baseline = {steps: min(found[steps] for found in tuned.values()) for steps in mse}
-    rows = [
-        at_most(f"K = 5, squared error after {steps} step{'s' * (steps != '1')} (aim {AIM[steps]:g})", bar, mse[steps])
-        for steps, bar in REACH.items()
-    ]
+    rows = []
+    for steps, bar in REACH.items():
+        rows.append(at_most(f"K = 5, squared error after {steps} of {TEST['eval_steps'][-1]} steps (aim {AIM[steps]:g})", bar, mse[steps]))
     rows += [at_least(f"the same, pre-trained and fine-tuned, after {steps}", BASELINE_AT_LEAST, baseline[steps]) for steps in REACH]
     rows += [at_most("K = 10 after 1 step: below K = 5's", mse["1"], ten["1"])]
     rows += [at_most("minutes for the training of one seed (aim 2)", 6.0, sum(seconds) / len(seconds) / 60)]

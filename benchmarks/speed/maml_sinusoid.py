@@ -49,10 +49,7 @@ def main() -> None:
         "peer_name": "torch.func",
         "versions": {"ours": ours_runs[0]["versions"], "peer": peer_runs[0]["versions"]},
         "settings": SETTINGS,
-        "notes": [
-            "A step is a meta-iteration.",
-            "torch: vmap and grad of torch.func, Adam's update by torch._foreach; the better thread count.",
-        ],
+        "notes": ["A step is a meta-iteration.", "torch: vmap and grad of torch.func, torch.optim.Adam; the better thread count."],
         "pairs": pairs,
         "ratio_median": ratio,
         "ratio_min": min(pair["ratio"] for pair in pairs),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import sys
@@ -35,7 +36,7 @@ def main() -> None:
     tasks, shots, queries, alpha = (settings[name] for name in ("num_envs", "shots", "queries", "inner_rate"))
     sizes = [1, *settings["hidden"], 1]
     params = []
-    for m, n in zip(sizes[:-1], sizes[1:], strict=True):
+    for m, n in itertools.pairwise(sizes):
         params += [(torch.randn(m, n) * (2.0 / m) ** 0.5).requires_grad_(), torch.zeros(n, requires_grad=True)]
     optimiser = torch.optim.Adam(params, lr=settings["learning_rate"], foreach=True)
 

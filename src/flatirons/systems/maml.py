@@ -363,8 +363,7 @@ def update(config: Config, task: Task, state: State, experience: Experience, *, 
 
 
 def _trust_region(config: Config, task: Task, theta: Any, experience: Experience, objective: Callable) -> tuple[Any, Metrics]:
-    """A step that lowers the meta-objective while the adapted policies stay within delta of themselves (TRPO, appendix C)."""
-    weight = experience.outer.weight
+    """A step that lowers the meta-objective while the adapted policies stay within delta of themselves."""
 
     def pi(params: Any, every: int = 1) -> Any:
         def one(inner: Batch, obs: Any) -> Any:
@@ -372,25 +371,20 @@ def _trust_region(config: Config, task: Task, theta: Any, experience: Experience
 
         return jax.vmap(one)(experience.inner, experience.outer.obs[:, ::every])
 
-    (before, _), grads = jax.value_and_grad(objective, has_aux=True)(theta, experience)
-    every = config.fisher_every
-    fisher = trust_region.fisher_vector_product(functools.partial(pi, every=every), theta, weight[:, ::every])
-    damped = lambda v: jax.tree.map(lambda fv, x: fv + config.damping * x, fisher(v), v)  # noqa: E731
-    s = trust_region.conjugate_gradient(damped, jax.tree.map(jnp.negative, grads), config.cg_iterations)
-    full = jax.tree.map(lambda x: trust_region.largest_step(s.x, s.product, config.delta) * x, s.x)
-    old = pi(theta)
-
-    def good(params: Any) -> tuple[jax.Array, Metrics]:
-        after, metrics = objective(params, experience)
-        kl = jnp.average(old.kl(pi(params)), weights=weight)
-        return (after < before) & (kl <= config.delta), metrics | {"kl": kl, "improvement": before - after}
-
-    found = trust_region.backtracking(good, theta, full, config.backtrack_ratio, config.backtrack_steps)
-    return found.params, found.metrics | {
-        "accepted": found.accepted.astype(jnp.float32),
-        "backtracks": found.refused.astype(jnp.float32),
-        "grad_norm": trees.global_norm(grads),
-    }
+    found, metrics = trust_region.constrained_step(
+        lambda params: objective(params, experience),
+        pi,
+        functools.partial(pi, every=config.fisher_every),
+        theta,
+        weights=experience.outer.weight,
+        fisher_weights=experience.outer.weight[:, :: config.fisher_every],
+        delta=config.delta,
+        damping=config.damping,
+        cg_iterations=config.cg_iterations,
+        backtrack_ratio=config.backtrack_ratio,
+        backtrack_steps=config.backtrack_steps,
+    )
+    return found, metrics
 
 
 # ------------------------------------------------------------------------------------------------------------ line 5 and line 8
@@ -446,7 +440,7 @@ def adapt_to(config: Config, task: Task, actor: Any, given: Any, steps: int, rat
     direction), in which `shots` episodes are played before each step."""
     params = _copies(actor, 1)
     collector: Any = ()
-    tasks = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32)[None], given)
+    tasks = jnp.asarray(given)[None] if _acts(task) else ()
     if _acts(task) and not task.in_graph:
         key, key_collect = jax.random.split(key)
         collector = data.start(task, (), key_collect)
