@@ -228,7 +228,8 @@ def measured(learned: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    learned, timed, checked = (load(ROOT / "benchmarks/results" / kind) for kind in ("learning", "speed", "tabular"))
+    learned, timed, checked, methods = (load(ROOT / "benchmarks/results" / kind) for kind in ("learning", "speed", "tabular", "methods"))
+    checked += methods
     behind = []
     for page in [ROOT / MEASURED, ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         old = page.read_text(encoding="utf-8") if page.exists() else ""

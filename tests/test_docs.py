@@ -24,7 +24,7 @@ PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PYTHON = [code for language, code in BLOCK.findall(README) if language == "python"]
 # Where a system does not take CartPole.
-SMALL_TASKS = {"tabular": "mdp:FrozenLake-v1", "ddpg": "jax:Pendulum-v1", "sac": "jax:Pendulum-v1"}
+SMALL_TASKS = {"tabular": "mdp:FrozenLake-v1", "ddpg": "jax:Pendulum-v1", "sac": "jax:Pendulum-v1", "maml": "meta:sinusoid"}
 COMMAND_LINES = [
     line.partition("#")[0].strip()
     for page in PAGES
@@ -101,7 +101,7 @@ def test_every_system_and_page_is_in_the_readme() -> None:
         assert f"| `{name}` |" in README and f"docs/{name}.md" in README
 
 
-@pytest.mark.parametrize("name", ["your_own_env", "your_own_network", "your_own_loss"])
+@pytest.mark.parametrize("name", ["your_own_env", "your_own_network", "your_own_loss", "maml_around_ppo"])
 def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     loaded(ROOT / "examples" / f"{name}.py").main(1_024 if name != "your_own_network" else 2_048)
