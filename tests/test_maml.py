@@ -235,7 +235,7 @@ def test_advantages_against_numpy() -> None:
     kept = weight.ravel() > 0
     # A column of the fit counts by its size, as the ridge is relative to it.
     scale = np.sqrt(np.mean(inputs[kept] ** 2, axis=0))
-    gram = (inputs[kept] / scale).T @ (inputs[kept] / scale) / kept.sum() + 1e-5 * np.eye(8)
+    gram = (inputs[kept] / scale).T @ (inputs[kept] / scale) / kept.sum() + 1e-4 * np.eye(8)
     value = (inputs / scale) @ np.linalg.solve(gram, (inputs[kept] / scale).T @ target[:-1].ravel()[kept] / kept.sum())
     value = value.reshape(horizon, count)
     expected, carry = np.zeros((horizon, count)), np.zeros(count)

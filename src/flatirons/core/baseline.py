@@ -16,7 +16,7 @@ def features(obs: Array, time: Array) -> jax.Array:
     return jnp.concatenate([obs, jnp.square(obs), t, jnp.square(t), t * jnp.square(t), jnp.ones_like(t)], axis=-1)
 
 
-def linear_fit(inputs: Array, targets: Array, weights: Array, ridge: float = 1e-5) -> jax.Array:
+def linear_fit(inputs: Array, targets: Array, weights: Array, ridge: float = 1e-4) -> jax.Array:
     """Coefficients `[n]` of the ridge regression of `targets [M]` on `inputs [M, n]`, rows counting by `weights [M]` (0 for not at all).
 
     Columns are brought to mean square 1 before, so that float32 suffices and `ridge` is relative to them."""

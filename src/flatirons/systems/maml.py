@@ -199,7 +199,7 @@ def _net(config: Config, task: Task) -> Network:
 
 
 def _kind(task: Task) -> str:
-    return cast(Any, task).env.loss
+    return cast(Any, task).env.loss if task.in_graph else "return"  # on a host somebody acts
 
 
 def _acts(task: Task) -> bool:
@@ -271,7 +271,7 @@ def steps_per_turn(config: Config) -> int:
 
 def check(config: Config, task: Task) -> None:
     """Refuse what cannot run. Raises FlatironsError."""
-    env = getattr(task, "env", None)
+    env = vars(task).get("env")
     if not isinstance(env, meta.Distribution):
         known = ", ".join(f"meta:{name}" for name in meta.NAMES)
         raise FlatironsError(f"maml learns to learn from many tasks, and {task.name} is one: name a distribution of them ({known})")
@@ -506,6 +506,8 @@ def score(config: Config, task: Task, actor: Any, episodes: int, seed: int) -> d
     intervals; `mean` and `std` after the last (an error counts negative), and all that as flat `metrics`."""
     at_once = AT_ONCE if task.in_graph else task.num_envs
     one = _scores_of_acting if _acts(task) else _scores_of_examples
+    if not task.in_graph:
+        cast(Any, task).reset(seed)
     keys = jax.random.split(jax.random.key(seed), -(-episodes // at_once))
     scores = np.concatenate([np.asarray(one(config, task, actor, key, at_once), np.float64) for key in keys])[:episodes]
     name = {"squared": "mse_after", "cross-entropy": "accuracy_after", "return": "return_after"}[_kind(task)]
