@@ -101,7 +101,7 @@ class Config:
     activation: Activation = "relu"
     """tanh or relu."""
     init_scale: float = 1.0
-    """Factor on the orthogonal weights at the start. The paper's regression starts near 0, from where adaptation stays stable for longer."""
+    """Factor on the orthogonal weights at the start. The paper's regression starts near 0, from where adaptation stays stable longer."""
     filters: int = 64
     """Of each convolution of omniglot-cnn."""
     initial_log_std: float = 0.0
