@@ -61,11 +61,10 @@ def double(tree: Any) -> Any:
     return jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), tree)
 
 
-@pytest.mark.parametrize("steps", [1, 3])
-def test_the_meta_gradient_equals_finite_differences(steps: int) -> None:
+def test_the_meta_gradient_equals_finite_differences() -> None:
     with jax.enable_x64(True):
         # tanh: a rectifier's corner has no derivative for the differences to find.
-        config = maml.Config(**{**SMALL, "hidden": (4,)}, activation="tanh", inner_steps=steps, inner_rate=0.1)
+        config = maml.Config(**{**SMALL, "hidden": (4,)}, activation="tanh", inner_steps=3, inner_rate=0.1)
         task: Any = envs.make("meta:sinusoid", 3)
         params = double(maml.init_params(config, task, jax.random.key(0)))
         tasks = task.env.draw(jax.random.key(1), 3)
@@ -416,11 +415,6 @@ def test_halfcheetahs_are_rewarded_for_their_own_task(tmp_path: Path) -> None:
     found = run.evaluate(episodes=3, seed=0)
     assert set(found["return_after"]) == {"0", "1"}
     assert run.adapt(1.0, steps=1).policy(np.zeros(17)).shape == (6,)
-
-
-def test_several_seeds_are_one_program(tmp_path: Path) -> None:
-    run = fi.train("maml", "meta:sinusoid", seeds=2, out=tmp_path / "run", total_steps=3, quiet=True, **SMALL)
-    assert len(run.runs) == 2 and run.runs[0].evaluate(episodes=2)["mean"] != run.runs[1].evaluate(episodes=2)["mean"]
 
 
 # -------------------------------------------------------------------------------------------------------------------- Omniglot
