@@ -139,8 +139,8 @@ PRESETS = {
         doc="The paper's baseline for regression: one network for all tasks, fine-tuned at test.", config=_SINUSOID | {"inner_steps": 0}
     ),
     "maml-omniglot-laptop": Preset(
-        doc="5-way 1-shot within an hour on two cores: 32 filters, 16 tasks, 12,000 meta-iterations.",
-        config=_OMNIGLOT | {"total_steps": 12_000, "num_envs": 16, "filters": 32},
+        doc="5-way 1-shot within an hour on two cores: 32 filters, 20,000 meta-iterations.",
+        config=_OMNIGLOT | {"total_steps": 20_000, "filters": 32},
         tasks=("meta:omniglot",),
     ),
     "maml-omniglot": Preset(doc="The paper's 5-way 1-shot Omniglot (section 5.2): 64 filters, 32 tasks.", config=_OMNIGLOT),
