@@ -336,11 +336,7 @@ class HostMeta:
         self._drawn = 0
         self._key = jax.random.key(seed)
         self._tasks = self._some()
-
-    @property
-    def current(self) -> TimeStep:
-        """What is to be acted on next."""
-        return self.worlds.current
+        self.current: TimeStep = worlds.current
 
     def _some(self) -> np.ndarray:
         self._drawn += 1
@@ -360,16 +356,17 @@ class HostMeta:
             self._key, self._drawn = jax.random.key(seed), 0
         if not self._held:
             self._tasks = self._some()
-        return self.worlds.reset(seed)
+        self.current = self.worlds.reset(seed)
+        return self.current
 
     def step(self, action: np.ndarray) -> tuple[Outcome, TimeStep]:
         """One action in every environment."""
-        outcome, timestep = self.worlds.step(action)
+        outcome, self.current = self.worlds.step(action)
         outcome = outcome._replace(reward=self.env.reward(self._tasks, np.asarray(outcome.reward), np.asarray(action)))
         ended = outcome.terminated | outcome.truncated
         if not self._held and ended.any():
             self._tasks = np.where(ended, self._some(), self._tasks)
-        return outcome, timestep
+        return outcome, self.current
 
     def close(self) -> None:
         """Close the environments."""
