@@ -12,7 +12,7 @@ from optax.tree_utils import tree_vdot
 from flatirons.types import Array, PyTree
 
 
-def _plus(a: PyTree, scale: Array, b: PyTree) -> PyTree:
+def _plus(a: PyTree, scale: float | Array, b: PyTree) -> PyTree:
     return jax.tree.map(lambda x, y: x + scale * y, a, b)
 
 
