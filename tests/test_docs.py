@@ -26,7 +26,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PYTHON = [code for language, code in BLOCK.findall(README) if language == "python"]
 # Where a system does not take CartPole.
 SMALL_TASKS: dict[str, Any] = {"tabular": "mdp:FrozenLake-v1", "ddpg": "jax:Pendulum-v1", "sac": "jax:Pendulum-v1", "ewc": pictures()}
-SMALL_TASKS |= {"ewc_dqn": "sequence:probe:action,probe:constant-reward", "mc_dropout": rows()}
+SMALL_TASKS |= {"ewc_dqn": "sequence:probe:action,probe:constant-reward", "mc_dropout": rows(), "maml": "meta:sinusoid"}
 STUDY_PAGES = {"ewc_dqn": ("ewc", "dqn")}
 COMMAND_LINES = [
     line.partition("#")[0].strip()
@@ -106,7 +106,10 @@ def test_every_system_and_page_is_in_the_readme() -> None:
         assert f"| `{name}` |" in README and f"docs/{name}.md" in README
 
 
-@pytest.mark.parametrize("name", ["your_own_env", "your_own_network", "your_own_loss", "uncertainty_of_a_critic", "ewc_around_ppo"])
+EXAMPLES = ("your_own_env", "your_own_network", "your_own_loss", "uncertainty_of_a_critic", "ewc_around_ppo", "maml_around_ppo")
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     loaded(ROOT / "examples" / f"{name}.py").main(1_024 if name != "your_own_network" else 2_048)

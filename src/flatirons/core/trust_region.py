@@ -12,7 +12,7 @@ from optax.tree_utils import tree_vdot
 from flatirons.types import Array, PyTree
 
 
-def _plus(a: PyTree, scale: Array, b: PyTree) -> PyTree:
+def _plus(a: PyTree, scale: float | Array, b: PyTree) -> PyTree:
     return jax.tree.map(lambda x, y: x + scale * y, a, b)
 
 
@@ -51,8 +51,12 @@ def conjugate_gradient(product: Callable[[PyTree], PyTree], b: PyTree, num_itera
     return Solution(x, ax, jnp.sqrt(tree_vdot(off, off) / jnp.maximum(square, jnp.finfo(square.dtype).tiny)))
 
 
-def fisher_vector_product(distribution: Callable[[PyTree], Any], params: PyTree) -> Callable[[PyTree], PyTree]:
+def fisher_vector_product(
+    distribution: Callable[[PyTree], Any], params: PyTree, weights: Array | None = None
+) -> Callable[[PyTree], PyTree]:
     """v -> F v, F the Fisher matrix of `distribution(params)` averaged over its leading axes: the Hessian of mean KL(old || new) at old.
+
+    With `weights`, of the shape of those axes, the mean is the weighted one.
 
     F = J^T M J, where J is the derivative of the distribution's parameters (its leaves) in `params` and M the Hessian of the KL in those,
     which is small and known in closed form (appendix C.1). The network is linearised once, and a product is one pass forward and one back.
@@ -62,7 +66,7 @@ def fisher_vector_product(distribution: Callable[[PyTree], Any], params: PyTree)
     fixed = jax.lax.stop_gradient(old)
 
     def slope(new: Any) -> Any:
-        return jax.grad(lambda x: jnp.mean(fixed.kl(x)))(new)
+        return jax.grad(lambda x: jnp.average(fixed.kl(x), weights=weights))(new)
 
     def product(v: PyTree) -> PyTree:
         (out,) = back(jax.jvp(slope, (old,), (forward(v),))[1])
@@ -115,3 +119,41 @@ def backtracking(
         accepted,
         jnp.where(accepted, i - 1, i),
     )
+
+
+def constrained_step(
+    objective: Callable[[PyTree], tuple[Any, PyTree]],
+    distribution: Callable[[PyTree], Any],
+    thinned: Callable[[PyTree], Any],
+    params: PyTree,
+    *,
+    weights: Array | None = None,
+    fisher_weights: Array | None = None,
+    delta: float | Array,
+    damping: float | Array,
+    cg_iterations: int,
+    backtrack_ratio: float | Array,
+    backtrack_steps: int,
+) -> tuple[PyTree, dict[str, Any]]:
+    """One step that lowers `objective(params) -> (scalar, metrics)` and keeps the mean KL(old || new) within `delta` (appendix C).
+
+    `distribution(params)` is what the constraint is of and `thinned(params)` what the Fisher matrix is made of, on fewer rows if that is to
+    be cheaper; their rows count by `weights` and `fisher_weights`. Returns the new parameters (bit for bit the old where no step of the
+    line search is good) and the metrics there, with kl, improvement, accepted, backtracks and grad_norm."""
+    (before, _), grads = jax.value_and_grad(objective, has_aux=True)(params)
+    fisher = fisher_vector_product(thinned, params, fisher_weights)
+    s = conjugate_gradient(lambda v: _plus(fisher(v), damping, v), jax.tree.map(jnp.negative, grads), cg_iterations)
+    scale = largest_step(s.x, s.product, delta)
+    old = distribution(params)
+
+    def good(new: PyTree) -> tuple[Any, PyTree]:
+        after, metrics = objective(new)
+        kl = jnp.average(old.kl(distribution(new)), weights=weights)
+        return (after < before) & (kl <= delta), metrics | {"kl": kl, "improvement": before - after}
+
+    found = backtracking(good, params, jax.tree.map(lambda x: scale * x, s.x), backtrack_ratio, backtrack_steps)
+    return found.params, found.metrics | {
+        "accepted": found.accepted.astype(jnp.float32),
+        "backtracks": found.refused.astype(jnp.float32),
+        "grad_norm": jnp.sqrt(jnp.asarray(tree_vdot(grads, grads))),
+    }

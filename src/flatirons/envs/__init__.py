@@ -3,7 +3,8 @@
 Names: `CartPole-v1` (any Gymnasium id), `ALE/Pong-v5` (Atari through ale-py's vector environment), `envpool:HalfCheetah-v5`,
 `jax:CartPole-v1`, `pgx:minatar-breakout`, `mdp:FrozenLake-v1`, `probe:constant-reward` (these four in-graph), `pixels:Pendulum-v1` (what
 is seen of it), `discrete:Pusher-v5` (its Box of actions cut into a Discrete choice), `data:mnist` (data to learn from, without an
-environment), `sequence:TASK,TASK` (in-graph tasks to be learned in turn). Simulators are imported when one is asked for.
+environment), `sequence:TASK,TASK` (in-graph tasks to be learned in turn), `meta:navigation` (a distribution over tasks, to learn to learn
+from). Simulators are imported when one is asked for.
 """
 
 from __future__ import annotations
@@ -109,6 +110,8 @@ def _make(task: Any, num_envs: int, *, seed: int, training: bool, vectoriser: st
         return _sequence(task, rest, num_envs, options)
     if colon and prefix == "data":
         return _data(task, rest, num_envs, options)
+    if colon and prefix == "meta":
+        return _meta(task, rest, num_envs, seed, training, vectoriser, timeout_s, options)
     if colon and prefix == "envpool":
         _import("envpool")
         from flatirons.envs.envpool import make_envpool
@@ -152,7 +155,7 @@ def names() -> list[str]:
 
 
 def _tables() -> Mapping[str, Any]:
-    from flatirons.envs import classic, datasets, forager, mdp, minatar, probes
+    from flatirons.envs import classic, datasets, forager, mdp, meta, minatar, probes
 
     return {
         "jax": (*classic.ENVS, *forager.ENVS),
@@ -160,6 +163,7 @@ def _tables() -> Mapping[str, Any]:
         "mdp": (*mdp.TOY_TEXT, *mdp.OWN),
         "probe": tuple(probes.ENVS),
         "data": tuple(datasets.SETS),
+        "meta": meta.NAMES,
     }
 
 
@@ -271,6 +275,29 @@ def _sequence(task: str, names: str, num_envs: int, options: dict[str, Any]) -> 
         padded = {"channels": sequence.MINATAR_CHANNELS} if name.startswith("pgx:minatar-") else {}
         made.append(make(name, num_envs, **{**padded, **options}))
     return sequence.Sequence(made, task)
+
+
+def _meta(
+    task: str, name: str, num_envs: int, seed: int, training: bool, vectoriser: str, timeout_s: float | None, options: dict[str, Any]
+) -> Task:
+    from flatirons.envs import meta
+    from flatirons.envs.ingraph import InGraph
+
+    if name not in meta.NAMES:
+        raise FlatironsError(f"the task {task!r} is unknown{_nearest(name, meta.NAMES) or f'; meta: has {chr(44).join(meta.NAMES)}'}")
+    known = meta.OPTIONS[name]
+    for option in options:
+        if option not in known:
+            raise FlatironsError(f"{task} has no option {option!r}{_nearest(option, known)}; it has {', '.join(known) or 'none'}")
+    _demand_types(task, known, options)
+    if name in meta.HOST:
+        env = meta.HOST[name]
+        worlds: Any = _from_gymnasium(env.gymnasium_id, num_envs, seed, vectoriser, timeout_s, dict(env.options) | options)
+        return meta.HostMeta(task, env, worlds, seed)
+    if vectoriser != "auto":
+        raise FlatironsError(f"{task} runs in-graph, where there is nothing to vectorise; leave the vectoriser at 'auto'")
+    made, notes = meta.in_graph(name, training=training, **options)
+    return InGraph(made, num_envs, task, notes)
 
 
 def _finite(task: str, name: str, known: Any, options: dict[str, Any]) -> Any:

@@ -13,9 +13,9 @@ import jax
 import numpy as np
 
 from flatirons.data.acting import Decider
-from flatirons.run import checkpoint, evaluate, folder, values
+from flatirons.run import adapting, checkpoint, evaluate, folder, values
 from flatirons.run import uncertainty as uncertainties
-from flatirons.run.job import Job, acting_task, evaluation_task, is_instance, on_device, slots
+from flatirons.run.job import Job, acting_task, evaluation_task, is_instance, on_device, slots, write_record
 from flatirons.run.uncertainty import Uncertainty
 from flatirons.systems import system_name
 from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, TimeStep
@@ -141,6 +141,46 @@ class Run:
             if not is_instance(job.eval_source):
                 task.close()
 
+    def adapt(
+        self,
+        given: Any,
+        *,
+        steps: int | None = None,
+        learning_rate: float | None = None,
+        seed: int = 0,
+        out: str | os.PathLike[str] | None = None,
+    ) -> Run:
+        """This run's policy adapted to a new task: a Run with parameters of its own, to act with, to `predict`, to `save`.
+
+        `given` is what the task shows: a pair of examples `obs [M, ...]` and answers `[M, ...]`, or, where a policy acts, the task itself
+        (a goal, a direction), in which it then plays. `steps` and `learning_rate` are the Config's unless given. The folder is `out`, by
+        default `adapted` in this run's; nothing is written before `save`. Raises FlatironsError for a system that does not adapt, for
+        examples that are not the task's, and for a run of several seeds."""
+        if "adapt_to" not in vars(self.system):
+            raise FlatironsError(f"{system_name(self.system)} does not adapt to tasks; train maml for that")
+        steps = max(1, self.config.inner_steps) if steps is None else steps
+        if steps < 1:
+            raise FlatironsError(f"steps={steps}: give at least 1")
+        later = self.config.inner_rate if self.config.eval_rate is None else self.config.eval_rate
+        rates = (self.config.inner_rate, later) if learning_rate is None else (learning_rate, learning_rate)
+        task = self._job.make(1, seed=seed, training=False)
+        try:
+            shown = adapting.given(task, given)
+            actor = self.system.adapt_to(on_device(self.config), task, self.actor, shown, steps, rates, jax.random.key(seed))
+        finally:
+            task.close()
+        place = Path(out) if out is not None else self.path / "adapted"
+        return Run(dataclasses.replace(self._job, path=place), actor=actor, step=self.step)
+
+    def predict(self, obs: Any) -> np.ndarray:
+        """The greedy actions for a batch of raw observations `[M, ...]`: what is guessed for each, the class of each. A network that
+        normalises by the batch at hand (maml's for pictures) judges them together. Observations and actions as `policy` has them."""
+        task, rows = acting_task(self._job), jax.tree.map(np.asarray, obs)
+        num = jax.tree.leaves(rows)[0].shape[0]
+        acting = self.system.policy(self.config, task, self.actor, greedy=True)
+        action, _, _ = acting.act(jax.random.key(self.seed), TimeStep(rows, (), np.ones(num, np.bool_), ()), acting.reset(num))
+        return np.asarray(action)
+
     def overestimation(self, episodes: int = 20, seed: int | None = None) -> dict[str, Any]:
         """What the policy expects of the states it visits against what it gets there, over `episodes` greedy episodes (at most as many as
         environments are made at once: 8 on a host); see `flatirons.run.values.overestimation`. Raises FlatironsError for a system that
@@ -164,6 +204,9 @@ class Run:
             return self.path
         meta = {"step": self.step, "system": system_name(self.system), "task": self._job.recorded["task"], "seed": self.seed}
         if self._state is None:
+            if not (self.path / folder.CONFIG).exists():  # an adapted policy, in a folder of its own
+                self.path.mkdir(parents=True, exist_ok=True)
+                write_record(self.path, self._job.recorded)
             checkpoint.save_policy(self.path / folder.POLICY, self.actor, meta)
             return self.path
         found = {**meta, **self._facts}
