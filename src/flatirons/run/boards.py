@@ -7,7 +7,6 @@ player to move, and actions with them; this file turns them back.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -64,46 +63,42 @@ class Position(NamedTuple):
 _CHESS = "PNBRQK"
 _SHOGI = ("P", "L", "N", "S", "B", "R", "G", "K", "+P", "+L", "+N", "+S", "+B", "+R")
 _ANIMALS = "CEGLH"
+KOMI = 7.5
+"""What pgx gives White in Go."""
 
 
 def position(game: str, state: Any) -> Position:
-    """The position in one game's pgx state (NumPy leaves, no batch axis)."""
-    inner = state if game in ("gardner_chess", "animal_shogi") else state._x
-    if game in ("tic_tac_toe", "connect_four"):
-        return Position(_stones(np.asarray(inner.board), 0, 1), int(inner.color))
-    if game == "othello":
-        turn = int(inner.turn)
-        return Position(_stones(np.sign(np.asarray(inner.board)) * (1, -1)[turn], 1, -1), turn)
-    if game.startswith("go"):
-        return Position(_stones(np.sign(np.asarray(inner.board)), 1, -1), int(inner.step_count) % 2)
-    if game == "hex":
-        turn = int(inner.step_count) % 2
-        return Position(_stones(np.sign(np.asarray(inner.board)) * (1, -1)[turn], 1, -1), turn)
-    if game in ("chess", "gardner_chess"):
-        turn, board = (int(inner.color), inner.board) if game == "chess" else (int(inner._turn), inner._board)
-        size = LOOKS[game].rows
-        cells = [""] * size**2
+    """The position in the state of one game (`envs.games.GameState`, NumPy leaves, no batch axis)."""
+    look, turn = LOOKS[game], int(state.player)
+    if look.kind in ("marks", "drop"):
+        return Position(_stones(state.inner["_x"].board, 0, 1), turn)
+    if look.kind == "go":
+        return Position(_stones(np.sign(state.inner["_x"].board), 1, -1), turn)
+    if look.kind in ("discs", "hex"):  # positive is whose turn it is
+        mine = -1 if turn else 1
+        return Position(_stones(np.sign(state.inner["_x"].board), mine, -mine), turn)
+    cells = [""] * (look.rows * look.cols)
+    if look.kind == "chess":
+        board = state.inner["_x"].board if game == "chess" else state.inner["_board"]
         for square, piece in enumerate(np.asarray(board).tolist()):
             if piece:
                 letter = _CHESS[abs(piece) - 1]
-                cells[_chess_cell(square, size, turn)] = letter if (piece > 0) == (turn == 0) else letter.lower()
+                cells[_chess_cell(square, look.rows, turn)] = letter if (piece > 0) == (turn == 0) else letter.lower()
         return Position(tuple(cells), turn)
-    if game == "animal_shogi":
-        turn, board, hand, letters, half = int(inner._turn), inner._board, np.asarray(inner._hand), _ANIMALS, 5
+    if look.kind == "animals":
+        board, hand, letters = state.inner["_board"], state.inner["_hand"], tuple(_ANIMALS)
     else:
-        turn, board, hand, letters, half = int(inner.color), inner.board, np.asarray(inner.hand), _SHOGI, 14
-    look = LOOKS[game]
-    cells = [""] * (look.rows * look.cols)
+        board, hand, letters = state.inner["_x"].board, state.inner["_x"].hand, _SHOGI
     for square, piece in enumerate(np.asarray(board).tolist()):
         if piece >= 0:
-            letter = letters[piece % half]
-            cells[_shogi_cell(square, look, turn)] = letter if (piece < half) == (turn == 0) else letter.lower()
-    hands = [{letters[i]: int(count) for i, count in enumerate(side) if count} for side in hand]
+            letter = letters[piece % len(letters)]
+            cells[_shogi_cell(square, look, turn)] = letter if (piece < len(letters)) == (turn == 0) else letter.lower()
+    hands = [{letters[i]: count for i, count in enumerate(side) if count} for side in np.asarray(hand).tolist()]
     return Position(tuple(cells), turn, (hands[turn], hands[1 - turn]))
 
 
-def _stones(board: np.ndarray, first: int, second: int) -> tuple[str, ...]:
-    return tuple({first: "0", second: "1"}.get(value, "") for value in board.tolist())
+def _stones(board: Any, first: int, second: int) -> tuple[str, ...]:
+    return tuple({first: "0", second: "1"}.get(value, "") for value in np.asarray(board).tolist())
 
 
 def _chess_cell(square: int, size: int, turn: int) -> int:
@@ -121,10 +116,12 @@ def _shogi_cell(square: int, look: Look, turn: int) -> int:
 # ------------------------------------------------------------------------------------------------------------- the moves
 
 
-def moves(game: str, state: Any, legal: np.ndarray) -> list[Move]:
-    """The legal moves (`legal` bool `[A]`) of one game's state, with their texts."""
+def moves(game: str, state: Any) -> list[Move]:
+    """The legal moves, with their texts; none once the game is over."""
+    if bool(state.terminated):
+        return []
     look, now = LOOKS[game], position(game, state)
-    actions = np.flatnonzero(legal).tolist()
+    actions = np.flatnonzero(state.legal).tolist()
     if look.kind in ("chess", "shogi", "animals"):
         return [_piece_move(game, look, state, now, action) for action in actions]
     return [_stone_move(game, look, now, action) for action in actions]
@@ -144,9 +141,7 @@ def _piece_move(game: str, look: Look, state: Any, now: Position, action: int) -
         start, plane = divmod(action, 73 if game == "chess" else 49)
         rise, run = _chess_step(plane, look.rows)
         file, rank = divmod(start, look.rows)
-        a, b = (
-            _chess_cell(square, look.rows, now.player) for square in (start, (file + run) * look.rows + rank + rise)
-        )
+        a, b = (_chess_cell(square, look.rows, now.player) for square in (start, (file + run) * look.rows + rank + rise))
         piece, promotes = now.cells[a].upper(), None
         if piece == "P" and b // look.rows in (0, look.rows - 1):
             promotes = "Q" if plane >= 9 else "RBN"[plane // 3]
@@ -167,7 +162,7 @@ def _piece_move(game: str, look: Look, state: Any, now: Position, action: int) -
         return Move(action, to, drop=letter, text=f"{letter}*{name(look, to)}")
     # A move is known by where it ends and whence it comes: the first own piece that way is the one that moves.
     across, down = ((0, 1), (-1, 1), (1, 1), (-1, 0), (1, 0), (0, -1), (-1, -1), (1, -1), (-1, 2), (1, 2))[direction % 10]
-    board = np.asarray(state._x.board)
+    board = np.asarray(state.inner["_x"].board)
     column, row = square // 9 + across, square % 9 + down
     while not 0 <= board[column * 9 + row] < 14:
         column, row = column + across, row + down
@@ -353,14 +348,14 @@ def score(game: str, state: Any, now: Position) -> tuple[str, str]:
     if game == "othello":
         return str(now.cells.count("0")), str(now.cells.count("1"))
     if game.startswith("go"):
-        taken = np.asarray(state._x.num_captured).tolist()
+        taken = np.asarray(state.inner["_x"].num_captured).tolist()
         return tuple(f"{count} taken" if count else "" for count in taken)  # type: ignore[return-value]
     return "", ""
 
 
-def ending(game: str, state: Any, outcome: float, komi: float = 7.5) -> str:
-    """Why a game that is over ended, in words; `outcome` is the first player's result."""
-    look, now = LOOKS[game], position(game, state)
+def ending(game: str, state: Any) -> str:
+    """Why a game that is over ended, in words."""
+    look, now, outcome = LOOKS[game], position(game, state), float(state.outcome)
     if game == "tic_tac_toe":
         return "three in a row" if outcome else "the board is full"
     if game == "connect_four":
@@ -371,16 +366,16 @@ def ending(game: str, state: Any, outcome: float, komi: float = 7.5) -> str:
         discs = sorted((now.cells.count("0"), now.cells.count("1")), reverse=True)
         return f"{discs[0]} discs to {discs[1]}"
     if game.startswith("go"):
-        if bool(state._x.is_psk):
+        if bool(state.inner["_x"].is_psk):
             return "the position was repeated"
         black, white = area(look, now)
-        count = f"{max(black, white + komi):g} points to {min(black, white + komi):g}"
-        return count if int(state._x.consecutive_pass_count) >= 2 else f"the game is too long; {count}"
+        count = f"{max(black, white + KOMI):g} points to {min(black, white + KOMI):g}"
+        return count if int(state.inner["_x"].consecutive_pass_count) >= 2 else f"the game is too long; {count}"
     if look.kind == "chess":
         return _chess_ending(game, state, now, outcome)
     if game == "animal_shogi":
         if not outcome:
-            return "too many moves" if int(state._step_count) >= 256 else "the position was repeated three times"
+            return "too many moves" if int(state.plies) >= 256 else "the position was repeated three times"
         return "the lion reached the far side" if "L" in now.cells[:3] or "l" in now.cells[-3:] else "the lion is caught"
     return "checkmate" if outcome else "too many moves"
 
@@ -389,9 +384,9 @@ def _chess_ending(game: str, state: Any, now: Position, outcome: float) -> str:
     if outcome:
         return "checkmate"
     if game == "chess":
-        quiet, hashes, steps, limit = state._x.halfmove_count, state._x.hash_history, state._x.step_count, 512
+        quiet, hashes, limit = state.inner["_x"].halfmove_count, state.inner["_x"].hash_history, 512
     else:
-        quiet, hashes, steps, limit = state._halfmove_count, state._hash_history, state._step_count, 256
+        quiet, hashes, limit = state.inner["_halfmove_count"], state.inner["_hash_history"], 256
     pieces = sorted(piece.upper() for piece in now.cells if piece)
     rows = np.asarray(hashes)
     if int(quiet) >= 100:
@@ -400,7 +395,7 @@ def _chess_ending(game: str, state: Any, now: Position, outcome: float) -> str:
         return "nobody can checkmate"
     if (rows == rows[0][None]).all(axis=1).sum() >= 3:
         return "the position was repeated three times"
-    if int(steps) >= limit:
+    if int(state.plies) >= limit:
         return "too many moves"
     return "nobody can checkmate" if set(pieces) == {"B", "K"} else "stalemate"
 
@@ -411,8 +406,3 @@ def pieces(look: Look) -> dict[str, list[list[int]]]:
         piece: [[down, right, 0] for down, right in steps] + [[down, right, 1] for down, right in rays]
         for piece, (steps, rays) in REACH.get(look.kind, {}).items()
     }
-
-
-def text_of_score(value: float) -> str:
-    """A value in [-1, 1] as the share of points it expects, in per cent."""
-    return f"{50 * (1 + max(-1.0, min(1.0, value))):.0f} %" if math.isfinite(value) else "?"

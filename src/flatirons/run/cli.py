@@ -505,19 +505,43 @@ def solve(arguments: list[str]) -> int:
 
 
 def play(arguments: list[str]) -> int:
-    """`flatirons play RUN [--video FILE] [--episodes N] [--seed S]`."""
-    parser = _parser("play", "Watch a run's policy: in a window where there is a display, else as a video file.")
+    """`flatirons play RUN [--video FILE] [--episodes N] [--seed S]`; of a board game `[--port P] [--no-browser] [--simulations N]`."""
+    parser = _parser("play", "Watch a run's policy, in a window or as a video file; of a board game, play against it in the browser.")
     parser.add_argument("run", metavar="RUN", help="run folder")
-    parser.add_argument("--video", metavar="FILE", help="write a video (.mp4 or .gif) instead of opening a window")
-    parser.add_argument("--episodes", type=_whole, default=1, metavar="INT", help="episodes (default: 1)")
-    parser.add_argument("--seed", type=_whole, default=0, metavar="INT", help="seed of the episodes (default: 0)")
-    parser.add_argument("--max-steps", type=_whole, default=2000, metavar="INT", help="decisions shown per episode (default: 2000)")
+    parser.add_argument("--seed", type=_whole, default=0, metavar="INT", help="seed of the episodes, or of the search (default: 0)")
+    video = parser.add_argument_group("what is watched")
+    video.add_argument("--video", metavar="FILE", help="write a video (.mp4 or .gif) instead of opening a window")
+    video.add_argument("--episodes", type=_whole, default=1, metavar="INT", help="episodes (default: 1)")
+    video.add_argument("--max-steps", type=_whole, default=2000, metavar="INT", help="decisions shown per episode (default: 2000)")
+    page = parser.add_argument_group("board games")
+    page.add_argument(
+        "--port", type=_whole, metavar="INT", help="port of the page; 0 for any free one (default: 8000, or any if it is taken)"
+    )
+    page.add_argument(
+        "--host", metavar="ADDRESS", help="address to listen on; 0.0.0.0 lets others on your network play (default: 127.0.0.1)"
+    )
+    page.add_argument("--no-browser", action="store_true", help="print the page's address and open nothing")
+    page.add_argument("--simulations", type=_whole, metavar="INT", help="simulations a move to begin with (default: the run's own)")
     chosen = parser.parse(arguments)
     if chosen.episodes < 1 or chosen.max_steps < 1:
         raise UsageError("--episodes and --max-steps must be at least 1.")
+    if chosen.simulations is not None and chosen.simulations < 0:
+        raise UsageError("--simulations must be at least 0.")
     folder = existing_run(chosen.run)
     if seeds := seeds_in(folder):
         raise UsageError(f"{folder} holds {len(seeds)} runs, one per seed; choose one, such as {seeds[0]}.")
+    from flatirons.run import web
+
+    if web.is_game(folder):
+        if chosen.video:
+            raise UsageError("a board game is played in the browser; leave out --video.")
+        web.serve(
+            folder, host=chosen.host or "127.0.0.1", port=chosen.port, browser=not chosen.no_browser, simulations=chosen.simulations,
+            seed=chosen.seed,
+        )  # fmt: skip
+        return 0
+    if chosen.port is not None or chosen.host or chosen.no_browser or chosen.simulations is not None:
+        raise UsageError(f"--port, --host, --no-browser and --simulations are for board games; {folder} is of another task.")
     from flatirons.run import play as player
 
     print(player.play(folder, video=chosen.video, episodes=chosen.episodes, seed=chosen.seed, max_steps=chosen.max_steps))
