@@ -1,16 +1,18 @@
-"""What a position of a board game looks like: cells, hands, legal moves as squares, the ending in words. For drawing, in NumPy and Python.
+"""What a position of a board game looks like: cells, hands, legal moves as squares, the ending in words. For drawing.
 
-Everything is told as the first player sees it, row by row from the top; cells are numbered so. Positions inside pgx are turned to the
-player to move, and actions with them; this file turns them back.
+Everything is told as the first player sees it; cells are numbered row by row from the top.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+
+from flatirons.envs import notation
+from flatirons.envs.games import Game, GameState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +38,13 @@ LOOKS: Mapping[str, Look] = {
     "animal_shogi": Look("Animal shogi", "animals", 4, 3, ("First", "Second")),
     "shogi": Look("Shogi", "shogi", 9, 9, ("Sente", "Gote")),
 }
+KOMI = 7.5
+"""What pgx gives White in Go."""
 
 
 class Move(NamedTuple):
     """A legal move. `start` is the cell it leaves, or None; `drop` the piece put down from the hand; `promotes` the piece it becomes.
-    `to` is None for a pass and a swap of sides."""
+    `to` is None for a pass and a swap of sides. `text` is the game's own notation."""
 
     action: int
     to: int | None
@@ -51,151 +55,73 @@ class Move(NamedTuple):
 
 
 class Position(NamedTuple):
-    """`cells` hold "" or a piece: "0" and "1" for stones of the players, letters for pieces (capitals are the first player's)."""
+    """`cells` hold "" or a piece: "0" and "1" for stones of the players, letters for pieces (capitals are the first player's). `hands`
+    count the pieces in hand of the first and the second player."""
 
     cells: tuple[str, ...]
     player: int
-    hands: tuple[Mapping[str, int], Mapping[str, int]] = ({}, {})
+    hands: tuple[Mapping[str, int], Mapping[str, int]]
 
 
-# ------------------------------------------------------------------------------------------------------------- the board
-
-_CHESS = "PNBRQK"
-_SHOGI = ("P", "L", "N", "S", "B", "R", "G", "K", "+P", "+L", "+N", "+S", "+B", "+R")
-_ANIMALS = "CEGLH"
-KOMI = 7.5
-"""What pgx gives White in Go."""
+# ------------------------------------------------------------------------------------------------- positions and moves
 
 
-def position(game: str, state: Any) -> Position:
-    """The position in the state of one game (`envs.games.GameState`, NumPy leaves, no batch axis)."""
-    look, turn = LOOKS[game], int(state.player)
-    if look.kind in ("marks", "drop"):
-        return Position(_stones(state.inner["_x"].board, 0, 1), turn)
-    if look.kind == "go":
-        return Position(_stones(np.sign(state.inner["_x"].board), 1, -1), turn)
-    if look.kind in ("discs", "hex"):  # positive is whose turn it is
-        mine = -1 if turn else 1
-        return Position(_stones(np.sign(state.inner["_x"].board), mine, -mine), turn)
-    cells = [""] * (look.rows * look.cols)
-    if look.kind == "chess":
-        board = state.inner["_x"].board if game == "chess" else state.inner["_board"]
-        for square, piece in enumerate(np.asarray(board).tolist()):
-            if piece:
-                letter = _CHESS[abs(piece) - 1]
-                cells[_chess_cell(square, look.rows, turn)] = letter if (piece > 0) == (turn == 0) else letter.lower()
-        return Position(tuple(cells), turn)
-    if look.kind == "animals":
-        board, hand, letters = state.inner["_board"], state.inner["_hand"], tuple(_ANIMALS)
-    else:
-        board, hand, letters = state.inner["_x"].board, state.inner["_x"].hand, _SHOGI
-    for square, piece in enumerate(np.asarray(board).tolist()):
-        if piece >= 0:
-            letter = letters[piece % len(letters)]
-            cells[_shogi_cell(square, look, turn)] = letter if (piece < len(letters)) == (turn == 0) else letter.lower()
-    hands = [{letters[i]: count for i, count in enumerate(side) if count} for side in np.asarray(hand).tolist()]
-    return Position(tuple(cells), turn, (hands[turn], hands[1 - turn]))
+def position(game: Game, state: GameState) -> Position:
+    """The position in ONE state (NumPy leaves, no batch axis)."""
+    board = notation.board(game, state)
+    letters = notation.kinds(game.name)
+
+    def piece(value: int) -> str:
+        if not value:
+            return ""
+        if not letters:
+            return "0" if value > 0 else "1"
+        return letters[value - 1] if value > 0 else letters[-value - 1].lower()
+
+    first, second = ({letters[i]: count for i, count in enumerate(hand) if count} for hand in board.hands.tolist())
+    return Position(tuple(map(piece, board.cells.reshape(-1).tolist())), board.turn, (first, second))
 
 
-def _stones(board: Any, first: int, second: int) -> tuple[str, ...]:
-    return tuple({first: "0", second: "1"}.get(value, "") for value in np.asarray(board).tolist())
-
-
-def _chess_cell(square: int, size: int, turn: int) -> int:
-    file, rank = divmod(square, size)
-    return (rank if turn else size - 1 - rank) * size + file
-
-
-def _shogi_cell(square: int, look: Look, turn: int) -> int:
-    """Squares run down the columns, from the right; the second player sees the board turned round."""
-    square = look.rows * look.cols - 1 - square if turn else square
-    column, row = divmod(square, look.rows)
-    return row * look.cols + look.cols - 1 - column
-
-
-# ------------------------------------------------------------------------------------------------------------- the moves
-
-
-def moves(game: str, state: Any) -> list[Move]:
+def moves(game: Game, state: GameState) -> list[Move]:
     """The legal moves, with their texts; none once the game is over."""
     if bool(state.terminated):
         return []
-    look, now = LOOKS[game], position(game, state)
-    actions = np.flatnonzero(state.legal).tolist()
-    if look.kind in ("chess", "shogi", "animals"):
-        return [_piece_move(game, look, state, now, action) for action in actions]
-    return [_stone_move(game, look, now, action) for action in actions]
+    board = notation.board(game, state)
+    return [_move(game, board, action) for action in np.flatnonzero(state.legal).tolist()]
 
 
-def _stone_move(game: str, look: Look, now: Position, action: int) -> Move:
-    if game == "connect_four":
-        rows = [row for row in range(look.rows) if not now.cells[row * look.cols + action]]
-        return Move(action, rows[-1] * look.cols + action, text=str(action + 1))
-    if action == len(now.cells):
-        return Move(action, None, text="swap" if game == "hex" else "pass")
-    return Move(action, action, text=name(look, action))
+def _move(game: Game, board: notation.Board, action: int) -> Move:
+    look, text = LOOKS[game.name], notation.move_text(game, board, action)
+    if look.kind == "drop":
+        row = int((board.cells[:, action] == 0).sum()) - 1
+        return Move(action, row * look.cols + action, text=text)
+    letters = notation.kinds(game.name)
+    if not letters:
+        return Move(action, action if action < look.rows * look.cols else None, text=text)
+    move = notation.decode(game, board, action)
+    to = move.target[0] * look.cols + move.target[1]
+    if move.origin is None:
+        return Move(action, to, drop=letters[move.piece - 1], text=text)
+    promotes = letters[move.promotion - 1] if move.promotion else None
+    return Move(action, to, move.origin[0] * look.cols + move.origin[1], promotes=promotes, text=text)
 
 
-def _piece_move(game: str, look: Look, state: Any, now: Position, action: int) -> Move:
-    if look.kind == "chess":
-        start, plane = divmod(action, 73 if game == "chess" else 49)
-        rise, run = _chess_step(plane, look.rows)
-        file, rank = divmod(start, look.rows)
-        a, b = (_chess_cell(square, look.rows, now.player) for square in (start, (file + run) * look.rows + rank + rise))
-        piece, promotes = now.cells[a].upper(), None
-        if piece == "P" and b // look.rows in (0, look.rows - 1):
-            promotes = "Q" if plane >= 9 else "RBN"[plane // 3]
-        return Move(action, b, a, promotes=promotes, text=name(look, a) + name(look, b) + (promotes or "").lower())
-    if look.kind == "animals":
-        direction, square = divmod(action, look.rows * look.cols)
-        if direction >= 8:
-            to, letter = _shogi_cell(square, look, now.player), _ANIMALS[direction - 8]
-            return Move(action, to, drop=letter, text=f"{letter}*{name(look, to)}")
-        across, down = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))[direction]
-        a = _shogi_cell(square, look, now.player)
-        b = _shogi_cell(square + across * look.rows + down, look, now.player)
-        return Move(action, b, a, text=name(look, a) + name(look, b))
-    direction, square = divmod(action, 81)
-    to = _shogi_cell(square, look, now.player)
-    if direction >= 20:
-        letter = _SHOGI[direction - 20]
-        return Move(action, to, drop=letter, text=f"{letter}*{name(look, to)}")
-    # A move is known by where it ends and whence it comes: the first own piece that way is the one that moves.
-    across, down = ((0, 1), (-1, 1), (1, 1), (-1, 0), (1, 0), (0, -1), (-1, -1), (1, -1), (-1, 2), (1, 2))[direction % 10]
-    board = np.asarray(state.inner["_x"].board)
-    column, row = square // 9 + across, square % 9 + down
-    while not 0 <= board[column * 9 + row] < 14:
-        column, row = column + across, row + down
-    a = _shogi_cell(column * 9 + row, look, now.player)
-    promotes = "+" + now.cells[a].upper() if direction >= 10 else None
-    return Move(action, to, a, promotes=promotes, text=name(look, a) + name(look, to) + ("+" if promotes else ""))
+def record_text(game: Game, before: GameState, move: Move, after: GameState) -> str:
+    """A move as records write it: chess's in SAN, others as they are."""
+    if LOOKS[game.name].kind != "chess" or move.to is None:
+        return move.text
+    return notation.san(game, notation.board(game, before), before.legal, move.action, after)
 
 
-def _chess_step(plane: int, size: int) -> tuple[int, int]:
-    """(ranks, files) of an action's plane, as the player to move sees them: nine underpromotions, then rays, then knights."""
-    if plane < 9:
-        return 1, (0, 1, -1)[plane % 3]
-    far, plane = size - 1, plane - 9
-    back, forth = list(range(-far, 0)), list(range(1, far + 1))
-    if plane < 8 * far:
-        ray, step = divmod(plane, 2 * far)
-        line = (back + forth)[step]
-        if ray == 3:  # falling, from the upper left
-            line = (forth[::-1] + back[::-1])[step]
-            return line, (back + forth)[step]
-        return ((line, 0), (0, line), (line, line))[ray]
-    return ((-1, -2), (1, -2), (-2, -1), (2, -1), (-1, 2), (1, 2), (-2, 1), (2, 1))[plane - 8 * far]
-
-
-def name(look: Look, cell: int) -> str:
-    """A cell's name as players of the game write it."""
-    row, column = divmod(cell, look.cols)
-    if look.kind == "shogi":
-        return f"{look.cols - column}{'abcdefghi'[row]}"
+def names(game: Game) -> list[str]:
+    """What the cells are called, in the game's own notation."""
+    look = LOOKS[game.name]
+    rows, cols = range(look.rows), range(look.cols)
     if look.kind == "go":
-        return f"{'ABCDEFGHJKLMNOPQRST'[column]}{look.rows - row}"
-    upwards = look.kind in ("chess", "animals", "marks")
-    return f"{'abcdefghijk'[column]}{look.rows - row if upwards else row + 1}"
+        return [f"{'ABCDEFGHJKLMNOPQRST'[col]}{look.rows - row}" for row in rows for col in cols]
+    if look.kind in ("shogi", "animals"):
+        return [f"{look.cols - col}{chr(97 + row)}" for row in rows for col in cols]
+    return [f"{chr(97 + col)}{look.rows - row if look.kind == 'chess' else row + 1}" for row in rows for col in cols]
 
 
 # ----------------------------------------------------------------------------------------------------- how pieces move
@@ -234,14 +160,15 @@ REACH: Mapping[str, _Reach] = {
         "E": (_DIAGONAL, ()),
         "G": (_ORTHOGONAL, ()),
         "L": (_ALL, ()),
-        "H": (_GOLD, ()),
+        "+C": (_GOLD, ()),
     },
 }
 """By kind of board and piece: (single steps, directions without an end) in which it takes, as (down, right) of the first player."""
 
 
-def check(look: Look, now: Position) -> int | None:
+def check(game: Game, now: Position) -> int | None:
     """The cell of the king of the player to move where it is attacked, else None."""
+    look = LOOKS[game.name]
     if look.kind not in REACH:
         return None
     king = "L" if look.kind == "animals" else "K"
@@ -274,14 +201,14 @@ def _reached(look: Look, now: Position, cell: int) -> Iterator[int]:
 # ------------------------------------------------------------------------------------------------------------ the ending
 
 
-def line(game: str, now: Position) -> tuple[int, ...]:
+def line(game: Game, now: Position) -> tuple[int, ...]:
     """The cells that won: a row of three or four, a path from edge to edge; none elsewhere."""
-    look = LOOKS[game]
-    if game == "hex":
+    look = LOOKS[game.name]
+    if look.kind == "hex":
         return _hex_path(look, now, "0") or _hex_path(look, now, "1")
-    if game not in ("tic_tac_toe", "connect_four"):
+    if look.kind not in ("marks", "drop"):
         return ()
-    length = 3 if game == "tic_tac_toe" else 4
+    length = 3 if look.kind == "marks" else 4
     found: set[int] = set()
     for row in range(look.rows):
         for column in range(look.cols):
@@ -343,66 +270,63 @@ def area(look: Look, now: Position) -> tuple[int, int]:
     return points[0], points[1]
 
 
-def score(game: str, state: Any, now: Position) -> tuple[str, str]:
+def score(game: Game, state: GameState, now: Position) -> tuple[str, str]:
     """What is counted for each player while the game goes on: discs in Othello, prisoners in Go; else nothing."""
-    if game == "othello":
+    kind = LOOKS[game.name].kind
+    if kind == "discs":
         return str(now.cells.count("0")), str(now.cells.count("1"))
-    if game.startswith("go"):
-        taken = np.asarray(state.inner["_x"].num_captured).tolist()
-        return tuple(f"{count} taken" if count else "" for count in taken)  # type: ignore[return-value]
+    if kind == "go":
+        black, white = (f"{count} taken" if count else "" for count in np.asarray(state.inner["_x"].num_captured).tolist())
+        return black, white
     return "", ""
 
 
-def ending(game: str, state: Any) -> str:
+def ending(game: Game, state: GameState) -> str:
     """Why a game that is over ended, in words."""
-    look, now, outcome = LOOKS[game], position(game, state), float(state.outcome)
-    if game == "tic_tac_toe":
-        return "three in a row" if outcome else "the board is full"
-    if game == "connect_four":
-        return "four in a row" if outcome else "the board is full"
-    if game == "hex":
-        return "the edges are joined"
-    if game == "othello":
-        discs = sorted((now.cells.count("0"), now.cells.count("1")), reverse=True)
-        return f"{discs[0]} discs to {discs[1]}"
-    if game.startswith("go"):
-        if bool(state.inner["_x"].is_psk):
-            return "the position was repeated"
-        black, white = area(look, now)
-        count = f"{max(black, white + KOMI):g} points to {min(black, white + KOMI):g}"
-        return count if int(state.inner["_x"].consecutive_pass_count) >= 2 else f"the game is too long; {count}"
-    if look.kind == "chess":
-        return _chess_ending(game, state, now, outcome)
-    if game == "animal_shogi":
-        if not outcome:
-            return "too many moves" if int(state.plies) >= 256 else "the position was repeated three times"
-        return "the lion reached the far side" if "L" in now.cells[:3] or "l" in now.cells[-3:] else "the lion is caught"
+    look, now, outcome = LOOKS[game.name], position(game, state), float(state.outcome)
+    match look.kind:
+        case "marks" | "drop":
+            return ("three in a row" if look.kind == "marks" else "four in a row") if outcome else "the board is full"
+        case "hex":
+            return "the edges are joined"
+        case "discs":
+            discs = sorted((now.cells.count("0"), now.cells.count("1")), reverse=True)
+            return f"{discs[0]} discs to {discs[1]}"
+        case "go":
+            if bool(state.inner["_x"].is_psk):
+                return "the whole board was repeated, which loses"
+            black, white = area(look, now)
+            count = f"{max(black, white + KOMI):g} points to {min(black, white + KOMI):g}"
+            return count if int(state.inner["_x"].consecutive_pass_count) >= 2 else f"the game is too long; {count}"
+        case "chess":
+            return "checkmate" if outcome else _chess_draw(game, state, now)
+        case "animals":
+            if not outcome:
+                return "too many moves" if int(state.plies) >= game.longest else "the position was repeated three times"
+            return "the lion reached the far side" if "L" in now.cells[:3] or "l" in now.cells[-3:] else "the lion is caught"
     return "checkmate" if outcome else "too many moves"
 
 
-def _chess_ending(game: str, state: Any, now: Position, outcome: float) -> str:
-    if outcome:
-        return "checkmate"
-    if game == "chess":
-        quiet, hashes, limit = state.inner["_x"].halfmove_count, state.inner["_x"].hash_history, 512
+def _chess_draw(game: Game, state: GameState, now: Position) -> str:
+    if game.name == "chess":
+        quiet, hashes = state.inner["_x"].halfmove_count, state.inner["_x"].hash_history
     else:
-        quiet, hashes, limit = state.inner["_halfmove_count"], state.inner["_hash_history"], 256
-    pieces = sorted(piece.upper() for piece in now.cells if piece)
+        quiet, hashes = state.inner["_halfmove_count"], state.inner["_hash_history"]
     rows = np.asarray(hashes)
     if int(quiet) >= 100:
         return "fifty moves without a capture or a pawn's move"
-    if len(pieces) <= 3 and not {"P", "R", "Q"} & set(pieces):
-        return "nobody can checkmate"
     if (rows == rows[0][None]).all(axis=1).sum() >= 3:
         return "the position was repeated three times"
-    if int(state.plies) >= limit:
+    if int(state.plies) >= game.longest:
         return "too many moves"
-    return "nobody can checkmate" if set(pieces) == {"B", "K"} else "stalemate"
+    left = sorted(piece.upper() for piece in now.cells if piece)
+    bare = len(left) <= 3 and not {"P", "R", "Q"} & set(left)
+    return "nobody can checkmate any more" if bare or set(left) == {"B", "K"} else "stalemate"
 
 
-def pieces(look: Look) -> dict[str, list[list[int]]]:
+def pieces(game: Game) -> dict[str, list[list[int]]]:
     """How each piece moves, for drawing it: [down, right, whether without an end] of the first player."""
     return {
         piece: [[down, right, 0] for down, right in steps] + [[down, right, 1] for down, right in rays]
-        for piece, (steps, rays) in REACH.get(look.kind, {}).items()
+        for piece, (steps, rays) in REACH.get(LOOKS[game.name].kind, {}).items()
     }

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from flatirons import envs
-from flatirons.envs import games
+from flatirons.envs import games, notation
 from flatirons.run import boards, folder, train
 from flatirons.run.doctor import display
 from flatirons.run.job import on_device
@@ -91,12 +91,10 @@ class Opponent:
                 f"{system_name(system)} has no search to play with: only the systems made for board games can be played against in the "
                 "browser; `flatirons list` names them"
             )
-        self.game = games.demand_game(task, "the page")
-        known = getattr(self.game, "name", None)
-        if known not in boards.LOOKS:
-            raise FlatironsError(f"the page cannot draw {task.name}; it draws {', '.join(boards.LOOKS)}")
-        self.name: str = known
-        self.look = boards.LOOKS[known]
+        game = games.demand_game(task, "the page")
+        if not isinstance(game, games.Game):
+            raise FlatironsError(f"the page cannot draw {task.name}; it draws {', '.join(games.GAMES)}")
+        self.game, self.look = game, boards.LOOKS[game.name]
         own = vars(config).get("num_simulations") if simulations is None else simulations
         self.simulations = own if isinstance(own, int) else 100
         self.choices = sorted({*SIMULATIONS, self.simulations})
@@ -108,18 +106,6 @@ class Opponent:
         self._asked = 0
         self._locks: dict[int, threading.Lock] = collections.defaultdict(threading.Lock)
         self._compiled: dict[int, Callable[..., Any]] = {}
-        self._step = jax.jit(lambda state, action: self.game.step(jax.random.key(0), state, action)[0])
-        self._stepping = threading.Lock()
-
-    def start(self) -> Any:
-        """The first position, NumPy leaves."""
-        return jax.tree.map(np.asarray, self.game.init(jax.random.key(0)))
-
-    def step(self, state: Any, action: int) -> Any:
-        """The position after a move, NumPy leaves."""
-        with self._stepping:
-            return jax.tree.map(np.asarray, self._step(state, np.int32(action)))
-
     def think(self, state: Any, simulations: int) -> Thought:
         """What the network says of a position, and the search where there are `simulations`."""
         with self._locks[simulations]:
@@ -152,8 +138,9 @@ class Opponent:
 
     def prepare(self) -> None:
         """Compile what the first moves need."""
+        start = notation.table(self.game).state
         for simulations in (0, self.simulations):
-            self.think(self.start(), simulations)
+            self.think(start, simulations)
 
 
 def task_state(state: Any) -> Any:
@@ -179,19 +166,23 @@ def choose(thought: Thought, legal: np.ndarray, *, vary: bool, seed: int) -> int
 
 
 class Play:
-    """One game: its positions, its moves, and what was thought of them."""
+    """One game: its positions, its moves, and what was thought of them. `position` is where it begins, as `notation.table` reads it."""
 
-    def __init__(self, opponent: Opponent, side: Any):
+    def __init__(self, opponent: Opponent, side: Any, position: str = ""):
         self.id = secrets.token_urlsafe(9)
         self.side = side
         self.lock = threading.RLock()
-        self.states = [opponent.start()]
+        self.game = opponent.game
+        begun = notation.table(self.game, position)
+        self.start = begun.start
+        self.states = begun.states[:1]
         self.moves: list[boards.Move] = []
         self.thoughts: dict[tuple[int, int], Thought] = {}
         """By (ply, simulations)."""
         self.played: dict[int, Thought] = {}
         """The thought behind each of the run's own moves, by ply."""
-        self._opponent = opponent
+        for action in begun.actions:
+            self.play(next(move for move in self.legal(self.ply) if move.action == action))
 
     @property
     def ply(self) -> int:
@@ -205,18 +196,26 @@ class Play:
 
     def legal(self, at: int) -> list[boards.Move]:
         """The legal moves of the position after `at` moves."""
-        return boards.moves(self._opponent.name, self.states[at])
+        return boards.moves(self.game, self.states[at])
 
     def play(self, move: boards.Move) -> None:
         """Make a move."""
-        self.states.append(self._opponent.step(self.states[-1], move.action))
-        self.moves.append(move)
+        now = self.states[-1]
+        after = jax.device_get(notation.stepper(self.game)(now, np.int32(move.action))[0])
+        self.states.append(after)
+        self.moves.append(move._replace(text=boards.record_text(self.game, now, move, after)))
 
     def cut(self, to: int) -> None:
         """Go back to the position after `to` moves."""
         del self.states[to + 1 :], self.moves[to:]
         self.thoughts = {(ply, count): thought for (ply, count), thought in self.thoughts.items() if ply <= to}
         self.played = {ply: thought for ply, thought in self.played.items() if ply < to}
+
+    def text(self, at: int) -> str:
+        """The position after `at` moves in words that `position` of a new game takes: FEN or SFEN, elsewhere the moves."""
+        if notation.kinds(self.game.name):
+            return notation.position_text(self.game, self.states[at])
+        return " ".join(move.text for move in self.moves[:at])
 
     def before(self) -> int | None:
         """To which ply taking back goes: the person's turn before the last, or None where there is none."""
@@ -254,8 +253,8 @@ class Table:
             "rows": look.rows,
             "cols": look.cols,
             "sides": look.sides,
-            "names": [boards.name(look, cell) for cell in range(look.rows * look.cols)],
-            "pieces": boards.pieces(look),
+            "names": boards.names(who.game),
+            "pieces": boards.pieces(who.game),
             "who": who.who,
             "label": who.label,
             "choices": who.choices,
@@ -265,8 +264,12 @@ class Table:
         }
 
     def new(self, body: dict[str, Any]) -> dict[str, Any]:
-        """A new game: `side` is what the person plays; `moves` (actions) are made first, so that a page can bring back its game."""
-        play = Play(self.opponent, _side(body))
+        """A new game: `side` is what the person plays, `position` where it begins (FEN, SFEN, moves). `moves` (actions) are made first, so
+        that a page can bring back its game."""
+        position = body.get("position", "")
+        if not isinstance(position, str):
+            raise Refusal(400, f"position is {position!r}: give a text, such as a FEN or moves.")
+        play = Play(self.opponent, _side(body), position)
         actions = body.get("moves", [])
         if not isinstance(actions, list) or len(actions) > self.opponent.game.longest + 1:
             raise Refusal(400, "moves is a list of actions; leave it out for a game from the start.")
@@ -376,22 +379,23 @@ class Table:
     def _legal(self, play: Play, body: dict[str, Any]) -> boards.Move:
         if play.over:
             raise Refusal(400, "the game is over; take back or begin a new one.")
-        legal = play.legal(play.ply)
+        legal, asked = play.legal(play.ply), body.get("action", body.get("move"))
         if "action" in body:
-            action = body["action"]
-            if isinstance(action, bool) or not isinstance(action, int):
-                raise Refusal(400, f"action is {action!r}: give a whole number.")
-            found = [move for move in legal if move.action == action]
-            look = self.opponent.look
-            cell = look.kind in ("marks", "discs", "hex", "go") and 0 <= action < look.rows * look.cols
-            asked = boards.name(look, action) if cell else f"column {action + 1}" if look.kind == "drop" else f"action {action}"
-        else:
-            asked = str(body.get("move", ""))[:20]
-            found = [move for move in legal if move.text.lower() == asked.lower()]
-        if not found:
-            examples = ", ".join(move.text for move in legal[:3])
-            raise Refusal(400, f"{asked or 'nothing'} is not a legal move here; {len(legal)} are, such as {examples}.")
-        return found[0]
+            if isinstance(asked, bool) or not isinstance(asked, int):
+                raise Refusal(400, f"action is {asked!r}: give a whole number.")
+            if 0 <= asked < self.opponent.game.num_actions:
+                found = [move for move in legal if move.action == asked]
+                if found:
+                    return found[0]
+                if not notation.kinds(self.opponent.game.name):
+                    asked = notation.move_text(self.opponent.game, notation.board(self.opponent.game, play.states[-1]), asked)
+        elif isinstance(asked, str):
+            state = play.states[-1]
+            board = notation.board(self.opponent.game, state)
+            action = notation.parse_move(self.opponent.game, board, state.legal, asked[:20])  # raises FlatironsError, which names it
+            return next(move for move in legal if move.action == action)
+        examples = ", ".join(move.text for move in legal[:3])
+        raise Refusal(400, f"{asked!r} is not a legal move here; {len(legal)} are, such as {examples}. The board is unchanged.")
 
     def _thought(self, play: Play, body: dict[str, Any]) -> tuple[int, Thought]:
         with play.lock:
@@ -441,6 +445,8 @@ class Table:
         return {
             "game": play.id,
             "side": play.side,
+            "start": play.start,
+            "text": play.text(at),
             "ply": play.ply,
             "moves": [{**_move(move), "player": int(play.states[ply].player)} for ply, move in enumerate(play.moves)],
             "values": self._values(play),
@@ -451,7 +457,7 @@ class Table:
 
     def _position(self, play: Play, at: int) -> dict[str, Any]:
         who, state = self.opponent, play.states[at]
-        now = boards.position(who.name, state)
+        now = boards.position(who.game, state)
         over = bool(state.terminated)
         resigned = at > 0 and play.moves[at - 1].action == games.RESIGN
         return {
@@ -461,12 +467,12 @@ class Table:
             "hands": now.hands,
             "legal": [_move(move) for move in play.legal(at)],
             "last": _move(play.moves[at - 1]) if at else None,
-            "check": boards.check(who.look, now),
-            "line": boards.line(who.name, now) if over else (),
-            "score": boards.score(who.name, state, now),
+            "check": boards.check(who.game, now),
+            "line": boards.line(who.game, now) if over else (),
+            "score": boards.score(who.game, state, now),
             "over": over,
             "outcome": float(state.outcome) if over else None,
-            "ending": ("resignation" if resigned else boards.ending(who.name, state)) if over else "",
+            "ending": ("resignation" if resigned else boards.ending(who.game, state)) if over else "",
         }
 
 
@@ -555,7 +561,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         except Refusal as refusal:
             status, (kind, data) = refusal.status, _json({"error": str(refusal)})
         except FlatironsError as error:
-            status, (kind, data) = 500, _json({"error": str(error)})
+            status, (kind, data) = 400, _json({"error": str(error)})
         except (ConnectionError, TimeoutError):
             return
         except Exception as error:
