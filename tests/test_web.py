@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import web_standin
 
 pytest.importorskip("pgx", reason="needs flatirons[games]")
 
@@ -21,7 +22,6 @@ from flatirons import envs
 from flatirons.envs import games, notation
 from flatirons.run import boards, cli, web
 from flatirons.types import FlatironsError
-from tests import web_standin
 
 
 def opponent(name: str, system: Any = web_standin, **options: Any) -> web.Opponent:

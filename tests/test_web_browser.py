@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import web_standin
 
 pytest.importorskip("pgx", reason="needs flatirons[games]")
 
 from flatirons import envs
 from flatirons.run import web
-from tests import web_standin
 
 DRIVER, CHROMIUM = shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(
@@ -209,9 +209,7 @@ def test_keys_looking_back_and_loading_again(browser: Browser, page: str) -> Non
     browser.keys("\ue014", "\ue007")  # right, Enter
     browser.wait("game.ply === 4 && pos.cells[8] === '0' && !thinking")
     # Something else moved this game on: the page follows.
-    browser.run(
-        "fetch('/api/undo', {method: 'POST', headers: {'Content-Type': 'application/json'}, body: JSON.stringify({game: game.game, ply: 4})})"
-    )
+    browser.run("ask('undo', {game: game.game, ply: 4})")
     browser.wait("(sync(), game.ply === 2 && !thinking)")
     assert browser.complaints() == []
 
