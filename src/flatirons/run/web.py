@@ -104,13 +104,13 @@ class Opponent:
         self._system, self._config, self._task, self._actor = system, config, task, actor
         self._key = jax.random.key(seed)
         self._asked = 0
-        self._locks: dict[int, threading.Lock] = collections.defaultdict(threading.Lock)
+        self._locks = {choice: threading.Lock() for choice in self.choices}
         self._compiled: dict[int, Callable[..., Any]] = {}
+
     def think(self, state: Any, simulations: int) -> Thought:
         """What the network says of a position, and the search where there are `simulations`."""
         with self._locks[simulations]:
-            first = simulations not in self.ready
-            if first:
+            if simulations not in self.ready:
                 self.preparing.add(simulations)
             try:
                 found = self._analyse(state, simulations)
@@ -309,11 +309,9 @@ class Table:
     def engine(self, body: dict[str, Any]) -> dict[str, Any]:
         """The run's move for whoever is to move."""
         play = self._current(body)
-        at, thought = self._thought(play, body)
+        at, thought, state = self._thought(play, {**body, "at": None})
         with play.lock:
-            # What was taken back while it thought is not played any more.
-            self._same(play, body)
-            state = play.states[at]
+            self._same(play, body, state)
             vary = body.get("vary") is True and at < VARIED_PLIES
             action = choose(thought, np.asarray(state.legal), vary=vary, seed=secrets.randbits(32))
             play.played[at] = thought
@@ -341,19 +339,19 @@ class Table:
     def hint(self, body: dict[str, Any]) -> dict[str, Any]:
         """What the run would play here."""
         play = self._current(body)
-        at, thought = self._thought(play, body)
+        at, thought, state = self._thought(play, {**body, "at": None})
         with play.lock:
-            self._same(play, body)
-            action = choose(thought, np.asarray(play.states[at].legal), vary=False, seed=0)
+            self._same(play, body, state)
+            action = choose(thought, np.asarray(state.legal), vary=False, seed=0)
             best = next(move for move in play.legal(at) if move.action == action)
             return {"at": at, "move": _move(best), "thought": self._told(play, at, thought), "values": self._values(play)}
 
     def analysis(self, body: dict[str, Any]) -> dict[str, Any]:
         """What the run thinks of the position after `at` moves (default: the last)."""
         play = self._play(body)
-        at, thought = self._thought(play, body)
+        at, thought, state = self._thought(play, body)
         with play.lock:
-            if at > play.ply:
+            if at > play.ply or play.states[at] is not state:
                 raise Refusal(409, "that position was taken back.")
             return {"at": at, "thought": self._told(play, at, thought), "values": self._values(play)}
 
@@ -372,8 +370,9 @@ class Table:
         self._same(play, body)
         return play
 
-    def _same(self, play: Play, body: dict[str, Any]) -> None:
-        if _whole(body, "ply", 0, None) != play.ply:
+    def _same(self, play: Play, body: dict[str, Any], state: Any = None) -> None:
+        """The request is about the last position; `state` is the one that was thought of, as others may have been played meanwhile."""
+        if _whole(body, "ply", 0, None) != play.ply or (state is not None and play.states[-1] is not state):
             raise Refusal(409, f"the game has gone on elsewhere: {play.ply} moves were made, and this request was about {body['ply']}.")
 
     def _legal(self, play: Play, body: dict[str, Any]) -> boards.Move:
@@ -397,12 +396,12 @@ class Table:
         examples = ", ".join(move.text for move in legal[:3])
         raise Refusal(400, f"{asked!r} is not a legal move here; {len(legal)} are, such as {examples}. The board is unchanged.")
 
-    def _thought(self, play: Play, body: dict[str, Any]) -> tuple[int, Thought]:
+    def _thought(self, play: Play, body: dict[str, Any]) -> tuple[int, Thought, Any]:
         with play.lock:
             at = play.ply if body.get("at") is None else _whole(body, "at", 0, play.ply)
-            state, line = play.states[at], [move.action for move in play.moves[:at]]
+            state = play.states[at]
         simulations = body.get("simulations", self.opponent.simulations)
-        if isinstance(simulations, bool) or simulations not in self.opponent.choices:
+        if type(simulations) is not int or simulations not in self.opponent.choices:
             raise Refusal(400, f"simulations is {simulations!r}: choose one of {', '.join(map(str, self.opponent.choices))}.")
         if bool(state.terminated):
             raise Refusal(400, "the game is over; take back or begin a new one.")
@@ -410,9 +409,9 @@ class Table:
         if thought is None:
             thought = self.opponent.think(state, simulations)
             with play.lock:
-                if [move.action for move in play.moves[:at]] == line and play.ply >= at:
+                if play.ply >= at and play.states[at] is state:
                     play.thoughts[at, simulations] = thought
-        return at, thought
+        return at, thought, state
 
     def _values(self, play: Play) -> list[float | None]:
         return [play.value(at) for at in range(play.ply + 1)]
