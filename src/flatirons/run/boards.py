@@ -87,7 +87,10 @@ def moves(game: Game, state: GameState) -> list[Move]:
     if bool(state.terminated):
         return []
     board = notation.board(game, state)
-    return [_move(game, board, action) for action in np.flatnonzero(state.legal).tolist()]
+    found = [_move(game, board, action) for action in np.flatnonzero(state.legal).tolist()]
+    if LOOKS[game.name].kind == "chess":
+        return [move._replace(text=notation.san(game, board, state.legal, move.action)) for move in found]
+    return found
 
 
 def _move(game: Game, board: notation.Board, action: int) -> Move:
@@ -107,7 +110,7 @@ def _move(game: Game, board: notation.Board, action: int) -> Move:
 
 
 def record_text(game: Game, before: GameState, move: Move, after: GameState) -> str:
-    """A move as records write it: chess's in SAN, others as they are."""
+    """A move as records write it: in chess, check and mate are marked."""
     if LOOKS[game.name].kind != "chess" or move.to is None:
         return move.text
     return notation.san(game, notation.board(game, before), before.legal, move.action, after)

@@ -181,6 +181,7 @@ class Play:
         """By (ply, simulations)."""
         self.played: dict[int, Thought] = {}
         """The thought behind each of the run's own moves, by ply."""
+        self._legal: dict[int, list[boards.Move]] = {}
         for action in begun.actions:
             self.play(next(move for move in self.legal(self.ply) if move.action == action))
 
@@ -196,7 +197,9 @@ class Play:
 
     def legal(self, at: int) -> list[boards.Move]:
         """The legal moves of the position after `at` moves."""
-        return boards.moves(self.game, self.states[at])
+        if at not in self._legal:
+            self._legal[at] = boards.moves(self.game, self.states[at])
+        return self._legal[at]
 
     def play(self, move: boards.Move) -> None:
         """Make a move."""
@@ -208,6 +211,7 @@ class Play:
     def cut(self, to: int) -> None:
         """Go back to the position after `to` moves."""
         del self.states[to + 1 :], self.moves[to:]
+        self._legal = {ply: moves for ply, moves in self._legal.items() if ply <= to}
         self.thoughts = {(ply, count): thought for (ply, count), thought in self.thoughts.items() if ply <= to}
         self.played = {ply: thought for ply, thought in self.played.items() if ply < to}
 
