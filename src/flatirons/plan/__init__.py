@@ -1,1 +1,1 @@
-"""Looking ahead with a model: search for games."""
+"""Planning: search from a position whose rules are known."""
