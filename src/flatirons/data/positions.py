@@ -1,8 +1,8 @@
 """The replay of positions of games: what was seen, the search's policy and value, and, once the game is over, how it ended.
 
-`num_envs` games run side by side and never wait for each other, so a stretch of moves holds ends, beginnings and middles. Rows are a ring in
-time, `[rows, num_envs, ...]`; when a game ends its result goes back along its moves, however many stretches ago they were made, and only
-positions of finished games are drawn. All functions are in-graph with fixed shapes.
+`num_envs` games run side by side and never wait for each other, so a stretch of moves holds ends, beginnings and middles. Rows are a
+ring in time, `[rows, num_envs, ...]`; when a game ends its result goes back along its moves, however many stretches ago they were made,
+and only positions of finished games are drawn. All functions are in-graph with fixed shapes.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def check(num_envs: int, capacity: int, num_steps: int, longest: int) -> None:
     least = num_envs * (longest + num_steps)
     if capacity % num_envs or capacity < least:
         raise FlatironsError(
-            f"buffer_size={capacity} must be a multiple of num_envs={num_envs} and at least {least}: the longest game's {longest} moves and "
-            f"a turn's {num_steps}, in every stream"
+            f"buffer_size={capacity} must be a multiple of num_envs={num_envs} and at least {least}: the longest game's {longest} "
+            f"moves and a turn's {num_steps}, in every stream"
         )
 
 

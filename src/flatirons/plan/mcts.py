@@ -76,11 +76,12 @@ class Analysis(NamedTuple):
         return self.visits * self.q
 
 
-def _mctx() -> Any:
+def demand_mctx() -> Any:
+    """The module mctx. Raises FlatironsError, with the line that installs it, where it is missing."""
     try:
         import mctx
     except ModuleNotFoundError:
-        raise FlatironsError("the tree search needs the package mctx, which is not installed; install it with: pip install 'flatirons[games]'") from None
+        raise FlatironsError("the tree search needs the package mctx; install it with: pip install 'flatirons[games]'") from None
     return mctx
 
 
@@ -153,7 +154,7 @@ def grow(
     position it leads to, and adds that value to every edge on the way, its sign turned wherever the player changes. What follows an end
     counts for nothing. `extra [B, ...]` is `tree.extra_data`.
     """
-    mctx = _mctx()
+    mctx = demand_mctx()
 
     def expand(params: Any, key: Key, action: Any, states: Any) -> tuple[Any, Any]:
         key_step, key_evaluate = jax.random.split(key)
@@ -208,7 +209,16 @@ def search(
     root, legal = judge(game, evaluate, params, key_root, states)
     begun = root if noise is None else root._replace(logits=with_dirichlet(key_noise, root.logits, legal, *noise))
     tree = grow(
-        game, evaluate, params, key_grow, states, begun, legal, num_simulations=num_simulations, select=select or puct(), max_depth=max_depth
+        game,
+        evaluate,
+        params,
+        key_grow,
+        states,
+        begun,
+        legal,
+        num_simulations=num_simulations,
+        select=select or puct(),
+        max_depth=max_depth,
     )
     visits = tree.children_visits[:, 0]
     policy = visits / jnp.sum(visits, axis=-1, keepdims=True).astype(jnp.float32)
@@ -222,11 +232,11 @@ def gumbel_search(
     """The search of "Policy improvement by planning with Gumbel" (Danihelka et al. 2022), good with few simulations.
 
     At the root `max_considered` moves are drawn without replacement, by their log priors plus Gumbel noise times `scale` (`[]` or `[B]`;
-    0: none), and sequential halving divides the simulations among them; below, visits follow the improved policy (section 5). That policy is
-    softmax(log p + sigma(Q)), sigma(q) = (c_visit + max N) c_scale q (equation 8), where Q of a move not visited is the mixed value of
-    appendix D. Q is raw, in [-1, 1]: the paper's lies in [0, 1], so that its c_scale of 1 is 0.5 here.
+    0: none), and sequential halving divides the simulations among them. Below, visits follow the improved policy (section 5), which is
+    softmax(log p + sigma(Q)), sigma(q) = (c_visit + max N) c_scale q (equation 8); Q of a move not visited is the mixed value of appendix
+    D. Q is raw, in [-1, 1]: the paper's lies in [0, 1], so that its c_scale of 1 is 0.5 here.
     """
-    mctx = _mctx()
+    mctx = demand_mctx()
     key_root, key_gumbel, key_grow = jax.random.split(key, 3)
     root, legal = judge(game, evaluate, params, key_root, states)
     noise = jnp.broadcast_to(scale, legal.shape[:1])[:, None] * jax.random.gumbel(key_gumbel, legal.shape, jnp.float32)

@@ -17,15 +17,15 @@ from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from flatirons.core import optimisers, resources, trees
-from flatirons.data import positions, rollout as data
+from flatirons.data import offpolicy, positions
+from flatirons.data import rollout as data
 from flatirons.envs.games import RESIGN, BoardGame, demand_game
 from flatirons.envs.ingraph import EnvState
 from flatirons.nets.resnet import Norm, Shape, resnet, resnet_init
-from flatirons.plan import mcts
+from flatirons.plan import contest, mcts, uct
 from flatirons.types import ArraySpec, FlatironsError, Key, Metrics, Policy, Preset, Task, TimeStep, Transition, config
 
 
@@ -124,7 +124,7 @@ def _small(**config: Any) -> dict[str, Any]:
 
 PRESETS = {
     "alphago-zero": Preset(
-        doc="AlphaGo Zero's settings: the best network plays and must be beaten by 55 %, symmetries in learning and in search, resignation.",
+        doc="AlphaGo Zero: the best network plays and must be beaten by 55 %, symmetries in learning and in search, resignation.",
         config={
             "num_simulations": 1_600, "c_base": 1e9, "dirichlet_alpha": 0.03, "batch_size": 2_048, "learning_rate": 0.01,
             "learning_rate_drops": (4 / 7, 6 / 7), "symmetries": True, "leaf_symmetries": True, "gate_every": 250, "resign": True,
@@ -338,9 +338,7 @@ def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
         states = timestep.model.inner
         exploring = False if greedy else timestep.model.steps < config.temperature_plies
         key_search, key_resign = jax.random.split(key)
-        found = search(
-            config, game, actor.params, key_search, states, num_simulations=config.num_simulations, exploring=exploring
-        )
+        found = search(config, game, actor.params, key_search, states, num_simulations=config.num_simulations, exploring=exploring)
         if greedy:
             return found.action, carry, ()
         player = jax.vmap(game.player)(states)
@@ -389,7 +387,7 @@ def _optimiser(config: Config) -> optax.GradientTransformation:
 def _learning_rate(config: Config, turns: Any) -> jax.Array:
     progress = turns.astype(jnp.float32) * (steps_per_turn(config) / config.total_steps)
     passed = sum((progress >= share for share in config.learning_rate_drops), start=jnp.zeros((), jnp.int32))
-    return config.learning_rate * 0.1**passed.astype(jnp.float32)
+    return config.learning_rate * 0.1 ** passed.astype(jnp.float32)
 
 
 def update(config: Config, task: Task, state: State, experience: Transition, *, loss: Callable = loss) -> tuple[State, Metrics]:
@@ -419,7 +417,9 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
         return (params, opt_state, updates + 1), metrics | {"grad_norm": trees.global_norm(grads)}
 
     carry = (state.params, state.opt_state, state.updates)
-    (params, opt_state, updates), metrics = _gradient_steps(one_update, carry, config.gradient_steps, known >= config.learning_starts)
+    (params, opt_state, updates), metrics = offpolicy.gradient_steps(
+        one_update, carry, config.gradient_steps, known >= config.learning_starts
+    )
     metrics |= {"positions": known.astype(jnp.float32), "learning_rate": rate}
     state = State(params, state.best, opt_state, replay, state.collector, key, turns, updates, state.resignation)
     if config.resign:
@@ -429,3 +429,95 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
         state, found = _gate(config, game, state, key_gate)
         metrics |= found
     return state, metrics
+
+
+RESIGN_STEP = 0.01
+"""By how much one game moves the threshold of resignation."""
+RESIGN_HIGHEST = -0.5
+"""Nobody with a better value gives up, however safe it would be."""
+
+
+def _watch_resignation(config: Config, state: State, experience: Transition, result: Any) -> tuple[State, Metrics]:
+    """Move the threshold so that in `resign_false_positives` of the games played on, a player who did not lose had fallen below it."""
+    extras = experience.extras
+    watched = (experience.terminated & extras["plays_on"]).astype(jnp.float32)
+    of_players = jnp.stack([result, -result], axis=-1)
+    wrong = jnp.any((extras["lowest"] < state.resignation.below) & (of_players >= 0.0), axis=-1)
+    # The mean over time of this step is 0 where the share of wrong ones is what was asked for.
+    move = RESIGN_STEP * jnp.sum(watched * (config.resign_false_positives - wrong))
+    below = jnp.clip(state.resignation.below + move, -1.0, RESIGN_HIGHEST)
+    kept = 0.99 ** jnp.sum(watched)
+    share = jnp.sum(watched * wrong) / jnp.maximum(jnp.sum(watched), 1.0)
+    resignation = Resignation(below, kept * state.resignation.false_positives + (1.0 - kept) * share)
+    return state._replace(resignation=resignation), {"resign_below": below, "resign_false_positives": resignation.false_positives}
+
+
+def _player(config: Config, game: BoardGame, params: Any, num_simulations: int) -> contest.Chooser:
+    """The network with that many simulations, at its best."""
+    return lambda key, states: search(config, game, params, key, states, num_simulations=num_simulations).action
+
+
+def _gate(config: Config, game: BoardGame, state: State, key: Key) -> tuple[State, Metrics]:
+    """Every `gate_every` turns a match: the newest network becomes the best where it gets `gate_threshold` of the points (AlphaGo Zero,
+    Methods, "Evaluator")."""
+
+    def match(_: Any) -> jax.Array:
+        newest, best = (_player(config, game, params, config.num_simulations) for params in (state.params, state.best))
+        return contest.compete(game, newest, best, key, config.gate_games, opening_plies=OPENING_PLIES).points
+
+    due = (state.turns % config.gate_every == 0) & (state.updates > 0)
+    points = jax.lax.cond(due, match, lambda _: jnp.float32(0.0), ())
+    better = points >= config.gate_threshold
+    best = trees.select(better, state.params, state.best)
+    return state._replace(best=best), {"gates": due.astype(jnp.float32), "gate_points": points, "gates_passed": better.astype(jnp.float32)}
+
+
+OPENING_PLIES = 2
+"""Random moves at the start of a game of a match, without which all games between two who play alike would be one."""
+
+
+def step(config: Config, task: Task, state: State, *, update: Callable = update) -> tuple[State, Metrics]:
+    """One turn: `num_steps` moves in every game, then a training (and a match, where one is due)."""
+    collector, experience, episodes = data.rollout(config, task, policy, actor(state), state.collector, config.num_steps)
+    state, metrics = update(config, task, state._replace(collector=()), experience)
+    return state._replace(collector=collector), metrics | {"episodes": episodes}
+
+
+# --------------------------------------------------------------------------------------------------------- asked from outside
+
+
+@functools.partial(jax.jit, static_argnums=(1, 5))
+def _analyse(config: Config, game: BoardGame, params: Any, states: Any, key: Key, num_simulations: int) -> mcts.Analysis:
+    return search(config, game, params, key, states, num_simulations=num_simulations)
+
+
+def analyse(config: Config, task: Task, actor: Actor, model: Any, key: Key, *, num_simulations: int) -> mcts.Analysis:
+    """What the search finds in positions `[B, ...]` (a batch of game states, or `TimeStep.model`); without simulations, what the network
+    alone thinks."""
+    states = model.inner if isinstance(model, EnvState) else model
+    return _analyse(config, _game(task), actor.params, states, key, num_simulations)
+
+
+SCORE_SIMULATIONS = 200
+"""Simulations of the opponent in `score`."""
+
+
+@functools.partial(jax.jit, static_argnums=(1, 4))
+def _score(config: Config, game: BoardGame, params: Any, key: Key, num_games: int) -> tuple[contest.Score, contest.Score]:
+    key_mcts, key_random = jax.random.split(key)
+    player = _player(config, game, params, config.num_simulations)
+    uct_player = lambda key, states: uct.search(game, states, key, SCORE_SIMULATIONS).action  # noqa: E731
+    random_player = functools.partial(contest.random_move, game)
+    return tuple(
+        contest.compete(game, player, other, key, num_games, opening_plies=OPENING_PLIES)
+        for other, key in ((uct_player, key_mcts), (random_player, key_random))
+    )  # type: ignore[return-value]
+
+
+def score(config: Config, task: Task, actor: Actor, episodes: int, seed: int) -> dict[str, Any]:
+    """Share of points in `episodes` games (rounded up to an even number) against UCT with 200 random rollouts, as `mean`, and against
+    random play; both colours, two random moves to begin with."""
+    num_games = episodes + episodes % 2
+    against_mcts, against_random = _score(config, _game(task), actor.params, jax.random.key(seed), num_games)
+    found = {"mean": float(against_mcts.points), "random": float(against_random.points)}
+    return found | {name: int(count) for name, count in against_mcts._asdict().items()} | {"games": num_games}
