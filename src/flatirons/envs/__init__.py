@@ -2,8 +2,8 @@
 
 Names: `CartPole-v1` (any Gymnasium id), `ALE/Pong-v5` (Atari through ale-py's vector environment), `envpool:HalfCheetah-v5`,
 `jax:CartPole-v1`, `pgx:minatar-breakout`, `pgx:connect_four` (a board game), `mdp:FrozenLake-v1`, `probe:constant-reward` (these four
-prefixes are in-graph), `pixels:Pendulum-v1` (what is seen of it), `discrete:Pusher-v5` (its Box of actions cut into a Discrete choice).
-Simulators are imported when one is asked for.
+prefixes are in-graph), `pixels:Pendulum-v1` (what is seen of it), `discrete:Pusher-v5` (its Box of actions cut into a Discrete choice),
+`data:mnist` (data to learn from, without an environment). Simulators are imported when one is asked for.
 """
 
 from __future__ import annotations
@@ -105,6 +105,8 @@ def _make(task: Any, num_envs: int, *, seed: int, training: bool, vectoriser: st
         if vectoriser != "auto":
             raise FlatironsError(f"{task} runs in-graph, where there is nothing to vectorise; leave the vectoriser at 'auto'")
         return _in_graph(task, prefix, rest, num_envs, options)
+    if colon and prefix == "data":
+        return _data(task, rest, num_envs, options)
     if colon and prefix == "envpool":
         _import("envpool")
         from flatirons.envs.envpool import make_envpool
@@ -148,13 +150,14 @@ def names() -> list[str]:
 
 
 def _tables() -> Mapping[str, Any]:
-    from flatirons.envs import classic, games, mdp, minatar, probes
+    from flatirons.envs import classic, datasets, games, mdp, minatar, probes
 
     return {
         "jax": tuple(classic.ENVS),
         "pgx": (*minatar.NAMES, *games.GAMES),
         "mdp": (*mdp.TOY_TEXT, *mdp.OWN),
         "probe": tuple(probes.ENVS),
+        "data": tuple(datasets.SETS),
     }
 
 
@@ -258,6 +261,18 @@ def _board_game(task: str, name: str, num_envs: int, options: dict[str, Any]) ->
         return InGraph(games.make(name), num_envs, task)
     except ModuleNotFoundError as error:
         raise _missing(task, error.name or "pgx") from None
+
+
+def _data(task: str, name: str, num_envs: int, options: dict[str, Any]) -> Task:
+    from flatirons.envs import datasets
+
+    if name not in datasets.SETS:
+        raise FlatironsError(f"the task {task!r} is unknown{_nearest(name, datasets.SETS) or f'; data: has {chr(44).join(datasets.SETS)}'}")
+    for option in options:
+        if option != "data_dir":
+            raise FlatironsError(f"{task} has no option {option!r}; it has data_dir")
+    _demand_types(task, {"data_dir": str | None}, options)
+    return datasets.make(name, num_envs, **options)
 
 
 def _finite(task: str, name: str, known: Any, options: dict[str, Any]) -> Any:

@@ -212,9 +212,7 @@ class Game:
 
     def from_pgx(self, full: Any) -> GameState:
         """The way back, for a position that pgx has read; who moves first in it is player 0 where pgx's own ids say so."""
-        return GameState(
-            full.current_player, full.legal_action_mask, full.terminated, full.rewards[0], full._step_count, _own_fields(full)
-        )
+        return GameState(full.current_player, full.legal_action_mask, full.terminated, full.rewards[0], full._step_count, _own_fields(full))
 
 
 def make(name: str) -> Game:

@@ -26,12 +26,7 @@ _BOTTOM = [np.uint64(column[0]) for column in _CELLS]
 _STEPS = {1: (0, 1), 7: (1, 0), 8: (1, 1), 6: (1, -1)}
 _STARTS = {
     shift: np.uint64(
-        sum(
-            1 << (7 * col + row)
-            for col in range(COLS)
-            for row in range(ROWS)
-            if 0 <= col + 3 * dcol < COLS and 0 <= row + 3 * drow < ROWS
-        )
+        sum(1 << (7 * col + row) for col in range(COLS) for row in range(ROWS) if 0 <= col + 3 * dcol < COLS and 0 <= row + 3 * drow < ROWS)
     )
     for shift, (dcol, drow) in _STEPS.items()
 }

@@ -449,7 +449,8 @@ def evaluate(arguments: list[str]) -> int:
 def _in_words(result: Mapping[str, Any]) -> str:
     what = f"{result['system']} on {result['task']}: "
     if "returns" not in result:
-        return what + ", ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items())
+        numbers = result.get("metrics") or {name: value for name, value in result.items() if isinstance(value, float)}
+        return what + ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
     length = sum(result["lengths"]) / len(result["lengths"])
     spread = f"{result['mean']:.2f} ± {result['std']:.2f} (min {result['min']:.2f}, max {result['max']:.2f})"
     words = f"{what}return {spread} over {result['episodes']} episodes of {length:.0f} decisions on average"

@@ -31,10 +31,15 @@ def evaluate(system: Any, config: Any, task: Task, actor: Any, episodes: int, se
     part of the actor and stay as they are. Returns {"system", "task", "episodes", "mean", "std", "min", "max", "returns", "lengths"}:
     undiscounted returns, lengths in decisions, std over episodes (population); and "success" on a task that pursues goals: the
     share of episodes whose last reward is that of a goal reached. Deterministic for a seed, as far as the environment is.
+    A system whose quality is not a return has `score(config, task, actor, episodes, seed) -> {"mean": higher is better, ...}`, and what that
+    gives stands in the place of mean, std, ..., lengths.
     Raises FlatironsError when episodes < 1, or when the task is a host's that faults or whose episodes do not end.
     """
     if episodes < 1:
         raise FlatironsError(f"episodes is {episodes}: give at least 1")
+    name = system.__name__.rsplit(".", 1)[-1]
+    if "score" in vars(system):
+        return {"system": name, "task": task.name, "episodes": episodes, **system.score(config, task, actor, episodes, seed)}
     cap = task.spec.max_episode_steps or EPISODE_CAP
     score: Callable = _in_graph if task.in_graph else _on_host
     returns, lengths, last, cut = score(system.policy, config, task, actor, episodes, seed, cap)
@@ -42,7 +47,7 @@ def evaluate(system: Any, config: Any, task: Task, actor: Any, episodes: int, se
     if cut and task.spec.max_episode_steps is None:
         folder.warn(f"{task.name} has no time limit, so {cut} of {episodes} episodes were cut at {cap} decisions and count as they stood")
     return {
-        "system": system.__name__.rsplit(".", 1)[-1],
+        "system": name,
         "task": task.name,
         "episodes": episodes,
         "mean": float(np.mean(returns)),

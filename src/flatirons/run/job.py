@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatirons import envs, systems
+from flatirons.envs.datasets import DataTask
 from flatirons.run import checkpoint, evaluate, folder
 from flatirons.systems import system_name
 from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, MultiDiscrete, Network, Spec, Task, TimeStep
@@ -252,6 +253,16 @@ def check_options(options: Options, seed: int, seeds: int, workers: int) -> Opti
     return dataclasses.replace(options, **whole)
 
 
+def demand_same_data(job: Job, made: Task) -> None:
+    """Raises FlatironsError where a run that learns from data finds other files than it began with."""
+    recorded = job.recorded.get("data_sha256")
+    if recorded is not None and isinstance(made, DataTask) and made.sha256 != recorded:
+        raise FlatironsError(
+            f"the files of {made.name} are not those that {job.path} began with (SHA-256 {made.sha256[:12]}... where it recorded "
+            f"{recorded[:12]}...); put the old ones back, or begin a new run"
+        )
+
+
 # ---------------------------------------------------------------------------------------------------------------- records
 
 
@@ -274,6 +285,7 @@ def record_of(job: Job, made: Task, *, vmapped: bool) -> dict[str, Any]:
         "env_options": job.env_options,
         "in_graph": made.in_graph,
         "spec": spec_to_json(made.spec),
+        "data_sha256": made.sha256 if isinstance(made, DataTask) else None,
         "seed": job.seed,
         "seeds": job.seeds,
         "vmapped": vmapped,

@@ -256,7 +256,8 @@ def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable
             result = evaluate.evaluate(system, config, eval_task, actor, options.eval_episodes, EVALUATION_SEED + job.seed + i)
             line = {"step": step, "seconds": seconds(), **{k: v for k, v in result.items() if k not in ("system", "task")}}
             log.evaluation(line)
-            progress.say(f"  evaluation at {step:_}: {result['mean']:.4g} ± {result['std']:.3g} over {result['episodes']} episodes")
+            spread = f" ± {result['std']:.3g}" if "std" in result else ""
+            progress.say(f"  evaluation at {step:_}: {result['mean']:.4g}{spread} over {result['episodes']} episodes")
             if best[i] is None or result["mean"] > best[i]:  # type: ignore[operator]
                 best[i] = result["mean"]
                 meta = {"step": step, "system": job.name, "task": task.name, "seed": job.seed + i, "mean": result["mean"]}

@@ -31,6 +31,7 @@ from flatirons.run.job import (
     check_options,
     choose,
     demand_divides,
+    demand_same_data,
     demand_same_spaces,
     evaluation_task,
     is_instance,
@@ -221,6 +222,7 @@ def _go_on(job: Job, *, in_group: bool) -> Run:
     with _evaluation(job) as eval_task:
         made: Any = job.make(job.config.num_envs, seed=job.seed, training=True)
         try:
+            demand_same_data(job, made)
             job.system.check(job.config, made)
             if eval_task is not None:
                 demand_same_spaces(made, eval_task)

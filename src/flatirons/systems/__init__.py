@@ -7,10 +7,10 @@ import fnmatch
 from types import ModuleType
 from typing import Any
 
-from flatirons.systems import a3c, ddpg, dqn, ppo, reinforce, sac, tabular, trpo
+from flatirons.systems import a3c, alphazero, ddpg, dqn, ppo, reinforce, sac, tabular, trpo
 from flatirons.types import FlatironsError
 
-SYSTEMS: tuple[ModuleType, ...] = (ppo, trpo, a3c, reinforce, dqn, ddpg, sac, tabular)
+SYSTEMS: tuple[ModuleType, ...] = (ppo, trpo, a3c, reinforce, dqn, ddpg, sac, alphazero, tabular)
 
 
 def system_name(module: ModuleType) -> str:

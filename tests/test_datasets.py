@@ -1,0 +1,128 @@
+"""Data behind the door: found, checked, refused, fetched, recorded."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flatirons import envs
+from flatirons.envs import datasets
+from flatirons.run import job as jobs
+from flatirons.types import FlatironsError
+
+GIVEN = os.environ.get("FLATIRONS_DATA") or ""
+needs_data = pytest.mark.skipif(not Path(GIVEN, "uci").is_dir(), reason="FLATIRONS_DATA names no folder with the data sets")
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No data, an empty cache and a source that cannot be reached."""
+    monkeypatch.delenv("FLATIRONS_DATA", raising=False)
+    monkeypatch.setenv("FLATIRONS_CACHE", str(tmp_path / "cache"))
+
+    def unreachable(*_: Any, **__: Any) -> Any:
+        raise OSError("no network")
+
+    monkeypatch.setattr(datasets.urllib.request, "urlopen", unreachable)
+    return tmp_path
+
+
+@needs_data
+def test_the_tables_and_their_splits() -> None:
+    for name, rows, features in (("boston", 506, 13), ("concrete", 1030, 8), ("energy", 768, 8), ("wine", 1599, 11), ("yacht", 308, 6)):
+        task: Any = envs.make(f"data:uci-{name}")
+        x, y, train, test = (task.arrays[key] for key in ("x", "y", "train", "test"))
+        assert x.shape == (rows, features) and y.shape == (rows,) and task.spec.obs.shape == (features,)
+        assert train.shape[0] == test.shape[0] == 20
+        for learn, held_out in zip(train, test, strict=True):
+            assert sorted([*learn, *held_out]) == list(range(rows))
+
+
+@needs_data
+def test_digits_and_characters() -> None:
+    digits: Any = envs.make("data:mnist")
+    assert digits.arrays["train_images"].shape[1:] == (28, 28)
+    everything = np.concatenate([digits.arrays["train_labels"], digits.arrays["test_labels"]])
+    assert set(everything.tolist()) == set(range(10))
+    characters: Any = envs.make("data:omniglot")
+    images, alphabet = characters.arrays["images"], characters.arrays["alphabet"]
+    assert images.shape[1:] == (20, 28, 28) and len(images) == len(alphabet) == characters.spec.action.n
+    assert set(characters.notes) == {"Balinese", "Early_Aramaic", "Greek", "Japanese_(katakana)", "Korean", "Latin", "Sanskrit", "Tagalog"}
+    assert images.max() == 255 and 0.02 < (images / 255).mean() < 0.2
+
+
+def test_shrinking_keeps_the_mean() -> None:
+    picture = np.random.default_rng(0).random((105, 105))
+    shrink = datasets._shrink(105, 28)
+    np.testing.assert_allclose(shrink.sum(axis=1), 1.0)
+    np.testing.assert_allclose((shrink @ picture @ shrink.T).mean(), picture.mean())
+
+
+def test_no_file_and_no_network_says_where_to_put_it(nowhere: Path) -> None:
+    with pytest.raises(FlatironsError, match=r"cannot be reached \(no network\); get that file and put it at .*cache/co2/co2.csv"):
+        envs.make("data:co2")
+    with pytest.raises(FlatironsError, match=r"put it at .*mine/co2/co2.csv"):
+        envs.make("data:co2", data_dir=str(nowhere / "mine"))
+
+
+def test_a_damaged_file_is_named_kept_aside_and_not_used(nowhere: Path) -> None:
+    cached = nowhere / "cache" / "co2" / "co2.csv"
+    cached.parent.mkdir(parents=True)
+    cached.write_text("date,co2\n19580329,1.0\n")
+    with pytest.raises(FlatironsError, match=r"co2.csv has another SHA-256 than expected: it was moved to .*co2.csv.damaged"):
+        envs.make("data:co2")
+    assert not cached.exists() and cached.with_name("co2.csv.damaged").exists()
+    own = nowhere / "mine" / "co2" / "co2.csv"
+    own.parent.mkdir(parents=True)
+    own.write_text("not it")
+    with pytest.raises(FlatironsError, match="left where it is and is not used"):
+        envs.make("data:co2", data_dir=str(nowhere / "mine"))
+    assert own.exists()
+
+
+def test_a_fetched_file_is_checked_before_it_is_used(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Answer:
+        def __enter__(self) -> Answer:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def read(self) -> bytes:
+            return b"an error page"
+
+    monkeypatch.setattr(datasets.urllib.request, "urlopen", lambda *_, **__: Answer())
+    with pytest.raises(FlatironsError, match="another SHA-256 than expected: it was kept as"):
+        envs.make("data:co2")
+    assert (nowhere / "cache" / "co2" / "co2.csv.damaged").read_bytes() == b"an error page"
+
+
+def test_what_cannot_be_asked_of_data() -> None:
+    with pytest.raises(FlatironsError, match="did you mean mnist"):
+        envs.make("data:mnits")
+    with pytest.raises(FlatironsError, match="has no option 'sticky'"):
+        envs.make("data:mnist", sticky=0.1)
+    with pytest.raises(FlatironsError, match="data to learn from, in which nothing can act"):
+        datasets.DataTask("data:x", 1, None, {}, "0").reset(None)  # type: ignore[arg-type]
+
+
+@needs_data
+def test_a_run_goes_on_with_the_same_files_only(tmp_path: Path) -> None:
+    shutil.copytree(Path(GIVEN, "uci", "yacht"), tmp_path / "uci" / "yacht")
+    task: Any = envs.make("data:uci-yacht", data_dir=str(tmp_path))
+    run: Any = jobs.Job(None, None, None, "data:uci-yacht", {}, None, 0, 1, tmp_path, jobs.Options(), recorded={"data_sha256": task.sha256})
+    jobs.demand_same_data(run, task)
+    run.recorded["data_sha256"] = "0" * 64
+    with pytest.raises(FlatironsError, match="are not those that"):
+        jobs.demand_same_data(run, task)
+
+
+def test_idx_files() -> None:
+    raw = bytes([0, 0, 8, 2]) + (2).to_bytes(4, "big") + (3).to_bytes(4, "big") + bytes(range(6))
+    np.testing.assert_array_equal(datasets._idx(gzip.compress(raw)), np.arange(6).reshape(2, 3))
