@@ -682,8 +682,12 @@ def analyse(arguments: list[str]) -> int:
     """`flatirons analyse RUN --position TEXT [--simulations 10,100,1000] [--json]`."""
     parser = _parser("analyse", "Search one position and show the states visited most as the tree grows, with their values.")
     parser.add_argument("run", metavar="RUN", help="run folder, or mcts:SIMULATIONS with --game")
-    parser.add_argument("--position", default="", metavar="TEXT", help="FEN, SFEN or moves, as in '444' or 'startpos moves e2e4' (default: start)")
-    parser.add_argument("--simulations", default="10,100,1000", metavar="LIST", help="numbers of simulations; 0: network only (10,100,1000)")
+    parser.add_argument(
+        "--position", default="", metavar="TEXT", help="FEN, SFEN or moves, as in '444' or 'startpos moves e2e4' (default: start)"
+    )
+    parser.add_argument(
+        "--simulations", default="10,100,1000", metavar="LIST", help="numbers of simulations; 0: network only (10,100,1000)"
+    )
     parser.add_argument("--game", metavar="GAME", help="such as chess, where RUN is no run folder")
     parser.add_argument("--top", type=_whole, default=10, metavar="INT", help="states shown of each search (default: 10)")
     parser.add_argument("--seed", type=_whole, default=0, metavar="INT", help="of the search (default: 0)")

@@ -31,7 +31,9 @@ class Gtp:
     def __init__(self, thinker: Thinker, seed: int = 0) -> None:
         game = thinker.game
         if game.name in (*notation.CHESS, *notation.SHOGI):
-            raise FlatironsError(f"GTP is for games of stones, and this is {game.name}; use flatirons {'uci' if game.name in notation.CHESS else 'usi'}")
+            raise FlatironsError(
+                f"GTP is for games of stones, and this is {game.name}; use flatirons {'uci' if game.name in notation.CHESS else 'usi'}"
+            )
         self.thinker, self.game, self.seed = thinker, game, seed
         self.table = notation.Table(game)
         self.komi = records.KOMI
@@ -104,7 +106,9 @@ class Gtp:
         return ""
 
     def _colour(self, words: list[str]) -> int:
-        first, second = (("b", "black"), ("w", "white")) if notation.colours(self.game.name)[0] != "white" else (("w", "white"), ("b", "black"))
+        first, second = (
+            (("b", "black"), ("w", "white")) if notation.colours(self.game.name)[0] != "white" else (("w", "white"), ("b", "black"))
+        )
         said = words[0].lower() if words else ""
         if said in (*first, "x"):
             return 0

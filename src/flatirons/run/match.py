@@ -225,7 +225,9 @@ def _ask(
 
 def _demand_sense(faults: dict[int, str], count: int) -> None:
     if len(faults) >= max(3, count // 2):
-        raise FlatironsError(f"{len(faults)} of {count} games are void, the last because {list(faults.values())[-1]}; the match was stopped")
+        raise FlatironsError(
+            f"{len(faults)} of {count} games are void, the last because {list(faults.values())[-1]}; the match was stopped"
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------------- records
@@ -279,9 +281,7 @@ def in_words(match: Match) -> str:
     name = match.players[0]
     if not found["games"]:
         return f"{name}: no game was finished, {found['void']} are void"
-    low, middle, high = (
-        "infinite" if value is None else f"{value:+.0f}" for value in (found["elo_low"], found["elo"], found["elo_high"])
-    )
+    low, middle, high = ("infinite" if value is None else f"{value:+.0f}" for value in (found["elo_low"], found["elo"], found["elo_high"]))
     void = f", {found['void']} void" if "void" in found else ""
     return (
         f"{name} against {match.players[1]} in {match.game}: {found['wins']} won, {found['draws']} drawn, {found['losses']} lost{void}; "

@@ -1,13 +1,13 @@
 """Who can sit down to a game: a trained run, plain opponents, and other people's engines, each by a short name.
 
-    runs/first              a run folder; `runs/first?simulations=400`, and 0 for the bare network
-    random                  a legal move at random
-    minimax:5               to that depth; connect four by open lines, others by `envs.evaluation`
-    mcts:1000               UCT (c = 1.4) with that many random rollouts; `mcts:1000?c=2`
-    perfect                 connect four's solver (`pip install bitbully`)
-    gtp:COMMAND             an engine over GTP (Go); `gtp:gnugo?level=1`
-    uci:COMMAND             over UCI (chess; with Fairy-Stockfish shogi too); `uci:stockfish?nodes=1000&Skill Level=3`
-    usi:COMMAND             over USI (shogi)
+runs/first              a run folder; `runs/first?simulations=400`, and 0 for the bare network
+random                  a legal move at random
+minimax:5               to that depth; connect four by open lines, others by `envs.evaluation`
+mcts:1000               UCT (c = 1.4) with that many random rollouts; `mcts:1000?c=2`
+perfect                 connect four's solver (`pip install bitbully`)
+gtp:COMMAND             an engine over GTP (Go); `gtp:gnugo?level=1`
+uci:COMMAND             over UCI (chess; with Fairy-Stockfish shogi too); `uci:stockfish?nodes=1000&Skill Level=3`
+usi:COMMAND             over USI (shogi)
 """
 
 from __future__ import annotations

@@ -30,7 +30,9 @@ class Uci:
         wanted, other = (notation.SHOGI, "uci") if usi else (notation.CHESS, "usi")
         if game.name not in wanted:
             better = other if game.name in (*notation.CHESS, *notation.SHOGI) else "gtp"
-            raise FlatironsError(f"{'USI' if usi else 'UCI'} is for {' and '.join(wanted)}, and this is {game.name}; use flatirons {better}")
+            raise FlatironsError(
+                f"{'USI' if usi else 'UCI'} is for {' and '.join(wanted)}, and this is {game.name}; use flatirons {better}"
+            )
         self.thinker, self.game, self.usi, self.seed = thinker, game, usi, seed
         self._say, self._lock = say, threading.Lock()
         self.table = notation.Table(game)
