@@ -20,8 +20,8 @@ from flatirons.systems import alphazero
 from flatirons.types import ArraySpec, FlatironsError
 
 SMALL = alphazero.Config(
-    total_steps=3_200, num_envs=8, num_steps=4, num_simulations=4, search="puct", blocks=1, channels=16, policy_channels=2, value_channels=2,
-    value_hidden=8, buffer_size=512, learning_starts=16, gradient_steps=2, batch_size=16, optimiser="adam", learning_rate=1e-3,
+    total_steps=3_200, num_envs=8, num_steps=4, num_simulations=4, search="puct", blocks=1, channels=16, policy_channels=2,
+    value_channels=2, value_hidden=8, buffer_size=512, learning_starts=16, gradient_steps=2, batch_size=16, optimiser="adam", learning_rate=1e-3,
 )  # fmt: skip
 
 

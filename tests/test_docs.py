@@ -24,7 +24,7 @@ PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PYTHON = [code for language, code in BLOCK.findall(README) if language == "python"]
 # Where a system does not take CartPole.
-SMALL_TASKS = {"tabular": "mdp:FrozenLake-v1", "ddpg": "jax:Pendulum-v1", "sac": "jax:Pendulum-v1"}
+SMALL_TASKS = {"tabular": "mdp:FrozenLake-v1", "ddpg": "jax:Pendulum-v1", "sac": "jax:Pendulum-v1", "alphazero": "pgx:tic_tac_toe"}
 COMMAND_LINES = [
     line.partition("#")[0].strip()
     for page in PAGES
