@@ -16,6 +16,11 @@ COMMANDS = {
     "suite": "list the tasks that papers report together, with published scores",
     "check": "check an environment, with a fix for each fault found",
     "doctor": "say what this machine and installation can do",
+    "match": "play games between two players (runs, plain opponents, engines) and say the Elo difference",
+    "gtp": "play a run as an engine over GTP (Go and other games of stones)",
+    "uci": "play a run as an engine over UCI (chess)",
+    "usi": "play a run as an engine over USI (shogi)",
+    "analyse": "search one position of a game and show what was visited most",
 }
 
 HELP = f"""usage: flatirons COMMAND ...

@@ -151,8 +151,14 @@ def _read_sgf(game: Game, text: str, name: str) -> Iterator[Record]:
         where = f"{name}, game {number}"
         head = {key: values[0] for node in nodes for key, values in node.items() if key not in ("B", "W")}
         if "GM" in head and head["GM"].strip() != str(_GM.get(game.name, "")):
-            raise FlatironsError(f"{where} is no game of {game.name}: its GM is {head['GM']}, {game.name}'s is {_GM.get(game.name, 'none')}")
-        if "GM" not in head and head.get("GN", game.name).replace("-", "_") in notation.games.GAMES and head.get("GN", game.name) != game.name:
+            raise FlatironsError(
+                f"{where} is no game of {game.name}: its GM is {head['GM']}, {game.name}'s is {_GM.get(game.name, 'none')}"
+            )
+        if (
+            "GM" not in head
+            and head.get("GN", game.name).replace("-", "_") in notation.games.GAMES
+            and head.get("GN", game.name) != game.name
+        ):
             raise FlatironsError(f"{where} is a game of {head['GN']}, not of {game.name}")
         size = head.get("SZ", "19" if game.name in notation.GO else "").split(":")[0]
         if size and size != str(game.board.cols):

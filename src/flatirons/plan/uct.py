@@ -67,9 +67,27 @@ class _Walk(NamedTuple):
     stats: Any  # [B * M * A, 2] an edge's visits and its sum of results for the player who moves there
 
 
+class Tree(NamedTuple):
+    """A whole tree of M = num_simulations + 1 nodes, node 0 the root: child int32 `[B, M, A]`, the node that an edge leads to (-1: none, as
+    behind a move that ends the game); visits int32 and q float32 `[B, M, A]`, for the player who moves there."""
+
+    child: Any
+    visits: Any
+    q: Any
+
+
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def search(game: Rules, states: Any, key: Key, num_simulations: int, c: float = 1.4) -> Counted:
-    """Search every position of a batch (none of them ended) with `num_simulations` simulations each.
+    """Search every position of a batch (none of them ended) with `num_simulations` simulations each; see `grow`."""
+    tree = grow(game, states, key, num_simulations, c)
+    visits, q = tree.visits[:, 0], tree.q[:, 0]
+    action = jnp.argmax(visits * 4.0 + q, axis=1)  # q is within [-1, 1]: it decides between equal visits only
+    return Counted(action.astype(jnp.int32), visits, q)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def grow(game: Rules, states: Any, key: Key, num_simulations: int, c: float = 1.4) -> Tree:
+    """The tree of each position of a batch, none of them ended, after `num_simulations` simulations.
 
     A move is chosen by Q + c sqrt(ln N / n), untried ones first, at random. Results are 1, 0, -1. Memory: 12 bytes for each of
     B * (num_simulations + 1) * A edges. Raises FlatironsError where num_simulations < 1.
@@ -104,7 +122,7 @@ def search(game: Rules, states: Any, key: Key, num_simulations: int, c: float = 
         counting = walk.counted < walk.last_length
         edge = jnp.take_along_axis(walk.last_path, jnp.minimum(walk.counted, deepest - 1)[:, None], axis=1)[:, 0]
         result = jnp.where(walk.counted % 2 == 0, walk.last_value, -walk.last_value)
-        nowhere = batch * nodes * actions
+        nowhere = batch * nodes * actions + games  # past the end, where nothing is written
         stats = walk.stats.at[jnp.where(counting, first_edge + edge, nowhere)].add(
             jnp.stack([jnp.ones_like(result), result], axis=1), mode="drop", unique_indices=True
         )
@@ -163,11 +181,10 @@ def search(game: Rules, states: Any, key: Key, num_simulations: int, c: float = 
         value=jnp.zeros(batch), last_path=path, last_length=zero, last_value=jnp.zeros(batch), counted=zero, ended=zero, used=zero + 1,
         child=jnp.full(batch * nodes * actions, -1, jnp.int32), stats=jnp.zeros((batch * nodes * actions, 2)),
     )  # fmt: skip
-    stats = jax.lax.while_loop(unfinished, one_ply, start).stats.reshape(batch, nodes, actions, 2)
-    visits, total = stats[:, 0, :, 0], stats[:, 0, :, 1]
-    q = total / jnp.maximum(visits, 1.0)
-    action = jnp.argmax(visits * 4.0 + q, axis=1)  # q is within [-1, 1]: it decides between equal visits only
-    return Counted(action.astype(jnp.int32), visits.astype(jnp.int32), q)
+    grown = jax.lax.while_loop(unfinished, one_ply, start)
+    stats = grown.stats.reshape(batch, nodes, actions, 2)
+    visits = stats[..., 0]
+    return Tree(grown.child.reshape(batch, nodes, actions), visits.astype(jnp.int32), stats[..., 1] / jnp.maximum(visits, 1.0))
 
 
 def _along(mask: jax.Array, like: jax.Array) -> jax.Array:
