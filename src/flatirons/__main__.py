@@ -10,7 +10,7 @@ COMMANDS = {
     "resume": "go on with a run from its newest intact checkpoint",
     "eval": "score a run's policy on episodes of its own",
     "solve": "plan on a task whose transition probabilities are known, exactly",
-    "play": "watch a run's policy, in a window or as a video file",
+    "play": "watch a run's policy in a window or as a video; of a board game, play against it in the browser",
     "plot": "draw learning curves of one or more runs",
     "list": "list systems, tasks and presets; with a system: its settings and what to expect",
     "suite": "list the tasks that papers report together, with published scores",
