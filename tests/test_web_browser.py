@@ -73,8 +73,8 @@ class Browser:
     def text(self, selector: str) -> str:
         return self.run(f"return document.querySelector({selector!r}).textContent")
 
-    def window(self, width: int, height: int) -> None:
-        self._ask("POST", "/window/rect", {"width": width, "height": height})
+    def devtools(self, command: str, **parameters: Any) -> None:
+        self._ask("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
 
     def picture(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self._ask("GET", "/screenshot")))
@@ -215,15 +215,17 @@ def test_keys_looking_back_and_loading_again(browser: Browser, page: str) -> Non
 
 
 def test_it_fits_a_phone(browser: Browser, page: str) -> None:
-    browser.window(500, 900)  # the narrowest that a window gets
+    browser.devtools("Emulation.setDeviceMetricsOverride", width=375, height=720, deviceScaleFactor=2, mobile=True)
     try:
         fresh(browser, page)
         assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
-        assert browser.run(
-            "const b = document.getElementById('board').getBoundingClientRect(); return b.width > 300 && b.bottom < innerHeight"
+        board, undo = (
+            browser.run(f"const b = document.getElementById('{name}').getBoundingClientRect(); return [b.width, b.bottom, innerHeight]")
+            for name in ("board", "undo")
         )
+        assert board[0] > 320 and board[1] < board[2] and undo[1] < undo[2]
     finally:
-        browser.window(1280, 900)
+        browser.devtools("Emulation.clearDeviceMetricsOverride")
 
 
 def test_pieces_move_and_promote(browser: Browser) -> None:

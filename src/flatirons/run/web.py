@@ -37,6 +37,8 @@ PORT = 8000
 """Tried first; where it is taken, any free one."""
 SIMULATIONS = (0, 10, 50, 100, 200, 400, 800)
 """Simulations a move that can be chosen in the page, beside the run's own. 0 is the network alone."""
+RULES = -1
+"""Stands for the rules among what is being compiled."""
 MAX_GAMES = 32
 """Games that are kept; the one longest untouched goes first."""
 MAX_BODY = 65_536
@@ -137,8 +139,11 @@ class Opponent:
         return jax.device_get(self._compiled[simulations](self._config, self._actor, model, key))
 
     def prepare(self) -> None:
-        """Compile what the first moves need."""
+        """Compile what the first moves need: the rules, the network, the search."""
         start = notation.table(self.game).state
+        self.preparing.add(RULES)
+        notation.stepper(self.game)(start, np.int32(np.flatnonzero(start.legal)[0]))
+        self.preparing.discard(RULES)
         for simulations in (0, self.simulations):
             self.think(start, simulations)
 
