@@ -320,6 +320,7 @@ def test_what_cannot_be_played_is_said(ttt: web.Server) -> None:
 def test_the_command_serves_until_it_is_stopped(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"env": "pgx:tic-tac-toe"}))
     monkeypatch.setattr(web, "opponent", lambda path, simulations, seed: opponent("tic_tac_toe", simulations=simulations, seed=seed))
+    monkeypatch.setattr(web.Opponent, "prepare", lambda self: None)
     monkeypatch.setattr(web.Server, "serve_forever", lambda self, poll_interval: (_ for _ in ()).throw(KeyboardInterrupt))
     assert cli.run("play", [str(tmp_path), "--port", "0", "--no-browser", "--simulations", "7"]) == 0
     assert "Tic-tac-toe against a stand-in: http://127.0.0.1:" in capsys.readouterr().out

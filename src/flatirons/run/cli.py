@@ -537,10 +537,13 @@ def play(arguments: list[str]) -> int:
     if web.is_game(folder):
         if chosen.video:
             raise UsageError("a board game is played in the browser; leave out --video.")
-        web.serve(
+        computing = web.serve(
             folder, host=chosen.host or "127.0.0.1", port=chosen.port, browser=not chosen.no_browser, simulations=chosen.simulations,
             seed=chosen.seed,
         )  # fmt: skip
+        if computing:
+            sys.stdout.flush()
+            os._exit(0)
         return 0
     if chosen.port is not None or chosen.host or chosen.no_browser or chosen.simulations is not None:
         raise UsageError(f"--port, --host, --no-browser and --simulations are for board games; {folder} is of another task.")

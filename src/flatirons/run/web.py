@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import webbrowser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,7 @@ class Opponent:
         self.who, self.label = who, label
         self.ready: set[int] = set()
         self.preparing: set[int] = set()
+        self.thinking: set[int] = set()
         self._system, self._config, self._task, self._actor = system, config, task, actor
         self._key = jax.random.key(seed)
         self._asked = 0
@@ -112,6 +113,7 @@ class Opponent:
     def think(self, state: Any, simulations: int) -> Thought:
         """What the network says of a position, and the search where there are `simulations`."""
         with self._locks[simulations]:
+            self.thinking.add(simulations)
             if simulations not in self.ready:
                 self.preparing.add(simulations)
             try:
@@ -119,6 +121,7 @@ class Opponent:
                 self.ready.add(simulations)
             finally:
                 self.preparing.discard(simulations)
+                self.thinking.discard(simulations)
         legal = np.asarray(state.legal)
         visits = np.where(legal, np.asarray(found.visits)[0], 0)
         prior = np.where(legal, np.nan_to_num(np.asarray(found.prior, np.float64)[0]), 0.0)
@@ -662,19 +665,18 @@ def serve(
     simulations: int | None = None,
     seed: int = 0,
     say: Callable[[str], None] = print,
-    started: Sequence[Callable[[Server], None]] = (),
-) -> None:
-    """Serve the page for the run at `path` until Ctrl-C, and open it where there is a display. `started` are called once it listens."""
+) -> bool:
+    """Serve the page for the run at `path` until Ctrl-C, and open it where there is a display. Returns whether a thread of its own is still
+    computing: Python cannot end such a thread, and aborts where it ends itself beside one."""
     train.enable_compilation_cache()
     who = opponent(path, simulations=simulations, seed=seed)
     with Server(who, host=host, port=port) as server:
-        say(f"{who.look.title} against {who.label}: {server.url} (Ctrl-C stops)")
-        threading.Thread(target=who.prepare, daemon=True).start()
-        for call in started:
-            call(server)
-        if browser and display():
-            threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()
         try:
+            say(f"{who.look.title} against {who.label}: {server.url} (Ctrl-C stops)")
+            threading.Thread(target=who.prepare, daemon=True).start()
+            if browser and display():
+                threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()
             server.serve_forever(poll_interval=0.2)
         except KeyboardInterrupt:
             say("")
+        return bool(who.thinking or who.preparing)
