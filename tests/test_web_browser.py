@@ -88,7 +88,7 @@ class Browser:
             if entry["level"] == "SEVERE" and "the server responded with a status" not in entry["message"]
         ]
 
-    def wait(self, condition: str, *, seconds: float = 30) -> None:
+    def wait(self, condition: str, *, seconds: float = 60) -> None:
         """Until a JavaScript expression of the page holds."""
         end = time.monotonic() + seconds
         while not self.run(f"return Boolean({condition})"):
@@ -137,7 +137,7 @@ def page() -> Iterator[str]:
 
 
 def fresh(browser: Browser, url: str, side: str = "0") -> None:
-    browser.open(url)
+    browser.open(f"{url}api/info")  # of the same origin, and without a page that could write there
     browser.run("localStorage.clear(); sessionStorage.clear()")
     browser.open(f"{url}?side={side}")
     browser.wait("game && !thinking && info")

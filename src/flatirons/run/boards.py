@@ -35,7 +35,7 @@ LOOKS: Mapping[str, Look] = {
     "go_19x19": Look("Go 19×19", "go", 19, 19, ("Black", "White")),
     "gardner_chess": Look("Gardner chess", "chess", 5, 5, ("White", "Black")),
     "chess": Look("Chess", "chess", 8, 8, ("White", "Black")),
-    "animal_shogi": Look("Animal shogi", "animals", 4, 3, ("First", "Second")),
+    "animal_shogi": Look("Animal shogi", "animals", 4, 3, ("Forest", "Sky")),
     "shogi": Look("Shogi", "shogi", 9, 9, ("Sente", "Gote")),
 }
 KOMI = 7.5
