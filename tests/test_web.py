@@ -183,9 +183,10 @@ def test_a_move_taken_back_while_it_thinks_is_not_answered() -> None:
     thread.start()
     assert begun.wait(20)
     assert table.undo({"game": game, "ply": 1})["ply"] == 0
+    table.move({"game": game, "ply": 0, "action": 4})  # as many moves as it knows of, and others
     go_on.set()
     thread.join(20)
-    assert errors == [409] and table.state({"game": game})["ply"] == 0
+    assert errors == [409] and [move["action"] for move in table.state({"game": game})["moves"]] == [4]
 
 
 def test_bad_requests_get_a_sentence(ttt: web.Server) -> None:
