@@ -140,7 +140,9 @@ PRESETS = {
     ),
     "alphazero-connect-four": Preset(
         doc="Connect four within an hour and a half on a laptop.",
-        config=_small(symmetries=True),
+        config=_small(
+            total_steps=819_200, num_envs=128, num_steps=8, gradient_steps=16, batch_size=256, value_mix=0.5, symmetries=True,
+        ),
         tasks=("pgx:connect_four",),
     ),
     "alphazero-othello": Preset(
