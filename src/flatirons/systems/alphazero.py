@@ -212,13 +212,14 @@ def _game(task: Task) -> BoardGame:
     return cast(Any, task).env
 
 
-def _shape(config: Config) -> Shape:
+def shape_of(config: Config) -> Shape:
+    """The network's sizes."""
     return Shape(config.blocks, config.channels, config.norm, config.policy_channels, config.value_channels, config.value_hidden)
 
 
 def network(config: Config, game: BoardGame, params: Any, obs: Any) -> tuple[jax.Array, jax.Array]:
     """f_theta: logits `[..., A]` and value `[...]` in [-1, 1] of `obs [..., *obs]`, for the player to move."""
-    return resnet(params, game.obs_spec, _shape(config), obs)
+    return resnet(params, game.obs_spec, shape_of(config), obs)
 
 
 def _turns(game: BoardGame, key: Key, num: int) -> tuple[jax.Array, jax.Array]:
@@ -295,7 +296,7 @@ def init(config: Config, task: Task, key: Key) -> State:
     """A fresh network, an empty replay, and games at their start."""
     game = _game(task)
     key_params, key_collect, key = jax.random.split(key, 3)
-    params = resnet_init(key_params, game.obs_spec, game.num_actions, _shape(config))
+    params = resnet_init(key_params, game.obs_spec, game.num_actions, shape_of(config))
     return State(
         params=params,
         best=jax.tree.map(jnp.copy, params) if config.gate_every else (),
