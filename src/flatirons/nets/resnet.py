@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flatirons.nets.conv import SHIFTS_FROM
 from flatirons.nets.mlp import dense, dense_init, product, standardise
 from flatirons.types import ArraySpec, Key
 
@@ -108,8 +109,11 @@ def _shifted(part: jax.Array, down: int, right: int) -> jax.Array:
 def _conv_planes(x: jax.Array, w: jax.Array) -> jax.Array:
     """3x3 with zeros around the board: `x [rows, cols, B, C]`, `w [3, 3, C, F]`. A cell and its neighbours left and right go through one
     product for each of the three rows of the kernel, and its results are shifted by whole rows and added up: on one core 1.7 times as fast
-    as all nine taps in one product (with 64 channels)."""
+    as all nine taps in one product (with 64 channels). A few planes are gathered from all around instead."""
     rows, cols, batch, channels = x.shape
+    if channels < SHIFTS_FROM:
+        around = jnp.concatenate([_shifted(x, down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)], axis=-1)
+        return product(around.reshape(-1, 9 * channels), w.reshape(9 * channels, -1)).reshape(rows, cols, batch, -1)
     beside = jnp.concatenate([_shifted(x, 0, right) for right in (-1, 0, 1)], axis=-1).reshape(-1, 3 * channels)
     parts = [product(beside, w[i].reshape(3 * channels, -1)).reshape(rows, cols, batch, -1) for i in range(3)]
     return _shifted(parts[0], -1, 0) + parts[1] + _shifted(parts[2], 1, 0)
