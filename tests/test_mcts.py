@@ -51,16 +51,50 @@ PARAMS = {
 }
 
 
+SIMULATIONS = 128
+"""One number for nearly all searches here, so that few programs are compiled."""
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _find(game: Any, evaluate: Any, kind: str, num_simulations: int, params: Any, states: Any, key: Any) -> Any:
+def _find(game: Any, evaluate: Any, kind: str, num_simulations: int, states: Any, key: Any) -> Any:
     if kind == "gumbel":
-        return mcts.gumbel_search(game, evaluate, params, key, states, num_simulations=num_simulations, scale=0.0)
+        return mcts.gumbel_search(game, evaluate, PARAMS, key, states, num_simulations=num_simulations, scale=0.0)
     noise = (0.3, 0.25) if kind == "noisy" else None
-    return mcts.search(game, evaluate, params, key, states, num_simulations=num_simulations, noise=noise)
+    return mcts.search(game, evaluate, PARAMS, key, states, num_simulations=num_simulations, noise=noise)
 
 
-def find(game: Any, actions: list[int], kind: str = "puct", num_simulations: int = 64, evaluate: Any = blank) -> Any:
-    return _find(game, evaluate, kind, num_simulations, PARAMS, position(game, actions), jax.random.key(0))
+# X (who begins) has 0 and 1 or the like; the last number is the only right move. "fork": nothing helps any more.
+POSITIONS: dict[Any, dict[str, tuple[list[int], int]]] = {
+    TTT: {
+        "win, first": ([0, 3, 1, 4], 2),
+        "win, second": ([0, 3, 1, 4, 8], 5),
+        "block, first": ([8, 0, 3, 1], 2),
+        "block, second": ([0, 4, 1], 2),
+        "fork": ([0, 5, 1, 7, 3], -1),
+        "before the fork": ([0, 5, 1, 7], 2),
+    },
+    C4: {
+        "win, first": ([0, 6, 0, 6, 0, 6], 0),
+        "win, second": ([0, 6, 0, 6, 1, 6, 2], 6),
+        "block, first": ([6, 0, 5, 0, 6, 0], 0),
+        "block, second": ([0, 6, 0, 6, 0], 0),
+        "full column": ([0, 0, 0, 0, 0, 0, 1, 1, 1, 1], -1),
+    },
+}
+
+
+@functools.cache
+def _all_of(game: Any, kind: str) -> Any:
+    """The searches of all of a game's positions, as one batch: an Analysis and a Tree."""
+    states = [position(game, actions) for actions, _ in POSITIONS[game].values()]
+    both = jax.tree.map(lambda *x: jnp.concatenate(x), *states)
+    return jax.device_get(_find(game, blank, kind, SIMULATIONS, both, jax.random.key(0)))
+
+
+def find(game: Any, name: str, kind: str = "puct") -> Any:
+    """The Analysis and the Tree of one position, without a batch axis."""
+    index = list(POSITIONS[game]).index(name)
+    return jax.tree.map(lambda x: x[index], _all_of(game, kind))
 
 
 # ---------------------------------------------------------------------------------------- against a plain program
@@ -126,15 +160,18 @@ def reference(simulations: int) -> tuple[dict[int, int], dict[int, float]]:
     )
 
 
-@pytest.mark.parametrize("simulations", [3, 64])
-def test_puct_equals_the_pseudocode(simulations: int) -> None:
-    found, _ = find(TTT, [], num_simulations=simulations, evaluate=opinionated)
-    visits, q = reference(simulations)
-    np.testing.assert_array_equal(found.visits[0], [visits.get(a, 0) for a in range(9)])
-    np.testing.assert_allclose(found.q[0], [q.get(a, 0.0) for a in range(9)], atol=1e-5)
-    np.testing.assert_allclose(found.total[0], found.visits[0] * found.q[0])
-    np.testing.assert_allclose(found.policy[0], found.visits[0] / simulations)
-    assert int(found.action[0]) == max(visits, key=lambda a: visits[a])
+def test_puct_equals_the_pseudocode() -> None:
+    # In a batch, beside another position.
+    both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), position(TTT, [0, 3, 1, 4]), position(TTT, []))
+    found, tree = jax.device_get(_find(TTT, opinionated, "puct", 64, both, jax.random.key(0)))
+    visits, q = reference(64)
+    np.testing.assert_array_equal(found.visits[1], [visits.get(a, 0) for a in range(9)])
+    np.testing.assert_allclose(found.q[1], [q.get(a, 0.0) for a in range(9)], atol=1e-5)
+    np.testing.assert_allclose(found.total, found.visits * found.q)
+    np.testing.assert_allclose(found.policy, found.visits / 64.0)
+    assert int(found.action[1]) == max(visits, key=lambda a: visits[a])
+    line = np.asarray(mcts.principal_variation(tree, 30))[1]
+    assert line[0] == found.action[1] and line[-1] == -1 and (line[:2] >= 0).all()
 
 
 def test_one_step_of_puct_by_hand() -> None:
@@ -151,71 +188,59 @@ def test_one_step_of_puct_by_hand() -> None:
 
     # A board on which only 7 and 8 are left and nobody can win soon.
     two_left = position(TTT, [0, 3, 1, 4, 5, 2, 6])
-    for simulations, expected in ((1, [1, 0]), (2, [1, 1]), (3, [1, 2])):
-        found, _ = _find(TTT, evaluate, "puct", simulations, PARAMS, two_left, jax.random.key(0))
-        np.testing.assert_array_equal(found.visits[0, 7:], expected)
+    found, _ = _find(TTT, evaluate, "puct", 3, two_left, jax.random.key(0))
+    np.testing.assert_array_equal(found.visits[0, 7:], [1, 2])
+    # After the second visit of move 1 the draw behind it has halved its mean.
+    np.testing.assert_allclose(found.q[0, 7:], [-0.4, 0.3], atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------------- probes
 
-WIN = {
-    # X has 0 and 1, O has 3 and 4: X wins with 2, O with 5.
-    "x": (TTT, [0, 3, 1, 4], 2),
-    "o": (TTT, [0, 3, 1, 4, 8], 5),
-    "four, first": (C4, [0, 6, 0, 6, 0, 6], 0),
-    "four, second": (C4, [0, 6, 0, 6, 1, 6, 2], 6),
-}
-BLOCK = {
-    "x": (TTT, [8, 0, 3, 1], 2),
-    "o": (TTT, [0, 4, 1], 2),
-    "four, first": (C4, [0, 6, 1, 6, 0, 6], 6),
-    "four, second": (C4, [0, 6, 0, 6, 0], 0),
-}
+KINDS = pytest.mark.parametrize("kind", ["puct", "gumbel"])
+GAMES = pytest.mark.parametrize("game", [TTT, C4], ids=["tic-tac-toe", "connect four"])
 
 
-@pytest.mark.parametrize("kind", ["puct", "gumbel"])
-@pytest.mark.parametrize("name", WIN)
-def test_it_takes_a_win(name: str, kind: str) -> None:
-    game, actions, right = WIN[name]
-    found, _ = find(game, actions, kind)
-    assert int(found.action[0]) == right and float(found.q[0, right]) == 1.0 and float(found.value[0]) > 0.2
-    assert int(jnp.argmax(found.policy[0])) == right
+@KINDS
+@GAMES
+def test_it_takes_a_win(game: Any, kind: str) -> None:
+    for name in ("win, first", "win, second"):
+        found, _ = find(game, name, kind)
+        right = POSITIONS[game][name][1]
+        assert found.action == right and found.q[right] == 1.0 and found.q.argmax() == right and found.policy.argmax() == right
 
 
-@pytest.mark.parametrize("kind", ["puct", "gumbel"])
-@pytest.mark.parametrize("name", BLOCK)
-def test_it_blocks_a_win(name: str, kind: str) -> None:
-    game, actions, right = BLOCK[name]
-    found, _ = find(game, actions, kind, num_simulations=200)
-    assert int(found.action[0]) == right
-    worst = np.where(np.asarray(found.visits[0]) > 0, np.asarray(found.q[0]), 1.0)
-    assert worst.min() < -0.1, "what does not block loses"
+@KINDS
+@GAMES
+def test_it_blocks_a_win(game: Any, kind: str) -> None:
+    for name in ("block, first", "block, second"):
+        found, _ = find(game, name, kind)
+        right = POSITIONS[game][name][1]
+        assert found.action == right and found.policy.argmax() == right
+        assert np.where(found.visits > 0, found.q, 1.0).min() < -0.1, "what does not block loses"
 
 
 def test_signs_turn_with_every_ply() -> None:
-    # X threatens 2 and 6 at once: whatever O does, X wins two plies later.
-    found, _ = find(TTT, [0, 5, 1, 7, 3], num_simulations=400)
-    assert float(found.value[0]) < -0.3 and np.asarray(found.q[0])[np.asarray(found.visits[0]) > 0].max() < 0.5
-    # One ply earlier X is to move and wins.
-    found, _ = find(TTT, [0, 5, 1, 7], num_simulations=400)
-    assert float(found.value[0]) > 0.3
+    # X threatens 2 and 6 at once: whatever O does, X wins.
+    found, _ = find(TTT, "fork")
+    assert found.value < -0.3 and found.q[found.visits > 0].max() < 0.0
+    found, _ = find(TTT, "before the fork")
+    assert found.value > 0.3
 
 
 def test_nothing_follows_an_end() -> None:
-    found, tree = find(TTT, [0, 3, 1, 4], num_simulations=200)
-    assert float(found.q[0, 2]) == 1.0 and int(found.visits[0, 2]) > 100
-    child = int(tree.children_index[0, 0, 2])
-    assert float(tree.children_discounts[0, 0, 2]) == 0.0
-    np.testing.assert_array_equal(tree.children_rewards[0, child], 0.0)
+    found, tree = find(TTT, "win, first")
+    assert found.q[2] == 1.0 and found.visits[2] > SIMULATIONS // 2
+    child = tree.children_index[0, 2]
+    assert tree.children_discounts[0, 2] == 0.0
+    np.testing.assert_array_equal(tree.children_rewards[child], 0.0)
 
 
-def test_no_illegal_move_at_any_depth() -> None:
-    for kind in ("puct", "gumbel", "noisy"):
-        # Column 0 is full, and 5 moves remain in others at least.
-        found, tree = find(C4, [0, 0, 0, 0, 0, 0, 1, 1, 1, 1], kind, num_simulations=200)
-        legal = np.asarray(tree.embeddings.legal[0])
-        assert not legal[0, 0] and (np.asarray(tree.children_visits[0]) * ~legal).sum() == 0
-        assert (np.asarray(found.visits).sum() == 200) and float(found.policy[0, 0]) == 0.0 == float(found.prior[0, 0])
+@pytest.mark.parametrize("kind", ["puct", "gumbel", "noisy"])
+def test_no_illegal_move_at_any_depth(kind: str) -> None:
+    found, tree = find(C4, "full column", kind)
+    legal = tree.embeddings.legal
+    assert not legal[0, 0] and (tree.children_visits * ~legal).sum() == 0 and (~legal[tree.node_visits > 0]).any()
+    assert found.visits.sum() == SIMULATIONS and found.policy[0] == 0.0 == found.prior[0]
 
 
 def test_dirichlet_noise_is_on_legal_moves_alone() -> None:
@@ -232,14 +257,9 @@ def test_dirichlet_noise_is_on_legal_moves_alone() -> None:
     assert np.isfinite(tiny).all()
 
 
-def test_it_is_deterministic_and_batches_are_independent() -> None:
-    a, _ = find(C4, [3, 3], "noisy")
-    b, _ = find(C4, [3, 3], "noisy")
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-    both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), position(TTT, []), position(TTT, [0, 3, 1, 4]))
-    found, _ = _find(TTT, opinionated, "puct", 64, PARAMS, both, jax.random.key(0))
-    alone, _ = find(TTT, [0, 3, 1, 4], evaluate=opinionated)
-    np.testing.assert_array_equal(found.visits[1], alone.visits[0])
+def test_it_is_deterministic() -> None:
+    again = _all_of.__wrapped__(C4, "noisy")
+    jax.tree.map(np.testing.assert_array_equal, again, _all_of(C4, "noisy"))
 
 
 def test_moves_follow_the_temperature() -> None:
@@ -252,27 +272,18 @@ def test_moves_follow_the_temperature() -> None:
 
 
 def test_gumbel_spends_its_simulations_by_halving() -> None:
-    found, _ = find(TTT, [], "gumbel", num_simulations=32, evaluate=opinionated)
-    visits = np.asarray(found.visits[0])
-    assert visits.sum() == 32 and (visits > 0).all(), "nine moves are fewer than sixteen"
-    np.testing.assert_allclose(float(found.policy.sum()), 1.0, rtol=1e-5)
+    found, _ = find(TTT, "block, second", "gumbel")
+    assert found.visits.sum() == SIMULATIONS and (found.visits[found.legal] > 0).all(), "six moves are fewer than sixteen"
     # Equation 11: the policy is softmax(log p + sigma(Q)), and every Q is known here.
-    sigma = (50.0 + visits.max()) * 1.0 * np.asarray(found.q[0])
-    weights = np.asarray(found.prior[0]) * np.exp(sigma - sigma.max())
-    np.testing.assert_allclose(np.asarray(found.policy[0]), weights / weights.sum(), rtol=1e-3, atol=1e-6)
+    sigma = (50.0 + found.visits.max()) * found.q
+    weights = found.prior * np.exp(sigma - sigma.max())
+    np.testing.assert_allclose(found.policy, weights / weights.sum(), rtol=1e-3, atol=1e-6)
 
 
 def test_without_simulations_the_network_alone_answers() -> None:
     found = mcts.look(TTT, opinionated, PARAMS, jax.random.key(0), position(TTT, [4]))
     assert int(found.visits.sum()) == 0 and float(found.prior[0, 4]) == 0.0
     assert int(found.action[0]) == int(jnp.argmax(found.prior[0])) and float(found.value[0]) == float(found.network_value[0])
-
-
-def test_the_principal_variation_is_read_from_the_tree() -> None:
-    found, tree = find(TTT, [0, 3, 1], num_simulations=200)
-    line = np.asarray(mcts.principal_variation(tree, 4))[0]
-    assert line[0] == int(found.action[0]) == 2
-    assert (mcts.principal_variation(find(TTT, [], num_simulations=1)[1], 4)[0, 1:] == -1).all()
 
 
 def test_without_mctx_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

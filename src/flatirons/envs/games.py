@@ -205,7 +205,6 @@ class Game:
     def pgx(self, state: GameState) -> Any:
         """The position as pgx's own State (player ids are ours; its observation is blank), for its notations and pictures."""
         rewards = jnp.stack([state.outcome, -state.outcome])
-        # pgx indexes fields of its State by traced numbers, which NumPy arrays do not take.
         return jax.tree.map(jnp.asarray, _template(self.name)).replace(
             current_player=state.player, legal_action_mask=state.legal, terminated=state.terminated, rewards=rewards,
             _step_count=state.plies, **state.inner,
@@ -279,7 +278,7 @@ def _start(name: str) -> GameState:
 def _obs_shape(name: str) -> tuple[tuple[int, ...], str]:
     with jax.numpy_rank_promotion("allow"):
         env = _pgx(name)
-        shape = jax.eval_shape(lambda full: env._observe(full, full.current_player), _template(name))
+        shape = jax.eval_shape(lambda full: env._observe(full, full.current_player), jax.tree.map(jnp.asarray, _template(name)))
     return tuple(shape.shape), str(shape.dtype)
 
 

@@ -59,8 +59,8 @@ class Config:
     """gumbel: moves considered at the root."""
     c_visit: float = 50.0
     """gumbel: visits that Q counts for, beside those it has."""
-    c_scale: float = 0.5
-    """gumbel: weight of Q, which lies in [-1, 1] (the paper's 1, for values in [0, 1])."""
+    c_scale: float = 0.1
+    """gumbel: weight of Q, which lies in [-1, 1], in the policy that is learnt. More makes much of small differences between guesses."""
     blocks: int = 19
     """Residual blocks."""
     channels: int = 256
@@ -467,7 +467,7 @@ def _gate(config: Config, game: BoardGame, state: State, key: Key) -> tuple[Stat
 
     due = (state.turns % config.gate_every == 0) & (state.updates > 0)
     points = jax.lax.cond(due, match, lambda _: jnp.float32(0.0), ())
-    better = points >= config.gate_threshold
+    better = due & (points >= config.gate_threshold)
     best = trees.select(better, state.params, state.best)
     return state._replace(best=best), {"gates": due.astype(jnp.float32), "gate_points": points, "gates_passed": better.astype(jnp.float32)}
 
