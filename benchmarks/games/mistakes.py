@@ -36,12 +36,12 @@ SEED = 20_181_207
 
 def remaining(score: float, plies: int) -> int:
     """Plies to the end under perfect play, from the score of the best move: what is won or lost ends the later the nearer to 0."""
-    left = 42 - plies
     if score == 0:
-        return left
-    # Whoever wins with a score of s has s - 1 stones of his own left over, as BitBully counts.
-    mine, theirs = (left + 1) // 2, left // 2
-    return 2 * (mine - int(score)) + 1 if score > 0 else 2 * (theirs + int(score) + 1)
+        return 42 - plies
+    # BitBully counts as Pons does: the winner ends it with his stone number 22 - |score|; the first player's k-th is ply 2k - 1.
+    stone = 22 - int(abs(score))
+    first_wins = (plies % 2 == 0) == (score > 0)
+    return 2 * stone - first_wins - plies
 
 
 def positions(each: int, seed: int) -> dict[tuple[str, str], tuple[list[list[int]], list[np.ndarray]]]:

@@ -523,7 +523,7 @@ def _chess_state(game: Game, cells: np.ndarray, turn: int, rest: Sequence[str], 
             )  # fmt: skip
             x = rules._update_history(x)
             x = x._replace(legal_action_mask=jax.jit(rules._legal_action_mask)(x))
-            ended, rewards = jax.jit(lambda x: (rules.Game().is_terminal(x), rules.Game().rewards(x)))(x)
+            ended, rewards = _chess_ending(x)
             return _begun(start, turn, x.legal_action_mask, ended, rewards[0], {"_x": x})
         from pgx import gardner_chess as small
 
@@ -534,6 +534,13 @@ def _chess_state(game: Game, cells: np.ndarray, turn: int, rest: Sequence[str], 
         full = small._update_history(full)
         full = full.replace(legal_action_mask=jax.jit(small._legal_action_mask)(full))
         return game.from_pgx(jax.jit(small._check_termination)(full))
+
+
+@jax.jit
+def _chess_ending(x: Any) -> tuple[Any, Any]:
+    from pgx._src.games import chess as rules
+
+    return rules.Game().is_terminal(x), rules.Game().rewards(x)
 
 
 def _shogi_state(game: Game, cells: np.ndarray, turn: int, rest: Sequence[str], wrong: Callable[[str], FlatironsError]) -> GameState:

@@ -23,6 +23,7 @@ _CELLS = [[1 << (7 * col + row) for row in range(ROWS)] for col in range(COLS)]
 _BOARD = np.uint64(sum(sum(column) for column in _CELLS))
 _COLUMN = [np.uint64(sum(column)) for column in _CELLS]
 _BOTTOM = [np.uint64(column[0]) for column in _CELLS]
+_FLOOR = np.uint64(sum(column[0] for column in _CELLS))
 _STEPS = {1: (0, 1), 7: (1, 0), 8: (1, 1), 6: (1, -1)}
 _STARTS = {
     shift: np.uint64(
@@ -78,8 +79,8 @@ def connect_four(mine: np.ndarray, theirs: np.ndarray, depth: int) -> np.ndarray
     """
     if depth < 1:
         raise FlatironsError(f"minimax of depth {depth} looks at nothing: give at least 1")
-    # Seven to the fifth rows of one position at a time are 134 kB; a thousand would not fit a cache, or a machine.
-    room = max(1, 7 ** max(0, 7 - depth))
+    # So many at a time that what is worked on fits a processor's cache.
+    room = 7 ** max(0, 6 - depth)
     parts = [_worth(mine[i : i + room], theirs[i : i + room], depth) for i in range(0, len(mine), room)]
     return np.concatenate(parts) if parts else np.zeros((0, COLS))
 
@@ -99,10 +100,13 @@ def _worth(mine: np.ndarray, theirs: np.ndarray, depth: int) -> np.ndarray:
         rows.append(possible[goes_on])
         cols.append(np.full(int(goes_on.sum()), col))
     moved, row, col = np.concatenate(after), np.concatenate(rows), np.concatenate(cols)
-    if depth == 1:
-        worth[row, col] = open_lines(moved, theirs[row])
-    elif len(row):
-        worth[row, col] = -np.nanmax(_worth(theirs[row], moved, depth - 1), axis=1)
+    if len(row):
+        # Positions that are reached in several ways are looked at once. Stones and heights together name one.
+        other = theirs[row]
+        _, first, same = np.unique(moved + (moved | other) + _FLOOR, return_index=True, return_inverse=True)
+        moved, other = moved[first], other[first]
+        found = open_lines(moved, other) if depth == 1 else -np.nanmax(_worth(other, moved, depth - 1), axis=1)
+        worth[row, col] = found[same]
     return worth
 
 
