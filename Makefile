@@ -1,7 +1,7 @@
 # Two commands on a fresh machine do all: `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := dev,atari,mujoco,box2d,games,video,robotics
+EXTRAS := dev,atari,mujoco,box2d,games,referees,video,robotics
 STAMP := .venv/.installed
 # One thread for each of the two test processes: two processes that both use every core are slower than one.
 ONE_THREAD := --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1

@@ -27,6 +27,7 @@ PYTHON = [code for language, code in BLOCK.findall(README) if language == "pytho
 # Where a system does not take CartPole.
 SMALL_TASKS: dict[str, Any] = {"tabular": "mdp:FrozenLake-v1", "ddpg": "jax:Pendulum-v1", "sac": "jax:Pendulum-v1", "ewc": pictures()}
 SMALL_TASKS |= {"ewc_dqn": "sequence:probe:action,probe:constant-reward", "mc_dropout": rows(), "maml": "meta:sinusoid"}
+SMALL_TASKS |= {"alphazero": "pgx:tic_tac_toe"}
 STUDY_PAGES = {"ewc_dqn": ("ewc", "dqn")}
 COMMAND_LINES = [
     line.partition("#")[0].strip()

@@ -10,12 +10,17 @@ COMMANDS = {
     "resume": "go on with a run from its newest intact checkpoint",
     "eval": "score a run's policy on episodes of its own",
     "solve": "plan on a task whose transition probabilities are known, exactly",
-    "play": "watch a run's policy, in a window or as a video file",
+    "play": "watch a run's policy in a window or as a video; of a board game, play against it in the browser",
     "plot": "draw learning curves of one or more runs",
     "list": "list systems, tasks and presets; with a system: its settings and what to expect",
     "suite": "list the tasks that papers report together, with published scores",
     "check": "check an environment, with a fix for each fault found",
     "doctor": "say what this machine and installation can do",
+    "match": "play games between two players (runs, plain opponents, engines) and say the Elo difference",
+    "gtp": "play a run as an engine over GTP (Go and other games of stones)",
+    "uci": "play a run as an engine over UCI (chess)",
+    "usi": "play a run as an engine over USI (shogi)",
+    "analyse": "search one position of a game and show what was visited most",
 }
 
 HELP = f"""usage: flatirons COMMAND ...

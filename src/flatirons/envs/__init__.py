@@ -1,10 +1,10 @@
 """The one door to environments: `make(task) -> Task`, in-graph or on the host, and `check(task) -> list[Finding]`.
 
 Names: `CartPole-v1` (any Gymnasium id), `ALE/Pong-v5` (Atari through ale-py's vector environment), `envpool:HalfCheetah-v5`,
-`jax:CartPole-v1`, `pgx:minatar-breakout`, `mdp:FrozenLake-v1`, `probe:constant-reward` (these four in-graph), `pixels:Pendulum-v1` (what
-is seen of it), `discrete:Pusher-v5` (its Box of actions cut into a Discrete choice), `data:mnist` (data to learn from, without an
-environment), `sequence:TASK,TASK` (in-graph tasks to be learned in turn), `meta:navigation` (a distribution over tasks, to learn to learn
-from). Simulators are imported when one is asked for.
+`jax:CartPole-v1`, `pgx:minatar-breakout`, `pgx:connect_four` (a board game), `mdp:FrozenLake-v1`, `probe:constant-reward` (these four
+prefixes are in-graph), `pixels:Pendulum-v1` (what is seen of it), `discrete:Pusher-v5` (its Box of actions cut into a Discrete choice),
+`data:mnist` (data to learn from, without an environment), `sequence:TASK,TASK` (in-graph tasks to be learned in turn), `meta:navigation` (a
+distribution over tasks, to learn to learn from). Simulators are imported when one is asked for.
 """
 
 from __future__ import annotations
@@ -155,11 +155,11 @@ def names() -> list[str]:
 
 
 def _tables() -> Mapping[str, Any]:
-    from flatirons.envs import classic, datasets, forager, mdp, meta, minatar, probes
+    from flatirons.envs import classic, datasets, forager, games, mdp, meta, minatar, probes
 
     return {
         "jax": (*classic.ENVS, *forager.ENVS),
-        "pgx": tuple(minatar.NAMES),
+        "pgx": (*minatar.NAMES, *games.GAMES),
         "mdp": (*mdp.TOY_TEXT, *mdp.OWN),
         "probe": tuple(probes.ENVS),
         "data": tuple(datasets.SETS),
@@ -228,6 +228,8 @@ def _in_graph(task: str, prefix: str, name: str, num_envs: int, options: dict[st
     known = _tables()[prefix]
     if prefix == "mdp":
         return InGraph(_finite(task, name, known, options), num_envs, task)
+    if prefix == "pgx" and (game := name.replace("-", "_")) in known:
+        return _board_game(f"pgx:{game}", game, num_envs, options)
     if name not in known:
         offer = _nearest(name, known)
         raise FlatironsError(f"the task {task!r} is unknown{offer or f'; {prefix}: has {chr(44).join(known)}'}")
@@ -253,6 +255,18 @@ def _in_graph(task: str, prefix: str, name: str, num_envs: int, options: dict[st
             _demand_types(task, typing.get_type_hints(type(env)), options)
             env = dataclasses.replace(env, **options)
     return InGraph(env, num_envs, task)
+
+
+def _board_game(task: str, name: str, num_envs: int, options: dict[str, Any]) -> Task:
+    from flatirons.envs import games
+    from flatirons.envs.ingraph import InGraph
+
+    if options:
+        raise FlatironsError(f"{task} has no option {next(iter(options))!r}; it has none")
+    try:
+        return InGraph(games.make(name), num_envs, task)
+    except ModuleNotFoundError as error:
+        raise _missing(task, error.name or "pgx") from None
 
 
 def _data(task: str, name: str, num_envs: int, options: dict[str, Any]) -> Task:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -506,19 +507,46 @@ def solve(arguments: list[str]) -> int:
 
 
 def play(arguments: list[str]) -> int:
-    """`flatirons play RUN [--video FILE] [--episodes N] [--seed S]`."""
-    parser = _parser("play", "Watch a run's policy: in a window where there is a display, else as a video file.")
+    """`flatirons play RUN [--video FILE] [--episodes N] [--seed S]`; of a board game `[--port P] [--no-browser] [--simulations N]`."""
+    parser = _parser("play", "Watch a run's policy, in a window or as a video file; of a board game, play against it in the browser.")
     parser.add_argument("run", metavar="RUN", help="run folder")
-    parser.add_argument("--video", metavar="FILE", help="write a video (.mp4 or .gif) instead of opening a window")
-    parser.add_argument("--episodes", type=_whole, default=1, metavar="INT", help="episodes (default: 1)")
-    parser.add_argument("--seed", type=_whole, default=0, metavar="INT", help="seed of the episodes (default: 0)")
-    parser.add_argument("--max-steps", type=_whole, default=2000, metavar="INT", help="decisions shown per episode (default: 2000)")
+    parser.add_argument("--seed", type=_whole, default=0, metavar="INT", help="seed of the episodes, or of the search (default: 0)")
+    video = parser.add_argument_group("what is watched")
+    video.add_argument("--video", metavar="FILE", help="write a video (.mp4 or .gif) instead of opening a window")
+    video.add_argument("--episodes", type=_whole, default=1, metavar="INT", help="episodes (default: 1)")
+    video.add_argument("--max-steps", type=_whole, default=2000, metavar="INT", help="decisions shown per episode (default: 2000)")
+    page = parser.add_argument_group("board games")
+    page.add_argument(
+        "--port", type=_whole, metavar="INT", help="port of the page; 0 for any free one (default: 8000, or any if it is taken)"
+    )
+    page.add_argument(
+        "--host", metavar="ADDRESS", help="address to listen on; 0.0.0.0 lets others on your network play (default: 127.0.0.1)"
+    )
+    page.add_argument("--no-browser", action="store_true", help="print the page's address and open nothing")
+    page.add_argument("--simulations", type=_whole, metavar="INT", help="simulations a move to begin with (default: the run's own)")
     chosen = parser.parse(arguments)
     if chosen.episodes < 1 or chosen.max_steps < 1:
         raise UsageError("--episodes and --max-steps must be at least 1.")
+    if chosen.simulations is not None and chosen.simulations < 0:
+        raise UsageError("--simulations must be at least 0.")
     folder = existing_run(chosen.run)
     if seeds := seeds_in(folder):
         raise UsageError(f"{folder} holds {len(seeds)} runs, one per seed; choose one, such as {seeds[0]}.")
+    from flatirons.run import web
+
+    if web.is_game(folder):
+        if chosen.video:
+            raise UsageError("a board game is played in the browser; leave out --video.")
+        computing = web.serve(
+            folder, host=chosen.host or "127.0.0.1", port=chosen.port, browser=not chosen.no_browser, simulations=chosen.simulations,
+            seed=chosen.seed,
+        )  # fmt: skip
+        if computing:
+            sys.stdout.flush()
+            os._exit(0)
+        return 0
+    if chosen.port is not None or chosen.host or chosen.no_browser or chosen.simulations is not None:
+        raise UsageError(f"--port, --host, --no-browser and --simulations are for board games; {folder} is of another task.")
     from flatirons.run import play as player
 
     print(player.play(folder, video=chosen.video, episodes=chosen.episodes, seed=chosen.seed, max_steps=chosen.max_steps))
@@ -596,6 +624,116 @@ def suite(arguments: list[str]) -> int:
     return 0
 
 
+def match(arguments: list[str]) -> int:
+    """`flatirons match A B [--game GAME] [--games N] [--json]`; exit status 1 when a game is void."""
+    parser = _parser(
+        "match",
+        "Play games between two players, colours swapped and openings varied, and say the Elo difference. A player is a run folder "
+        "(RUN?simulations=N), random, minimax:DEPTH, mcts:SIMULATIONS, perfect, gtp:COMMAND, uci:COMMAND or usi:COMMAND.",
+    )
+    parser.add_argument("a", metavar="A", help="the player that is scored")
+    parser.add_argument("b", metavar="B", help="its opponent")
+    parser.add_argument("--game", metavar="GAME", help="such as pgx:connect_four (default: that of a run folder)")
+    parser.add_argument("--games", type=_whole, default=100, metavar="INT", help="games, half of them begun by A (default: 100)")
+    parser.add_argument("--opening-plies", type=_whole, metavar="INT", help="random plies each game begins with (default: by the game)")
+    parser.add_argument("--seed", type=_whole, default=0, metavar="INT", help="of openings and players (default: 0)")
+    parser.add_argument("--at-once", type=_whole, default=256, metavar="INT", help="games side by side (default: 256)")
+    parser.add_argument("--out", metavar="FOLDER", help="where the records go (default: matches/GAME-A-B)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    chosen = parser.parse(arguments)
+    from time import monotonic
+
+    from flatirons.envs import notation
+    from flatirons.run import match as matches
+    from flatirons.run import players
+
+    named = {known for spec in (chosen.a, chosen.b) if (known := players.game_of(spec)) is not None}
+    if chosen.game is None and not named:
+        raise UsageError("neither player is a run folder, so the game must be named, as in --game pgx:connect_four.")
+    game = notation.find(chosen.game or sorted(named)[0])
+    a, b = (players.player(spec, game) for spec in (chosen.a, chosen.b))
+    began, shown = monotonic(), [-1]
+
+    def progress(done: int, games: int) -> None:
+        if not chosen.json and done != shown[0] and sys.stderr.isatty():
+            shown[0] = done
+            print(f"\r{done} of {games} games, {monotonic() - began:.0f} s", end="", file=sys.stderr, flush=True)
+
+    try:
+        found = matches.play(
+            game, a, b, chosen.games, seed=chosen.seed, opening_plies=chosen.opening_plies, at_once=chosen.at_once, progress=progress
+        )
+    finally:
+        a.close()
+        b.close()
+    place = Path(chosen.out) if chosen.out else matches.default_place(game.name, chosen.a, chosen.b)
+    matches.save(found, game, place, monotonic() - began)
+    faults = [one.fault for one in found.played if one.fault]
+    for fault in faults[:3]:
+        print(f"flatirons: a game is void: {fault}", file=sys.stderr)
+    if not chosen.json:
+        print(("\n" if shown[0] >= 0 and sys.stderr.isatty() else "") + f"{matches.in_words(found)}\nrecords: {place}")
+    print(matches.line(found))
+    return 1 if faults else 0
+
+
+def _engine(command: str, arguments: list[str]) -> int:
+    """`flatirons gtp|uci|usi RUN [--simulations N]`."""
+    described = {"gtp": "GTP (Go and other games of stones)", "uci": "UCI (chess, gardner chess)", "usi": "USI (shogi, animal shogi)"}
+    parser = _parser(command, f"Play a run as an engine over {described[command]} on standard input and output, for a graphical board.")
+    parser.add_argument("run", metavar="RUN", help="run folder, or mcts:SIMULATIONS with --game")
+    parser.add_argument("--game", metavar="GAME", help="such as go_9x9, where RUN is no run folder")
+    parser.add_argument("--simulations", type=_whole, metavar="INT", help="simulations a move without a clock (default: the run's)")
+    parser.add_argument("--seed", type=_whole, default=0, metavar="INT", help="of the search (default: 0)")
+    chosen = parser.parse(arguments)
+    from flatirons.run import gtp as gtp_engine
+    from flatirons.run import players
+    from flatirons.run import uci as uci_engine
+
+    # What a board reads is the protocol alone: anything else that is printed goes to stderr.
+    spoken = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        thinker = players.thinker(chosen.run, chosen.game)
+        if chosen.simulations is not None:
+            if chosen.simulations < 1:
+                raise UsageError("--simulations must be at least 1.")
+            thinker.simulations = chosen.simulations
+        if command == "gtp":
+            gtp_engine.serve(thinker, sys.stdin, spoken, chosen.seed)
+        else:
+            uci_engine.serve(thinker, sys.stdin, spoken, usi=command == "usi", seed=chosen.seed)
+    return 0
+
+
+def analyse(arguments: list[str]) -> int:
+    """`flatirons analyse RUN --position TEXT [--simulations 10,100,1000] [--json]`."""
+    parser = _parser("analyse", "Search one position and show the states visited most as the tree grows, with their values.")
+    parser.add_argument("run", metavar="RUN", help="run folder, or mcts:SIMULATIONS with --game")
+    parser.add_argument(
+        "--position", default="", metavar="TEXT", help="FEN, SFEN or moves, as in '444' or 'startpos moves e2e4' (default: start)"
+    )
+    parser.add_argument(
+        "--simulations", default="10,100,1000", metavar="LIST", help="numbers of simulations; 0: network only (10,100,1000)"
+    )
+    parser.add_argument("--game", metavar="GAME", help="such as chess, where RUN is no run folder")
+    parser.add_argument("--top", type=_whole, default=10, metavar="INT", help="states shown of each search (default: 10)")
+    parser.add_argument("--seed", type=_whole, default=0, metavar="INT", help="of the search (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    chosen = parser.parse(arguments)
+    try:
+        counts = [integer(part) for part in chosen.simulations.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--simulations {chosen.simulations}: {error}; write whole numbers with commas between.") from None
+    if min(counts) < 0 or chosen.top < 1:
+        raise UsageError("--simulations must be 0 or more, and --top at least 1.")
+    from flatirons.run import analyse as analysis
+    from flatirons.run import players
+
+    found = analysis.analyse(players.thinker(chosen.run, chosen.game), chosen.position, counts, most=chosen.top, seed=chosen.seed)
+    print(json.dumps(found) if chosen.json else analysis.in_words(found))
+    return 0
+
+
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": train,
     "resume": resume,
@@ -607,4 +745,9 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "suite": suite,
     "check": check,
     "doctor": doctor,
+    "match": match,
+    "gtp": functools.partial(_engine, "gtp"),
+    "uci": functools.partial(_engine, "uci"),
+    "usi": functools.partial(_engine, "usi"),
+    "analyse": analyse,
 }

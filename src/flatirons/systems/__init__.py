@@ -7,10 +7,10 @@ import fnmatch
 from types import ModuleType
 from typing import Any
 
-from flatirons.systems import a3c, ddpg, dqn, ewc, maml, mc_dropout, ppo, reinforce, sac, tabular, trpo
+from flatirons.systems import a3c, alphazero, ddpg, dqn, ewc, maml, mc_dropout, ppo, reinforce, sac, tabular, trpo
 from flatirons.types import FlatironsError
 
-SYSTEMS: tuple[ModuleType, ...] = (ppo, trpo, a3c, reinforce, dqn, ddpg, sac, tabular, maml, ewc, mc_dropout)
+SYSTEMS: tuple[ModuleType, ...] = (ppo, trpo, a3c, reinforce, dqn, ddpg, sac, alphazero, tabular, maml, ewc, mc_dropout)
 
 
 def system_name(module: ModuleType) -> str:

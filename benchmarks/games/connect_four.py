@@ -1,0 +1,158 @@
+"""AlphaZero on connect four: an hour and a half of training on two cores, then matches.
+
+    python -m benchmarks.games.connect_four train [--minutes 10] [--seed 0]    # as often as it takes; kill it whenever you like
+    python -m benchmarks.games.connect_four test [--seed 0]                    # the matches of the newest checkpoint
+
+Training stops for good where its own clock (what it spent in all pieces, compiling included) passes 90 minutes. Every match is over all
+49 openings of two plies, in both colours, 98 games: the network with 100 simulations against UCT of 1,000 random rollouts (c = 1.4) and
+against minimax of depth 5 (open lines, equal moves at random); the network alone (its likeliest move) against the same UCT; with 100
+simulations against alone. The bars below were set beforehand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import flatirons as fi
+from benchmarks.record import RESULTS, ROOT, header, versions, write
+from flatirons import envs
+from flatirons.envs import games
+from flatirons.plan import minimax, uct
+from flatirons.run import folder
+from flatirons.systems import alphazero
+
+MINUTES = 90.0
+SIMULATIONS = 100
+# share of points to reach, and to aim at
+BARS = {
+    "mcts-1000": (0.90, 1.00),
+    "minimax-5": (0.80, 0.97),
+    "network alone, mcts-1000": (0.60, 0.92),
+    "search, network alone": (0.85, 0.95),
+}
+GAME = games.make("connect_four")
+
+Player = Callable[[Any, Any], np.ndarray]
+"""`player(states [B], key) -> actions [B]`."""
+
+
+@jax.jit
+def _step(states: Any, actions: Any) -> Any:
+    return jax.vmap(GAME.step, in_axes=(None, 0, 0))(jax.random.key(0), states, actions)[0]
+
+
+def network(run: Any, num_simulations: int) -> Player:
+    """The trained network with that many simulations."""
+    task = envs.make("pgx:connect_four", 1)
+
+    def choose(states: Any, key: Any) -> np.ndarray:
+        return np.asarray(alphazero.analyse(run.config, task, run.actor, states, key, num_simulations=num_simulations).action)
+
+    return choose
+
+
+def rollouts(num_simulations: int) -> Player:
+    """UCT with random rollouts."""
+    return lambda states, key: np.asarray(uct.search(GAME, states, key, num_simulations, 1.4).action)
+
+
+def looking_ahead(depth: int) -> Player:
+    """Minimax over open lines; among equal moves one at random."""
+
+    def choose(states: Any, key: Any) -> np.ndarray:
+        board, player = np.asarray(states.inner["_x"].board).reshape(-1, 6, 7), np.asarray(states.player)[:, None, None]
+        cells = np.where(board < 0, 0, np.where(board == player, 1, -1))
+        worth = minimax.connect_four(*minimax.bitboards(cells), depth)
+        best = worth == np.nanmax(worth, axis=1, keepdims=True)
+        return np.asarray(jax.random.categorical(key, jnp.where(jnp.asarray(best), 0.0, -jnp.inf), axis=-1)).astype(np.int32)
+
+    return choose
+
+
+def openings() -> Any:
+    """The 49 positions after two plies."""
+    start = jax.tree.map(lambda x: jnp.broadcast_to(x, (49, *x.shape)), GAME.init(jax.random.key(0)))
+    return _step(_step(start, jnp.arange(49) // 7), jnp.arange(49) % 7)
+
+
+def match(first: Player, second: Player, key: Any) -> dict[str, Any]:
+    """98 games in step: wins, draws, losses and the share of points of `first`."""
+    games_, results = [openings(), openings()], []
+    for side in (0, 1):
+        states = games_[side]
+        for ply in range(2, 42):
+            if bool(np.asarray(states.terminated).all()):
+                break
+            key, key_move = jax.random.split(key)
+            mover = first if ply % 2 == side else second
+            states = _step(states, jnp.asarray(mover(states, key_move), jnp.int32))
+        results.append(np.asarray(states.outcome) * (1 if side == 0 else -1))
+    found = np.concatenate(results)
+    wins, draws, losses = (int((found == value).sum()) for value in (1, 0, -1))
+    return {"games": len(found), "wins": wins, "draws": draws, "losses": losses, "points": (wins + 0.5 * draws) / len(found)}
+
+
+def train(args: argparse.Namespace, path: Path) -> None:
+    """One piece of the training."""
+    began = time.perf_counter()
+
+    def enough(run: Any, metrics: Any) -> bool:
+        del run
+        return metrics["seconds"] < 60 * MINUTES and time.perf_counter() - began < 60 * args.minutes
+
+    if (path / folder.CONFIG).exists():
+        run = fi.resume(path, callbacks=[enough])
+    else:
+        run = fi.train("alphazero", "pgx:connect_four", seed=args.seed, out=path, callbacks=[enough])
+    print(f"{run.step:_} moves, {run.metrics[-1]['seconds'] / 60:.1f} minutes in all")
+
+
+def test(args: argparse.Namespace, path: Path) -> None:
+    """Every match, into the result file."""
+    run = fi.load(path)
+    mine, alone = network(run, SIMULATIONS), network(run, 0)
+    pairs: dict[str, tuple[Player, Player]] = {
+        "mcts-1000": (mine, rollouts(1000)),
+        "minimax-5": (mine, looking_ahead(5)),
+        "network alone, mcts-1000": (alone, rollouts(1000)),
+        "search, network alone": (mine, alone),
+    }
+    head, rows = header("connect_four", "benchmarks.games.connect_four"), {}
+    for number, (name, (first, second)) in enumerate(pairs.items()):
+        began = time.perf_counter()
+        row = match(first, second, jax.random.key(number))
+        reach, aim = BARS[name]
+        rows[name] = row | {"reach": reach, "reached": row["points"] >= reach, "aim": aim, "aim_reached": row["points"] >= aim}
+        print(name, rows[name], f"{time.perf_counter() - began:.0f} s", flush=True)
+    found = head | {
+        "versions": versions(["jax", "jaxlib", "numpy", "pgx", "mctx"]), "seed": args.seed, "moves": run.step,
+        "minutes": round(run.metrics[-1]["seconds"] / 60, 1), "simulations": SIMULATIONS,
+        "config": folder.read_json(path / folder.CONFIG)["config"],
+        "matches": rows, "reached": all(row["reached"] for row in rows.values()),
+    }  # fmt: skip
+    write(args.out / "connect_four.json", found)
+
+
+def main() -> None:
+    """Train a piece, or test."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("train", "test"))
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="length of this piece")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "benchmarks", help="where the run folder is")
+    parser.add_argument("--out", type=Path, default=RESULTS / "games", help="folder of the result file")
+    args = parser.parse_args()
+    path = args.runs / f"connect-four-seed{args.seed}"
+    (train if args.what == "train" else test)(args, path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Planning: search from a position whose rules are known."""

@@ -1,0 +1,289 @@
+"""Other people's engines as players: programs that speak GTP, UCI or USI over their standard input and output.
+
+An engine that is missing, dies, hangs or plays what is not legal is an `EngineError` that says so; a match records the game as void.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import shlex
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+import numpy as np
+
+from flatirons.envs import notation, records
+from flatirons.envs.games import RESIGN, Game
+from flatirons.types import FlatironsError
+
+PLACES = ("/usr/games", "/usr/local/games", "/usr/local/bin")
+"""Where Debian puts engines, beside what is on PATH."""
+TIMEOUT_S = 60.0
+
+
+class EngineError(FlatironsError):
+    """An engine died, hung or answered what cannot be."""
+
+
+def locate(program: str) -> str:
+    """Where a program is. Raises FlatironsError, with what would install it, where it is not."""
+    found = shutil.which(program) or shutil.which(program, path=os.pathsep.join(PLACES))
+    if found is None:
+        hint = f"; on Debian: apt-get install {program}" if program in ("gnugo", "stockfish", "fairy-stockfish", "gnuchess") else ""
+        raise FlatironsError(f"the engine {program!r} is not installed: it is neither on PATH nor in {', '.join(PLACES)}{hint}")
+    return found
+
+
+class Program:
+    """A running engine, line by line, with time-outs."""
+
+    def __init__(self, command: str, timeout_s: float) -> None:
+        words = shlex.split(command)
+        if not words:
+            raise FlatironsError("an engine's command is empty; write it after the colon, as in gtp:gnugo")
+        self.command, self.timeout_s = command, timeout_s
+        arguments = [locate(words[0]), *words[1:]]
+        try:
+            # Its own session: a person's Ctrl-C stops the match, which then ends its engines itself.
+            self.process = subprocess.Popen(
+                arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, bufsize=1,
+                encoding="utf-8", errors="replace", start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            raise FlatironsError(f"the engine {command!r} cannot be started ({error.strerror})") from None
+        self.lines: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        with contextlib.suppress(ValueError, OSError):
+            for line in self.process.stdout:
+                self.lines.put(line.rstrip("\r\n"))
+        self.lines.put(None)
+
+    def send(self, line: str) -> None:
+        """Write one line. Raises EngineError where nobody reads it."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(line + "\n")
+            self.process.stdin.flush()
+        except (OSError, ValueError):
+            raise self.died(f"it was sent {line!r}") from None
+
+    def read(self, deadline: float, what: str) -> str:
+        """The next line. Raises EngineError where it does not come before `deadline` (time.monotonic), or never will."""
+        try:
+            line = self.lines.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            raise EngineError(f"the engine {self.command!r} hangs: no answer to {what!r} within {self.timeout_s:g} s") from None
+        if line is None:
+            self.lines.put(None)
+            raise self.died(f"it was asked {what!r}")
+        return line
+
+    def died(self, when: str) -> EngineError:
+        """What to raise once it has gone."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(1.0)
+        status = self.process.poll()
+        return EngineError(f"the engine {self.command!r} died{'' if status is None else f' (exit status {status})'} when {when}")
+
+    def close(self, farewell: str = "quit") -> None:
+        """Ask it to go, then make it."""
+        with contextlib.suppress(OSError, ValueError, EngineError):
+            self.send(farewell)
+        try:
+            self.process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(OSError, ValueError):
+                if stream is not None:
+                    stream.close()
+
+
+class Engine:
+    """One engine for many games: it is told the moves of a game and asked for the next one. It starts when it is first asked, and again
+    after it has failed."""
+
+    def __init__(self, kind: str, command: str, game: Game, options: Mapping[str, str]) -> None:
+        """kind: gtp, uci or usi. options: `timeout` in seconds; for UCI and USI `nodes`, `movetime` (ms) or `depth`, others are the
+        engine's own; for GTP `level` of gnugo. Raises FlatironsError where the program is missing or cannot play this game."""
+        self.kind, self.game, self.name = kind, game, f"{kind}:{command}"
+        self.options = dict(options)
+        timeout = self.options.pop("timeout", str(TIMEOUT_S))
+        try:
+            self.timeout_s = float(timeout)
+        except ValueError:
+            raise FlatironsError(f"timeout={timeout!r} is no number of seconds") from None
+        self.command = self._command(command)
+        locate(shlex.split(self.command)[0])
+        self.program: Program | None = None
+        self.told: list[int] | None = None
+
+    # -- what it plays
+
+    def choose(self, actions: Sequence[int]) -> int:
+        """Its move after these moves from the start; `RESIGN` where it gives up. Raises EngineError where it fails."""
+        try:
+            if self.program is None:
+                self.program = Program(self.command, self.timeout_s)
+                self.told = None
+                self._greet()
+            table = notation.Table(self.game)
+            for action in actions:
+                table.play(action)
+            return self._gtp_move(table) if self.kind == "gtp" else self._uci_move(table)
+        except EngineError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the program; it starts again when it is asked again."""
+        if self.program is not None:
+            self.program.close()
+        self.program = None
+
+    # -- GTP
+
+    def _command(self, command: str) -> str:
+        words = shlex.split(command)
+        if not words:
+            raise FlatironsError(f"{self.kind}: names no engine; write its command after the colon, as in {self.kind}:gnugo")
+        if self.kind != "gtp":
+            return command
+        # The game goes by area, by stones as they stand at the end, and no position comes back: the engine must know all three.
+        if self.game.name not in notation.GO:
+            raise FlatironsError(f"GTP is for Go, and the game is {self.game.name}; use uci: or usi: for chess and shogi")
+        if Path(words[0]).name == "gnugo" and "--mode" not in words:
+            rules = ["--mode", "gtp", "--chinese-rules", "--positional-superko", "--komi", f"{records.KOMI:g}", "--capture-all-dead"]
+            level = ["--level", self.options.pop("level")] if "level" in self.options else []
+            return shlex.join([*words, *rules, *level])
+        return command
+
+    def _greet(self) -> None:
+        if self.kind == "gtp":
+            if self.options:
+                raise FlatironsError(f"{next(iter(self.options))!r} is no setting of a GTP engine; put its flags into the command")
+            self._ask_gtp("protocol_version")
+            self._ask_gtp(f"boardsize {self.game.board.rows}")
+            self._ask_gtp(f"komi {records.KOMI:g}")
+            return
+        assert self.program is not None
+        self.program.send(self.kind)
+        known = {line.split(" name ", 1)[1].split(" type ")[0].strip() for line in self._until(f"{self.kind}ok") if " name " in line}
+        variant = {"gardner_chess": "gardner", "shogi": "shogi", "animal_shogi": "dobutsu"}.get(self.game.name)
+        if self.game.name not in (*notation.CHESS, *notation.SHOGI):
+            raise FlatironsError(f"{self.kind.upper()} is for chess and shogi, and the game is {self.game.name}; use gtp: for Go")
+        prefix = self.kind.upper()
+        if variant is not None and f"{prefix}_Variant" in known:
+            self._set(f"{prefix}_Variant", variant)
+        elif variant is not None and not (self.kind == "usi" and variant == "shogi"):
+            raise FlatironsError(f"the engine {self.command!r} does not play {self.game.name}; fairy-stockfish does")
+        for name, value in self.options.items():
+            if name in ("nodes", "movetime", "depth"):
+                if not value.isdigit():
+                    raise FlatironsError(f"{name}={value!r} is no whole number")
+                continue
+            if known and name.lower() not in {other.lower() for other in known}:
+                raise FlatironsError(f"the engine {self.command!r} has no option {name!r}; it has {', '.join(sorted(known)[:12])}, …")
+            self._set(name, value)
+        self.program.send("usinewgame" if self.kind == "usi" else "ucinewgame")
+        self.program.send("isready")
+        self._until("readyok")
+
+    def _set(self, name: str, value: str) -> None:
+        assert self.program is not None
+        self.program.send(f"setoption name {name} value {value}")
+
+    def _until(self, word: str) -> list[str]:
+        assert self.program is not None
+        deadline, lines = time.monotonic() + self.timeout_s, []
+        while True:
+            line = self.program.read(deadline, word).strip()
+            if line.split(" ")[0] == word:
+                return [*lines, line]
+            lines.append(line)
+
+    def _ask_gtp(self, command: str) -> str:
+        assert self.program is not None
+        self.program.send(command)
+        deadline, lines = time.monotonic() + self.timeout_s, []
+        while True:
+            line = self.program.read(deadline, command)
+            if line.strip():
+                lines.append(line)
+            elif lines:
+                break
+        answer = "\n".join(lines)
+        if answer[:1] != "=":
+            raise EngineError(f"the engine {self.command!r} answered {answer!r} to {command!r}")
+        return answer.lstrip("=0123456789").strip()
+
+    def _gtp_move(self, table: notation.Table) -> int:
+        # What it has been told already need not be told again.
+        words = [f"{'bw'[ply % 2]} {word}" for ply, word in enumerate(table.words)]
+        if self.told is None or table.actions[: len(self.told)] != self.told:
+            self._ask_gtp("clear_board")
+            self.told = []
+        for word in words[len(self.told) :]:
+            self._ask_gtp(f"play {word}")
+        self.told = list(table.actions)
+        answer = self._ask_gtp(f"genmove {'bw'[table.turn]}").strip()
+        if answer.lower() == "resign":
+            self.told = None
+            return RESIGN
+        action = self._legal(table, answer, {})
+        self.told = [*table.actions, action]
+        return action
+
+    # -- UCI and USI
+
+    def _uci_move(self, table: notation.Table) -> int:
+        assert self.program is not None
+        fairy = self.kind == "uci" and self.game.name in notation.SHOGI
+        words = table.words
+        if fairy:
+            again, words = notation.Table(self.game), []
+            for action in table.actions:
+                words.append(notation.move_text(self.game, again.board, action, fairy=True))
+                again.play(action)
+        self.program.send(f"position startpos{' moves ' if words else ''}{' '.join(words)}")
+        limits = {name: self.options[name] for name in ("nodes", "movetime", "depth") if name in self.options} or {"movetime": "100"}
+        if self.kind == "usi" and "movetime" in limits:
+            limits = {"btime": "0", "wtime": "0", "byoyomi": limits["movetime"]}
+        self.program.send("go " + " ".join(f"{name} {value}" for name, value in limits.items()))
+        answer = self._until("bestmove")[-1].split(" ")
+        word = answer[1] if len(answer) > 1 else ""
+        if word == "resign":
+            return RESIGN
+        return self._legal(table, word, notation.moves(self.game, table.board, table.legal, fairy=True) if fairy else {})
+
+    def _legal(self, table: notation.Table, word: str, known: Mapping[str, int]) -> int:
+        if word in known:
+            return known[word]
+        try:
+            return notation.parse_move(self.game, table.board, table.legal, word)
+        except FlatironsError:
+            raise EngineError(
+                f"the engine {self.command!r} played {word!r}, which is not legal after {' '.join(table.words) or 'the start'}"
+            ) from None
+
+
+def choose_all(engine: Engine, histories: Sequence[Sequence[int]]) -> tuple[np.ndarray, dict[int, str]]:
+    """(its move in each of some games int32, what went wrong by game)."""
+    chosen, faults = np.full(len(histories), RESIGN, np.int32), {}
+    for i, actions in enumerate(histories):
+        try:
+            chosen[i] = engine.choose(actions)
+        except EngineError as error:
+            faults[i] = str(error)
+    return chosen, faults

@@ -1,0 +1,326 @@
+"""`flatirons gtp RUN`: a run as an engine over GTP version 2 (Go, and the other games of stones), for GoGui, Sabaki and the like.
+
+Komi is what the rules have, 7.5: another is taken into the final score, and the search does not know it. Superko (positional) is
+illegal. A side may move twice: the other is taken to have passed, which is also how handicap stones are placed.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+
+from flatirons.envs import notation, records
+from flatirons.run.players import Thinker
+from flatirons.run.thinking import Limit, Pace, allot, ranked, think
+from flatirons.types import FlatironsError
+
+
+class Refused(Exception):
+    """An answer that begins with a question mark."""
+
+
+class Gtp:
+    """One session. `answer(line)` gives the text to print, "" for a line that needs none; `over` once `quit` was said."""
+
+    def __init__(self, thinker: Thinker, seed: int = 0) -> None:
+        game = thinker.game
+        if game.name in (*notation.CHESS, *notation.SHOGI):
+            raise FlatironsError(
+                f"GTP is for games of stones, and this is {game.name}; use flatirons {'uci' if game.name in notation.CHESS else 'usi'}"
+            )
+        self.thinker, self.game, self.seed = thinker, game, seed
+        self.table = notation.Table(game)
+        self.komi = records.KOMI
+        self.over = False
+        self.pace = Pace()
+        self.clocks: dict[int, tuple[float, int]] = {}
+        self.settings: tuple[float, float, int] | None = None
+        self.is_go = game.name in notation.GO
+        self.commands: dict[str, Callable[[list[str]], str]] = {
+            "protocol_version": lambda _: "2", "name": lambda _: "Flatirons", "version": lambda _: version("flatirons"),
+            "known_command": lambda words: "true" if words and words[0] in self.commands else "false",
+            "list_commands": lambda _: "\n".join(self.commands), "quit": self._quit, "boardsize": self._boardsize,
+            "query_boardsize": lambda _: str(game.board.rows), "clear_board": self._clear_board, "komi": self._komi,
+            "get_komi": lambda _: f"{self.komi:g}", "play": self._play, "genmove": self._genmove, "reg_genmove": self._reg_genmove,
+            "undo": self._undo, "showboard": lambda _: "\n" + notation.drawing(game, self.table.board), "final_score": self._final_score,
+            "time_settings": self._time_settings, "time_left": self._time_left, "printsgf": self._printsgf, "loadsgf": self._loadsgf,
+            "move_history": self._move_history, "flatirons-analyse": self._analyse,
+        }  # fmt: skip
+        if self.is_go:
+            self.commands |= {
+                "fixed_handicap": self._fixed_handicap, "place_free_handicap": self._fixed_handicap,
+                "set_free_handicap": self._set_free_handicap, "final_status_list": self._final_status_list,
+                "kgs-genmove_cleanup": self._genmove,
+            }  # fmt: skip
+
+    def answer(self, line: str) -> str:
+        """The answer to one line, with its empty line behind it."""
+        plain = re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "", line.replace("\t", " ")).partition("#")[0].strip()
+        if not plain:
+            return ""
+        words = plain.split()
+        number = words.pop(0) if words[0].isdigit() else ""
+        if not words:
+            return f"?{number} a number is no command\n\n"
+        command = self.commands.get(words[0])
+        if command is None:
+            return f"?{number} unknown command\n\n"
+        try:
+            return f"={number} {command(words[1:])}".rstrip() + "\n\n"
+        except (Refused, FlatironsError) as error:
+            return f"?{number} {' '.join(str(error).split())}\n\n"
+
+    # ------------------------------------------------------------------------------------------------------- the commands
+
+    def _quit(self, words: list[str]) -> str:
+        self.over = True
+        return ""
+
+    def _boardsize(self, words: list[str]) -> str:
+        if not words or not words[0].isdigit():
+            raise Refused("boardsize not an integer")
+        if int(words[0]) != self.game.board.rows:
+            raise Refused("unacceptable size")
+        return self._clear_board([])
+
+    def _clear_board(self, words: list[str]) -> str:
+        self.table = notation.Table(self.game)
+        return ""
+
+    def _komi(self, words: list[str]) -> str:
+        try:
+            komi = float(words[0])
+        except (IndexError, ValueError):
+            raise Refused("komi not a float") from None
+        if not abs(komi) < 1000:
+            raise Refused("komi not a float")
+        if komi != records.KOMI and self.is_go:
+            print(f"flatirons: the search plays for komi {records.KOMI:g}; {komi:g} counts in the final score alone", file=sys.stderr)
+        self.komi = komi
+        return ""
+
+    def _colour(self, words: list[str]) -> int:
+        first, second = (
+            (("b", "black"), ("w", "white")) if notation.colours(self.game.name)[0] != "white" else (("w", "white"), ("b", "black"))
+        )
+        said = words[0].lower() if words else ""
+        if said in (*first, "x"):
+            return 0
+        if said in (*second, "o"):
+            return 1
+        raise Refused("invalid color")
+
+    def _vertex(self, colour: int, word: str) -> None:
+        """Play a move of a colour; the other is taken to have passed where it is not its turn. Nothing changes where it is not legal."""
+        before = len(self.table.actions)
+        try:
+            self._turn_to(colour)
+            self.table.play(word.lower() if word.lower() in ("pass", "swap") else word)
+            if self.is_go and bool(self.table.state.inner["_x"].is_psk):
+                raise Refused("illegal move: superko")
+        except (FlatironsError, Refused) as error:
+            while len(self.table.actions) > before:
+                self.table.undo()
+            raise Refused(f"illegal move: {error}" if not isinstance(error, Refused) else str(error)) from None
+
+    def _turn_to(self, colour: int) -> None:
+        if self.table.over:
+            raise Refused("the game has ended")
+        if self.table.turn == colour:
+            return
+        passing = self.game.num_actions - 1
+        if not (self.is_go or self.game.name == "othello") or not self.table.legal[passing]:
+            raise Refused(f"it is {notation.colours(self.game.name)[self.table.turn]}'s turn")
+        self.table.play(passing)
+        if self.table.over:
+            raise Refused("the game has ended")
+
+    def _play(self, words: list[str]) -> str:
+        colour = self._colour(words)
+        if len(words) != 2:
+            raise Refused("invalid color or coordinate")
+        if words[1].lower() == "resign":
+            return ""
+        self._vertex(colour, words[1])
+        return ""
+
+    def _genmove(self, words: list[str]) -> str:
+        return self._move(words, keep=True)
+
+    def _reg_genmove(self, words: list[str]) -> str:
+        return self._move(words, keep=False)
+
+    def _move(self, words: list[str], *, keep: bool) -> str:
+        colour = self._colour(words)
+        before = len(self.table.actions)
+        try:
+            self._turn_to(colour)
+        except Refused:
+            while len(self.table.actions) > before:
+                self.table.undo()
+            if self.table.over and self.is_go:
+                return "pass"
+            raise
+        thought = think(self.thinker, self.table.state, self.seed + len(self.table.actions), self._limit(colour), self.pace)
+        for action in ranked(thought, self.table.legal):
+            self.table.play(action)
+            if not (self.is_go and bool(self.table.state.inner["_x"].is_psk)):
+                break
+            self.table.undo()
+        said = self.table.words[-1]
+        if not keep:
+            while len(self.table.actions) > before:
+                self.table.undo()
+        return said
+
+    def _undo(self, words: list[str]) -> str:
+        if not self.table.actions:
+            raise Refused("cannot undo")
+        self.table.undo()
+        return ""
+
+    def _final_score(self, words: list[str]) -> str:
+        if not self.is_go:
+            if not self.table.over:
+                raise Refused("cannot score: the game goes on")
+            first, second = "BW" if notation.colours(self.game.name)[0] != "white" else "WB"
+            return {1.0: f"{first}+", -1.0: f"{second}+"}.get(self.table.outcome, "0")
+        score = records.area(self.table.board.cells, self.komi)
+        return "0" if score == 0 else f"{'B' if score > 0 else 'W'}+{abs(score):g}"
+
+    def _final_status_list(self, words: list[str]) -> str:
+        status = words[0].lower() if words else ""
+        if status not in ("alive", "dead", "seki"):
+            raise Refused("invalid status")
+        if status != "alive":
+            return ""  # by these rules what stands at the end is alive
+        now = self.table.board
+        points = [int(r * now.cells.shape[1] + c) for r, c in zip(*np.nonzero(now.cells))]
+        return "\n".join(notation.move_text(self.game, now, point) for point in points)
+
+    def _printsgf(self, words: list[str]) -> str:
+        result = self.table.outcome if self.table.over else None
+        text = records.write(self.game, records.Record(self.game.name, tuple(self.table.actions), result))
+        if words:
+            try:
+                Path(words[0]).write_text(text, encoding="utf-8")
+            except OSError as error:
+                raise Refused(f"cannot write file ({error.strerror})") from None
+            return ""
+        return text.strip()
+
+    def _loadsgf(self, words: list[str]) -> str:
+        if not words:
+            raise Refused("missing filename")
+        found = records.load(self.game, [Path(words[0])])[0]
+        until = len(found.actions)
+        if len(words) > 1:
+            if not words[1].isdigit():
+                raise Refused("move number not an integer")
+            until = max(0, int(words[1]) - 1)
+        self.table = notation.Table(self.game)
+        for action in found.actions[:until]:
+            self.table.play(action)
+        return notation.colours(self.game.name)[self.table.turn]
+
+    def _move_history(self, words: list[str]) -> str:
+        names = notation.colours(self.game.name)
+        return "\n".join(f"{names[ply % 2]} {word}" for ply, word in enumerate(self.table.words))
+
+    def _analyse(self, words: list[str]) -> str:
+        """The most visited moves here: visits, value for the player to move in [-1, 1], prior."""
+        if self.table.over:
+            raise Refused("the game has ended")
+        now, legal = self.table.board, self.table.legal
+        thought = think(self.thinker, self.table.state, self.seed, Limit(), self.pace)
+        rows = [
+            f"{notation.move_text(self.game, now, action)} visits {thought.visits[action]} value {thought.q[action]:+.3f} "
+            f"prior {thought.prior[action]:.3f}"
+            for action in ranked(thought, legal)[:10]
+        ]
+        return "\n".join([f"value {thought.value:+.3f} network {thought.network_value:+.3f}", *rows])
+
+    # -- handicap
+
+    def _fixed_handicap(self, words: list[str]) -> str:
+        if not words or not words[0].isdigit():
+            raise Refused("handicap not an integer")
+        size = self.game.board.rows
+        near, far, middle = (2, size - 3, size // 2) if size < 13 else (3, size - 4, size // 2)
+        corners = [(near, near), (far, far), (far, near), (near, far)]
+        sides = [(near, middle), (far, middle), (middle, near), (middle, far)]
+        count = int(words[0])
+        if not 2 <= count <= 9:
+            raise Refused("invalid number of stones")
+        points = corners[: min(count, 4)]
+        if count >= 6:
+            points += sides[: 2 if count < 8 else 4]
+        if count in (5, 7, 9):
+            points.append((middle, middle))
+        # Columns from the left, rows from the bottom.
+        return self._set_free_handicap([f"{'ABCDEFGHJKLMNOPQRST'[col]}{row + 1}" for col, row in points])
+
+    def _set_free_handicap(self, words: list[str]) -> str:
+        if self.table.actions:
+            raise Refused("board not empty")
+        if len(words) < 2 or len({word.lower() for word in words}) != len(words) or any(word.lower() == "pass" for word in words):
+            raise Refused("bad vertex list")
+        try:
+            for word in words:
+                self._vertex(0, word)
+        except Refused:
+            self._clear_board([])
+            raise Refused("bad vertex list") from None
+        return " ".join(words)
+
+    # -- time
+
+    def _time_settings(self, words: list[str]) -> str:
+        try:
+            main, period, stones = float(words[0]), float(words[1]), int(words[2])
+        except (IndexError, ValueError):
+            raise Refused("syntax error: time_settings MAIN BYO_YOMI STONES") from None
+        if not (0 <= main < 1e9 and 0 <= period < 1e9 and 0 <= stones < 1e9):
+            raise Refused("syntax error: time_settings MAIN BYO_YOMI STONES")
+        # No time in a period with stones means no limit at all (GTP 2, 4.2).
+        self.settings = None if (period > 0 and stones == 0) else (main, period, stones)
+        self.clocks = {}
+        return ""
+
+    def _time_left(self, words: list[str]) -> str:
+        colour = self._colour(words)
+        try:
+            seconds, stones = float(words[1]), int(words[2])
+        except (IndexError, ValueError):
+            raise Refused("syntax error: time_left COLOR TIME STONES") from None
+        if not abs(seconds) < 1e9:
+            raise Refused("syntax error: time_left COLOR TIME STONES")
+        self.clocks[colour] = (seconds, stones)
+        return ""
+
+    def _limit(self, colour: int) -> Limit:
+        """The player's own number of simulations, unless there is a clock."""
+        if colour in self.clocks:
+            seconds, stones = self.clocks[colour]
+            return Limit(seconds=allot(max(0.0, seconds), moves=stones or None))
+        if self.settings is not None:
+            main, period, stones = self.settings
+            return Limit(seconds=allot(main) if main > 0 else max(0.01, 0.9 * period / max(1, stones)))
+        return Limit()
+
+
+def serve(thinker: Thinker, inputs: TextIO, outputs: TextIO, seed: int = 0) -> None:
+    """Answer lines until `quit` or the end of the input."""
+    session = Gtp(thinker, seed)
+    for line in inputs:
+        if text := session.answer(line):
+            outputs.write(text)
+            outputs.flush()
+        if session.over:
+            return

@@ -1,0 +1,294 @@
+"""`flatirons match A B`: games between two players, colours swapped, openings varied, Elo with its interval, records kept.
+
+All games go on side by side, so that a search serves many of them at once. One referee, the rules of `envs.games`, ends and scores them.
+A game whose player failed (an engine that died, hung, or moved illegally) is void: it counts for nobody, and is said.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flatirons.envs import notation, records
+from flatirons.envs.games import RESIGN, Game, GameState
+from flatirons.run import folder
+from flatirons.run.players import Player
+from flatirons.types import FlatironsError, Key
+
+AT_ONCE = 256
+"""Games side by side."""
+_OPENING_PLIES = {"tic_tac_toe": 1, "connect_four": 2, "hex": 1, "gardner_chess": 2, "animal_shogi": 2}
+_Z = 1.959964
+"""The normal quantile of a 95 % interval."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Played:
+    """One game. result: 1, 0, -1 for player A, None where it is void. first: whether A moved first. actions: all of it, opening too."""
+
+    opening: int
+    first: bool
+    result: float | None
+    actions: tuple[int, ...]
+    resigned: bool = False
+    fault: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """Games between A and B."""
+
+    game: str
+    players: tuple[str, str]
+    seed: int
+    played: tuple[Played, ...]
+
+    def summary(self) -> dict[str, Any]:
+        """The last line of `flatirons match --json`: {"games", "wins", "draws", "losses", "score", "elo", "elo_low", "elo_high"} for A, and
+        "void" where there were such games. An Elo difference is null where it is without bound (all games won, or all lost), and everything
+        but the counts where no game was finished."""
+        results = [one.result for one in self.played if one.result is not None]
+        wins, draws, losses = (sum(result == value for result in results) for value in (1.0, 0.0, -1.0))
+        found: dict[str, Any] = {"games": len(results), "wins": wins, "draws": draws, "losses": losses}
+        found |= elo(wins, draws, losses)
+        void = len(self.played) - len(results)
+        return found | ({"void": void} if void else {})
+
+
+def elo(wins: int, draws: int, losses: int) -> dict[str, float | None]:
+    """{"score", "elo", "elo_low", "elo_high"}: the share of points, the Elo difference that expects it, and its 95 % interval (Wilson's
+    for the score, which also holds where every game was won; a draw is half a win, which makes it a little too wide).
+
+    elo = 400 log10(score / (1 - score)); None where it is infinite, or where there is no game.
+    """
+    games = wins + draws + losses
+    if games == 0:
+        return {"score": None, "elo": None, "elo_low": None, "elo_high": None}
+    score = (wins + draws / 2) / games
+    centre = (score + _Z**2 / (2 * games)) / (1 + _Z**2 / games)
+    half = _Z / (1 + _Z**2 / games) * math.sqrt(score * (1 - score) / games + _Z**2 / (4 * games**2))
+
+    def difference(share: float) -> float | None:
+        # Rounding may put the interval of a perfect score a hair inside.
+        return None if share < 1e-12 or share > 1 - 1e-12 else 400.0 * math.log10(share / (1.0 - share))
+
+    return {"score": score, "elo": difference(score), "elo_low": difference(centre - half), "elo_high": difference(centre + half)}
+
+
+# ---------------------------------------------------------------------------------------------------------------- openings
+
+
+def openings(game: Game, count: int, plies: int | None, seed: int) -> list[tuple[int, ...]]:
+    """`count` openings: connect four's 49 of two plies in order and again, else `plies` random legal moves, all different while there are
+    enough. Raises FlatironsError where plies < 0."""
+    plies = _OPENING_PLIES.get(game.name, 4) if plies is None else plies
+    if plies < 0:
+        raise FlatironsError(f"opening_plies is {plies}: give at least 0")
+    if game.name == "connect_four" and plies == 2:
+        return [(i % 49 // 7, i % 7) for i in range(count)]
+    rng = np.random.default_rng(seed)
+    found: list[tuple[int, ...]] = []
+    while len(found) < count:
+        # As many are drawn at once as are missing; those that ended the game or are there already are drawn again, a few times.
+        for _ in range(4):
+            new = [line for line in _random_lines(game, 2 * (count - len(found)), plies, rng) if line is not None]
+            fresh = [line for line in dict.fromkeys(new) if line not in found]
+            found += fresh[: count - len(found)]
+            if len(found) == count or not fresh:
+                break
+        if not found:
+            raise FlatironsError(f"{game.name} has no openings of {plies} plies; give fewer with --opening-plies")
+        found += found[: count - len(found)]
+    return found
+
+
+def _random_lines(game: Game, count: int, plies: int, rng: np.random.Generator) -> list[tuple[int, ...] | None]:
+    states, lines = starts(game, count), np.zeros((count, plies), np.int32)
+    for ply in range(plies):
+        legal = np.asarray(states.legal)
+        lines[:, ply] = np.argmax(np.where(legal, rng.random(legal.shape), -1.0), axis=1)
+        states = stepper(game)(states, lines[:, ply])
+    ended = np.asarray(states.terminated)
+    return [None if over else tuple(map(int, line)) for line, over in zip(lines, ended, strict=True)]
+
+
+# ---------------------------------------------------------------------------------------------------------------- the games
+
+
+def starts(game: Game, count: int) -> GameState:
+    """`count` starting positions."""
+    return game.init_batch(jax.random.key(0), count)
+
+
+@functools.cache
+def stepper(game: Game) -> Callable[[GameState, Any], GameState]:
+    """A move in each position of a batch, compiled; a game that has ended stays as it is."""
+    key = jax.random.key(0)
+    return jax.jit(lambda states, actions: jax.vmap(game.step, (None, 0, 0))(key, states, jnp.asarray(actions, jnp.int32))[0])
+
+
+def play(
+    game: Game, a: Player, b: Player, games: int, *, seed: int = 0, opening_plies: int | None = None, at_once: int = AT_ONCE,
+    progress: Callable[[int, int], None] | None = None,
+) -> Match:  # fmt: skip
+    """Play `games` games: each opening twice, A and B each moving first once. `progress` is called with (finished, games).
+
+    Raises FlatironsError where games is odd or below 2, and where an engine fails in three games on end.
+    """
+    if games < 2 or games % 2:
+        raise FlatironsError(f"games is {games}: each opening is played with both colours, so give an even number from 2 up")
+    lines = openings(game, games // 2, opening_plies, seed)
+    pairs = [(number, line, first) for number, line in enumerate(lines) for first in (True, False)]
+    played: list[Played] = []
+    key = jax.random.key(seed)
+    size = max(2, at_once - at_once % 2)
+    for begin in range(0, games, size):
+        done = len(played)
+        played += _side_by_side(
+            game, a, b, pairs[begin : begin + size], jax.random.fold_in(key, begin),
+            lambda count, done=done: progress(done + count, games) if progress is not None else None,
+        )  # fmt: skip
+    return Match(game.name, (a.name, b.name), seed, tuple(played))
+
+
+def _side_by_side(
+    game: Game, a: Player, b: Player, pairs: Sequence[tuple[int, tuple[int, ...], bool]], key: Key, progress: Callable[[int], None]
+) -> list[Played]:
+    count = len(pairs)
+    states = starts(game, count)
+    histories: list[list[int]] = [[] for _ in pairs]
+    a_first = np.array([first for _, _, first in pairs])
+    faults: dict[int, str] = {}
+    resigned: set[int] = set()
+    step = stepper(game)
+    for ply in range(len(pairs[0][1])):
+        actions = np.array([line[ply] for _, line, _ in pairs], np.int32)
+        states = step(states, actions)
+        for history, action in zip(histories, actions, strict=True):
+            history.append(int(action))
+    turn = 0
+    while True:
+        over = np.asarray(states.terminated) | np.isin(np.arange(count), list(faults))
+        progress(int(over.sum()))
+        if over.all():
+            break
+        # Both halves are asked in every ply: A moves in the games that it began while B moves in the others.
+        a_moves = a_first == (np.asarray(states.player) == 0)
+        actions = np.zeros(count, np.int32)
+        for who, (one, mask) in enumerate(((a, a_moves), (b, ~a_moves))):
+            asked = np.flatnonzero(mask & ~over)
+            if len(asked):
+                chosen = _ask(one, states, asked, int(mask.sum()), jax.random.fold_in(key, 2 * turn + who), histories)
+                actions[asked] = chosen[0]
+                faults |= {int(asked[i]): f"{one.name}: {why}" for i, why in chosen[1].items()}
+        _demand_sense(faults, count)
+        turn += 1
+        for i in np.flatnonzero(~over):
+            if i in faults:
+                continue
+            if actions[i] == RESIGN:
+                resigned.add(int(i))
+            else:
+                histories[i].append(int(actions[i]))
+        # Where a game is void its action is not looked at: it stays where it was.
+        states = step(states, np.where(np.isin(np.arange(count), list(faults)) | over, 0, actions))
+    outcome = np.asarray(states.outcome)
+    return [
+        Played(
+            number, bool(first), None if i in faults else float(outcome[i]) * (1.0 if first else -1.0) + 0.0,
+            tuple(histories[i]), i in resigned, faults.get(i, ""),
+        )
+        for i, (number, _, first) in enumerate(pairs)
+    ]  # fmt: skip
+
+
+def _ask(
+    one: Player, states: GameState, asked: np.ndarray, most: int, key: Key, histories: Sequence[Sequence[int]]
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Its moves in the games `asked`. Batches have one of two sizes, so that a search is compiled at most twice."""
+    few = -(-most // 4)
+    size = few if len(asked) <= few else most
+    rows = np.concatenate([asked, np.full(size - len(asked), asked[0])])
+    actions, wrong = one.choose(jax.tree.map(lambda x: x[rows], states), key, [histories[i] for i in asked])
+    return np.asarray(actions)[: len(asked)], wrong
+
+
+def _demand_sense(faults: dict[int, str], count: int) -> None:
+    if len(faults) >= max(3, count // 2):
+        raise FlatironsError(
+            f"{len(faults)} of {count} games are void, the last because {list(faults.values())[-1]}; the match was stopped"
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------------- records
+
+
+def save(match: Match, game: Game, place: Path, seconds: float) -> Path:
+    """Write every game's record and match.json into the folder `place`; returns it. Raises FlatironsError where it cannot be written."""
+    date = datetime.now(UTC).strftime("%Y.%m.%d")
+    texts = []
+    for number, one in enumerate(match.played, 1):
+        names = match.players if one.first else match.players[::-1]
+        result = None if one.result is None else one.result * (1.0 if one.first else -1.0)
+        # Each kind of record has its own words.
+        facts = (("Event", "flatirons match"), ("Date", date), ("Round", str(number)), ("Opening", str(one.opening)))
+        ends = (("Termination", f"void: {one.fault}" if one.fault else "resignation"),) if one.fault or one.resigned else ()
+        if records.suffix(game.name) == ".sgf":
+            facts, ends = (
+                (("EV", "flatirons match"), ("DT", date.replace(".", "-")), ("RO", str(number))),
+                (("GC", f"void: {one.fault}" if one.fault else "resignation"),) if ends else (),
+            )
+        texts.append(records.write(game, records.Record(game.name, one.actions, result, names, "", (*facts, *ends))))
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"games{records.suffix(game.name)}").write_text("".join(texts), encoding="utf-8")
+    except OSError as error:
+        raise FlatironsError(f"{place} cannot be written ({error.strerror}); choose another --out") from None
+    facts_of = [{"opening": one.opening, "a_first": one.first, "result": one.result, "plies": len(one.actions), "fault": one.fault or None}
+                for one in match.played]  # fmt: skip
+    folder.write_json(
+        place / "match.json",
+        {
+            "game": match.game, "a": match.players[0], "b": match.players[1], "seed": match.seed, **match.summary(), "seconds": seconds,
+            "played": facts_of, **folder.surroundings(),
+        },
+    )  # fmt: skip
+    return place
+
+
+def default_place(game: str, a: str, b: str) -> Path:
+    """`matches/GAME-A-B`, with a counter behind it when that exists."""
+    base = Path("matches") / folder.slug(f"{game}-{a}-{b}")[:120]
+    place, count = base, 2
+    while place.exists():
+        place, count = base.with_name(f"{base.name}-{count}"), count + 1
+    return place
+
+
+def in_words(match: Match) -> str:
+    """One line for a person."""
+    found = match.summary()
+    name = match.players[0]
+    if not found["games"]:
+        return f"{name}: no game was finished, {found['void']} are void"
+    low, middle, high = ("infinite" if value is None else f"{value:+.0f}" for value in (found["elo_low"], found["elo"], found["elo_high"]))
+    void = f", {found['void']} void" if "void" in found else ""
+    return (
+        f"{name} against {match.players[1]} in {match.game}: {found['wins']} won, {found['draws']} drawn, {found['losses']} lost{void}; "
+        f"score {100 * found['score']:.1f} %, Elo {middle} (95 %: {low} to {high})"
+    )
+
+
+def line(match: Match) -> str:
+    """The last line of `--json`."""
+    return json.dumps(folder.strict(match.summary()))

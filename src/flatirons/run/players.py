@@ -1,0 +1,406 @@
+"""Who can sit down to a game: a trained run, plain opponents, and other people's engines, each by a short name.
+
+runs/first              a run folder; `runs/first?simulations=400`, and 0 for the bare network
+random                  a legal move at random
+minimax:5               to that depth; connect four by open lines, others by `envs.evaluation`
+mcts:1000               UCT (c = 1.4) with that many random rollouts; `mcts:1000?c=2`
+perfect                 connect four's solver (`pip install bitbully`)
+gtp:COMMAND             an engine over GTP (Go); `gtp:gnugo?level=1`
+uci:COMMAND             over UCI (chess; with Fairy-Stockfish shogi too); `uci:stockfish?nodes=1000&Skill Level=3`
+usi:COMMAND             over USI (shogi)
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flatirons.envs import evaluation, notation
+from flatirons.envs.games import Game, GameState
+from flatirons.envs.ingraph import EnvState
+from flatirons.plan import minimax, uct
+from flatirons.run import engines, folder, train
+from flatirons.run.job import acting_task, on_device
+from flatirons.types import FlatironsError, Key
+
+# A search keeps 12 bytes an edge; more games than fit are searched in parts.
+_TREE_BYTES = 512_000_000
+
+
+class Chosen(NamedTuple):
+    """Moves int32 `[B]`, and by index what went wrong in a game whose player failed: such a game is void."""
+
+    actions: np.ndarray
+    faults: dict[int, str] = {}  # noqa: RUF012 - a NamedTuple's default, never written
+
+
+class Player(Protocol):
+    """One who plays many games at once."""
+
+    name: str
+
+    def choose(self, states: GameState, key: Key, histories: Sequence[Sequence[int]] = ()) -> Chosen:
+        """A move in each position of a batch `[B]`, none of which has ended. `histories`: the actions that led there, for players that
+        follow games rather than positions; where there are fewer than B, the positions after them only fill the batch up."""
+        ...
+
+    def close(self) -> None:
+        """The games are over."""
+        ...
+
+
+class Thought(NamedTuple):
+    """What a search thinks of ONE position: its move; visits int `[A]`, q `[A]` (for the player to move, 0 where unvisited), prior `[A]`;
+    the search's value and the network's."""
+
+    action: int
+    visits: np.ndarray
+    q: np.ndarray
+    prior: np.ndarray
+    value: float
+    network_value: float
+
+
+class Line(NamedTuple):
+    """A state of the search tree: the actions that lead to it from the root, its visits, and its value for who is to move at the root."""
+
+    actions: tuple[int, ...]
+    visits: int
+    value: float
+
+
+class Thinker(Player, Protocol):
+    """A player whose search can be looked at, with any number of simulations; `simulations` is its own."""
+
+    game: Game
+    simulations: int
+
+    def think(self, state: GameState, key: Key, simulations: int) -> Thought:
+        """Search ONE position."""
+        ...
+
+    def lines(self, state: GameState, key: Key, simulations: int, most: int) -> tuple[Thought, list[Line]]:
+        """Search ONE position, and name the `most` states of its tree that were visited most, the most visited first."""
+        ...
+
+
+def one(state: GameState) -> GameState:
+    """ONE position as a batch of one."""
+    return jax.tree.map(lambda x: jnp.asarray(x)[None], state)
+
+
+# ---------------------------------------------------------------------------------------------------------- plain players
+
+
+class Random:
+    """A legal move, each with the same probability."""
+
+    def __init__(self, game: Game) -> None:
+        self.name, self.game = "random", game
+
+    def choose(self, states: GameState, key: Key, histories: Sequence[Sequence[int]] = ()) -> Chosen:
+        """See Player."""
+        legal = np.asarray(states.legal)
+        draw = np.asarray(jax.random.uniform(key, legal.shape))
+        return Chosen(np.argmax(np.where(legal, draw, -1.0), axis=1).astype(np.int32))
+
+    def close(self) -> None:
+        """See Player."""
+
+
+class Mcts:
+    """UCT with random rollouts, `plan.uct`."""
+
+    def __init__(self, game: Game, simulations: int, c: float = 1.4) -> None:
+        self.name, self.game, self.simulations, self.c = f"mcts:{simulations}", game, simulations, c
+
+    def choose(self, states: GameState, key: Key, histories: Sequence[Sequence[int]] = ()) -> Chosen:
+        """See Player."""
+        batch = states.legal.shape[0]
+        room = max(1, _TREE_BYTES // (12 * (self.simulations + 1) * self.game.num_actions))
+        # Parts of one size: one compilation.
+        parts = -(-batch // room)
+        size = -(-batch // parts)
+        chosen = []
+        for part in range(parts):
+            rows = np.minimum(np.arange(part * size, (part + 1) * size), batch - 1)
+            some = jax.tree.map(lambda x, rows=rows: x[rows], states)
+            found = uct.search(self.game, some, jax.random.fold_in(key, part), self.simulations, self.c)
+            chosen.append(np.asarray(found.action))
+        return Chosen(np.concatenate(chosen)[:batch])
+
+    def think(self, state: GameState, key: Key, simulations: int) -> Thought:
+        """See Thinker; the prior is uniform, and there is no network."""
+        legal = np.asarray(state.legal)
+        prior = legal / legal.sum()
+        if simulations == 0:
+            return Thought(int(np.argmax(legal)), np.zeros(len(legal), np.int32), np.zeros(len(legal)), prior, 0.0, 0.0)
+        found = jax.device_get(uct.search(self.game, one(state), key, simulations, self.c))
+        visits, q = found.visits[0], found.q[0]
+        return Thought(int(found.action[0]), visits, q, prior, float(np.sum(visits * q) / max(1, visits.sum())), 0.0)
+
+    def lines(self, state: GameState, key: Key, simulations: int, most: int) -> tuple[Thought, list[Line]]:
+        """See Thinker."""
+        thought = self.think(state, key, simulations)
+        if simulations == 0:
+            return thought, []
+        tree = jax.tree.map(lambda x: np.asarray(x)[0], uct.grow(self.game, one(state), key, simulations, self.c))
+        return thought, _most_visited(tree.child, tree.visits, tree.q, most)
+
+    def close(self) -> None:
+        """See Player."""
+
+
+def _most_visited(child: np.ndarray, visits: np.ndarray, q: np.ndarray, most: int) -> list[Line]:
+    """The `most` states of one tree that were visited most: child, visits, q are `[M, A]`, q for the player who moves at a node."""
+    found: list[Line] = []
+    # A state has no more visits than the one before it: the best of those whose parent is named is the best that is left.
+    waiting: list[tuple[int, tuple[int, ...], float, int]] = []
+
+    def below(node: int, path: tuple[int, ...]) -> None:
+        for action in np.flatnonzero(visits[node]):
+            value = float(q[node, action]) * (1 if len(path) % 2 == 0 else -1)
+            waiting.append((-int(visits[node, action]), (*path, int(action)), value, int(child[node, action])))
+
+    below(0, ())
+    while waiting and len(found) < most:
+        waiting.sort(key=lambda entry: (entry[0], entry[1]))
+        count, path, value, node = waiting.pop(0)
+        found.append(Line(path, -count, value))
+        if node >= 0:
+            below(node, path)
+    return found
+
+
+class Minimax:
+    """`plan.minimax`: one of the best moves, at random."""
+
+    def __init__(self, game: Game, depth: int) -> None:
+        self.name, self.game, self.depth = f"minimax:{depth}", game, depth
+
+    def choose(self, states: GameState, key: Key, histories: Sequence[Sequence[int]] = ()) -> Chosen:
+        """See Player."""
+        states = jax.device_get(states)
+        worth = self.worth(states)
+        draw = np.asarray(jax.random.uniform(key, worth.shape))
+        best = worth == np.nanmax(worth, axis=1, keepdims=True)
+        return Chosen(np.argmax(np.where(best, draw, -1.0), axis=1).astype(np.int32))
+
+    def worth(self, states: GameState) -> np.ndarray:
+        """What each move is worth, float64 `[B, A]`, NaN where illegal."""
+        rows = [jax.tree.map(lambda x, i=i: x[i], states) for i in range(states.legal.shape[0])]
+        if self.game.name == "connect_four":
+            return minimax.connect_four(*minimax.bitboards(_boards(self.game, rows)), self.depth)
+        judge = evaluation.evaluation(self.game.name)
+        return np.stack([minimax.alpha_beta(self.game, judge, row, self.depth) for row in rows])
+
+    def close(self) -> None:
+        """See Player."""
+
+
+def _boards(game: Game, rows: Sequence[GameState]) -> np.ndarray:
+    """Boards `[B, rows, cols]` from the side of the player to move: 1 = mine, -1 = theirs."""
+    boards = [notation.board(game, row) for row in rows]
+    return np.stack([board.cells * (1 if board.turn == 0 else -1) for board in boards])
+
+
+class Perfect:
+    """Connect four as it is solved: one of the moves that win soonest, or lose latest."""
+
+    def __init__(self, game: Game) -> None:
+        if game.name != "connect_four":
+            raise FlatironsError(f"the perfect player knows connect four alone, and the game is {game.name}")
+        self.name, self.game, self.solver = "perfect", game, solver()
+
+    def choose(self, states: GameState, key: Key, histories: Sequence[Sequence[int]] = ()) -> Chosen:
+        """See Player."""
+        states = jax.device_get(states)
+        rows = [jax.tree.map(lambda x, i=i: x[i], states) for i in range(states.legal.shape[0])]
+        worth = np.stack([scores(self.solver, notation.board(self.game, row)) for row in rows])
+        draw = np.asarray(jax.random.uniform(key, worth.shape))
+        best = worth == np.nanmax(worth, axis=1, keepdims=True)
+        return Chosen(np.argmax(np.where(best, draw, -1.0), axis=1).astype(np.int32))
+
+    def close(self) -> None:
+        """See Player."""
+
+
+@functools.cache
+def solver() -> Any:
+    """BitBully's solver, with its opening book where that is installed. Raises FlatironsError where it is not installed."""
+    try:
+        from bitbully import bitbully_core  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError:
+        raise FlatironsError("the perfect player needs the package bitbully, which is not installed: pip install bitbully") from None
+    try:
+        import bitbully_databases  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError:
+        return bitbully_core.BitBullyCore()
+    return bitbully_core.BitBullyCore(bitbully_databases.BitBullyDatabases.get_database_path("default"))
+
+
+def scores(solver: Any, board: notation.Board) -> np.ndarray:
+    """What each column of a connect-four board is worth for the player to move, float64 `[7]`, NaN where it is full: positive = won, the
+    higher the sooner; 0 = drawn; negative = lost."""
+    from bitbully import bitbully_core  # pyright: ignore[reportMissingImports]
+
+    core = bitbully_core.BoardCore()
+    cells = np.where(board.cells == 0, 0, np.where(board.cells > 0, 1, 2))
+    # Its boards are columns from the left, each from the bottom.
+    if not core.setBoard(cells[::-1].T.tolist()):
+        raise FlatironsError("bitbully does not take this board")
+    found = np.asarray(solver.scoreMoves(core), np.float64)
+    return np.where(board.cells[0] == 0, found, np.nan)
+
+
+class External:
+    """An engine over GTP, UCI or USI."""
+
+    def __init__(self, engine: engines.Engine) -> None:
+        self.name, self.engine = engine.name, engine
+
+    def choose(self, states: GameState, key: Key, histories: Sequence[Sequence[int]] = ()) -> Chosen:
+        """See Player."""
+        if not histories:
+            raise FlatironsError(f"{self.name} follows games, not positions; give their moves")
+        return Chosen(*engines.choose_all(self.engine, histories))
+
+    def close(self) -> None:
+        """See Player."""
+        self.engine.close()
+
+
+# ---------------------------------------------------------------------------------------------------------------- a run
+
+
+class Trained:
+    """A run's newest policy, with its search."""
+
+    def __init__(self, run: train.Run, game: Game, name: str, simulations: int | None = None) -> None:
+        recorded = run._job.recorded["task"]
+        if recorded != f"pgx:{game.name}":
+            raise FlatironsError(f"{run.path} was trained on {recorded}, and the game is {game.name}; name a run that plays it")
+        if "analyse" not in vars(run.system):
+            raise FlatironsError(f"{run.path} is a run of {run._job.name}, whose policy has no search to play games with; train alphazero")
+        self.name, self.game, self.run = name, game, run
+        settings = vars(run.config)
+        own = settings.get("play_simulations", settings.get("num_simulations", 100))
+        self.simulations = int(own) if simulations is None else simulations
+        self._task = acting_task(run._job)
+        self._config, self._actor = on_device(run.config), run.actor
+
+    def analyse(self, states: GameState, key: Key, simulations: int) -> Any:
+        """The system's Analysis of a batch."""
+        batch = states.legal.shape[0]
+        model = EnvState(states, states.plies, states.plies == 0)
+        return _analyse(self.run.system.analyse, self._task.resized(batch), simulations, self._config, self._actor, model, key)
+
+    def choose(self, states: GameState, key: Key, histories: Sequence[Sequence[int]] = ()) -> Chosen:
+        """See Player."""
+        return Chosen(np.asarray(self.analyse(states, key, self.simulations).action, np.int32))
+
+    def think(self, state: GameState, key: Key, simulations: int) -> Thought:
+        """See Thinker."""
+        found = jax.tree.map(lambda x: np.asarray(x)[0], self.analyse(one(state), key, simulations))
+        return Thought(int(found.action), found.visits, found.q, found.prior, float(found.value), float(found.network_value))
+
+    def lines(self, state: GameState, key: Key, simulations: int, most: int) -> tuple[Thought, list[Line]]:
+        """See Thinker. The system hands on what it thinks of the moves here, so that the states are those one move away."""
+        thought = self.think(state, key, simulations)
+        return thought, _most_visited(np.full((1, len(thought.visits)), -1), thought.visits[None], thought.q[None], most)
+
+    def close(self) -> None:
+        """See Player."""
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _analyse(analyse: Any, task: Any, simulations: int, config: Any, actor: Any, model: Any, key: Key) -> Any:
+    return analyse(config, task, actor, model, key, num_simulations=simulations)
+
+
+# ----------------------------------------------------------------------------------------------------------------- names
+
+
+def player(spec: str, game: Game) -> Player:
+    """The player that a name stands for (see the top of this file). Raises FlatironsError where there is no such player, or where it
+    cannot play this game."""
+    body, options = _options(spec)
+    kind, colon, rest = body.partition(":")
+    if colon and kind in ("gtp", "uci", "usi"):
+        return External(engines.Engine(kind, rest, game, options))
+    simulations = _whole(spec, options.pop("simulations"), 0) if "simulations" in options else None
+    made: Player
+    if body == "random":
+        made = Random(game)
+    elif body == "perfect":
+        made = Perfect(game)
+    elif colon and kind == "minimax":
+        made = Minimax(game, _whole(spec, rest, 1))
+    elif colon and kind == "mcts":
+        c = options.pop("c", "1.4")
+        try:
+            made = Mcts(game, _whole(spec, rest, 1), float(c))
+        except ValueError:
+            raise FlatironsError(f"c={c!r} of {spec!r} is no number") from None
+    elif (Path(body) / folder.CONFIG).exists():
+        made = _trained(spec, Path(body), game, simulations)
+        simulations = None
+    else:
+        raise FlatironsError(
+            f"there is no player {spec!r}: give a run folder, random, minimax:DEPTH, mcts:SIMULATIONS, perfect, gtp:COMMAND, uci:COMMAND "
+            "or usi:COMMAND"
+        )
+    if options or simulations is not None:
+        raise FlatironsError(f"{spec!r} takes no {next(iter(options), 'simulations')!r}")
+    made.name = spec
+    return made
+
+
+def _trained(spec: str, path: Path, game: Game, simulations: int | None) -> Trained:
+    run = train.load(path)
+    if run.runs:
+        raise FlatironsError(f"{path} holds {len(run.runs)} runs, one per seed; choose one, such as {run.runs[0].path}")
+    return Trained(run, game, spec, simulations)
+
+
+def game_of(spec: str) -> str | None:
+    """The game that a player brings with it: a run's; None where it plays any."""
+    path = Path(_options(spec)[0])
+    if not (path / folder.CONFIG).exists():
+        return None
+    task = folder.read_json(path / folder.CONFIG).get("task")
+    if not isinstance(task, str) or task.removeprefix("pgx:") not in notation.games.GAMES:
+        raise FlatironsError(f"{path} was trained on {task}, which is no board game")
+    return task.removeprefix("pgx:")
+
+
+def thinker(spec: str, game: str | None) -> Any:
+    """A Thinker by name, with its game, for engines and analyses: a run folder, or `mcts:N` where the game is given."""
+    known = game_of(spec)
+    if known is None and game is None:
+        raise FlatironsError(f"{spec!r} is no run folder, so the game must be named, as in --game go_9x9")
+    made = player(spec, notation.find(game or known or ""))
+    if not isinstance(made, (Trained, Mcts)):
+        raise FlatironsError(f"{spec!r} has no search to look at; give a run folder or mcts:SIMULATIONS")
+    return made
+
+
+def _options(spec: str) -> tuple[str, dict[str, str]]:
+    body, mark, rest = spec.partition("?")
+    pairs = [pair.partition("=") for pair in rest.split("&")] if mark else []
+    for name, equals, _ in pairs:
+        if not name or not equals:
+            raise FlatironsError(f"{rest!r} of the player {spec!r} is not understood; write NAME?setting=value&setting=value")
+    return body, {name: value for name, _, value in pairs}
+
+
+def _whole(spec: str, text: str, least: int) -> int:
+    if not text.isdigit() or int(text) < least:
+        raise FlatironsError(f"{text!r} of the player {spec!r} must be a whole number, at least {least}")
+    return int(text)

@@ -1,0 +1,165 @@
+"""One search after another on ONE position, each larger than the one before, until a limit or someone's `stop`.
+
+A search is one compiled call and cannot be looked into while it runs. So thinking goes in growing searches: there is always a finished
+one to answer from, and an answer never waits for the one that runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from flatirons.envs.games import GameState
+from flatirons.run.players import Thinker, Thought
+
+GROWTH = 4
+MOST = 16_384
+"""Simulations of the largest search of an endless analysis."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """When to answer: after exactly so many simulations, or after so many seconds, or (`endless`) when told to; else after the player's
+    own number of simulations."""
+
+    simulations: int | None = None
+    seconds: float | None = None
+    endless: bool = False
+
+
+@dataclasses.dataclass
+class Pace:
+    """What searches took, so that one is not begun that cannot end in time. The first of its size is compiled, which takes longest."""
+
+    warm: dict[int, float] = dataclasses.field(default_factory=dict)
+    compiling: float = 0.0
+    seen: set[int] = dataclasses.field(default_factory=set)
+
+    def note(self, simulations: int, seconds: float) -> None:
+        """A search took that long."""
+        if simulations in self.seen:
+            self.warm[simulations] = seconds
+        else:
+            self.seen.add(simulations)
+            self.compiling = max(self.compiling, seconds)
+
+    def expected(self, simulations: int) -> float:
+        """Seconds that a search will take, as far as is known."""
+        if simulations in self.warm:
+            return self.warm[simulations]
+        each = max((seconds / max(1, n) for n, seconds in self.warm.items()), default=0.0)
+        return each * simulations + (0.0 if simulations in self.seen else self.compiling)
+
+
+class Thinking:
+    """Thinking about a position in a thread of its own. `report` is called with (Thought, simulations, seconds) after each search, and
+    `answer` once, with the last Thought, from whichever thread ends it."""
+
+    def __init__(
+        self,
+        thinker: Thinker,
+        state: GameState,
+        seed: int,
+        limit: Limit,
+        pace: Pace,
+        report: Callable[[Thought, int, float], None],
+        answer: Callable[[Thought | Exception], None],
+        after: Thinking | None = None,
+    ) -> None:
+        self._thinker, self._state, self._seed, self._limit, self._pace = thinker, state, seed, limit, pace
+        self._report, self._answer, self._after = report, answer, after
+        self._stop, self._lock, self._answered = threading.Event(), threading.RLock(), False
+        self._last: Thought | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Answer now, from the last finished search; where there is none yet, as soon as there is."""
+        self._stop.set()
+        with self._lock:
+            if self._last is not None:
+                self._give(self._last)
+
+    def join(self) -> None:
+        """Wait for the thread, which may be in the middle of a search whose result nobody wants any more."""
+        self._thread.join()
+
+    @property
+    def answered(self) -> bool:
+        """Whether `answer` has been called."""
+        return self._answered
+
+    def _give(self, thought: Thought | Exception) -> None:
+        with self._lock:
+            if not self._answered:
+                self._answered = True
+                self._answer(thought)
+
+    def _run(self) -> None:
+        if self._after is not None:
+            self._after.join()
+            self._after = None
+        try:
+            self._think()
+        except Exception as error:
+            self._give(error)
+
+    def _think(self) -> None:
+        limit, own = self._limit, self._thinker.simulations
+        deepening = limit.simulations is None and (limit.endless or limit.seconds is not None)
+        began = time.monotonic()
+        simulations = max(1, own // GROWTH) if deepening else limit.simulations if limit.simulations is not None else own
+        while True:
+            started = time.monotonic()
+            thought = self._thinker.think(self._state, jax.random.key(self._seed), simulations)
+            now = time.monotonic()
+            self._pace.note(simulations, now - started)
+            with self._lock:
+                if not self._answered:
+                    self._last = thought
+                    self._report(thought, simulations, now - began)
+            more = simulations * GROWTH
+            late = limit.seconds is not None and now - began + self._pace.expected(more) > limit.seconds
+            if not deepening or self._stop.is_set() or late:
+                break
+            if more > MOST:
+                if limit.endless:
+                    self._stop.wait()
+                break
+            simulations = more
+        self._give(thought)
+
+
+def think(thinker: Thinker, state: GameState, seed: int, limit: Limit, pace: Pace) -> Thought:
+    """Think and wait for the answer. Raises what the search raised."""
+    found: list[Any] = []
+    thinking = Thinking(thinker, state, seed, limit, pace, lambda *_: None, found.append)
+    if limit.seconds is not None:
+        thinking._thread.join(limit.seconds)
+        thinking.stop()
+    while not thinking.answered:
+        thinking._thread.join(0.05)
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
+
+
+def allot(left: float, increment: float = 0.0, moves: int | None = None) -> float:
+    """Seconds for one move of a clock with `left` seconds: an even share of the moves to go (30 where nobody knows), most of the increment,
+    and never the whole."""
+    share = left / (moves + 1 if moves else 30) + 0.8 * increment
+    return max(0.01, min(share, 0.5 * left if left > 0 else increment or 0.01))
+
+
+def ranked(thought: Thought, legal: np.ndarray) -> list[int]:
+    """Legal actions, best first: by visits, then by value, then by the prior."""
+    order = np.lexsort((-thought.prior, -thought.q, -thought.visits))
+    best = [int(action) for action in order if legal[action]]
+    # The player's own choice stands first: Gumbel's need not be the most visited.
+    return [thought.action, *(action for action in best if action != thought.action)] if legal[thought.action] else best

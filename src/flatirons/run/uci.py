@@ -1,0 +1,230 @@
+"""`flatirons uci RUN` and `flatirons usi RUN`: a run as an engine over UCI (chess, gardner chess) or USI (shogi, animal shogi), for any
+graphical board.
+
+Scores are centipawns by Elo's curve, 400 log10((1 + v) / (1 - v)) for a value v in (-1, 1). The line of play that is shown is one move
+long: the search hands on what it thinks of the moves here. `depth` is taken as the player's own number of simulations.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import TextIO
+
+from flatirons.envs import notation
+from flatirons.run.players import Thinker, Thought
+from flatirons.run.thinking import Limit, Pace, Thinking, allot, ranked
+from flatirons.types import FlatironsError
+
+_NUMBERS = ("wtime", "btime", "winc", "binc", "byoyomi", "movestogo", "depth", "nodes", "mate", "movetime")
+
+
+class Uci:
+    """One session in one of the two protocols. `hear(line)` acts on a line; what it has to say goes to `say`, also from other threads."""
+
+    def __init__(self, thinker: Thinker, say: Callable[[str], None], *, usi: bool = False, seed: int = 0) -> None:
+        game = thinker.game
+        wanted, other = (notation.SHOGI, "uci") if usi else (notation.CHESS, "usi")
+        if game.name not in wanted:
+            better = other if game.name in (*notation.CHESS, *notation.SHOGI) else "gtp"
+            raise FlatironsError(
+                f"{'USI' if usi else 'UCI'} is for {' and '.join(wanted)}, and this is {game.name}; use flatirons {better}"
+            )
+        self.thinker, self.game, self.usi, self.seed = thinker, game, usi, seed
+        self._say, self._lock = say, threading.Lock()
+        self.table = notation.Table(game)
+        self.over = False
+        self.multipv, self.pace = 1, Pace()
+        self.thinking: Thinking | None = None
+
+    def say(self, line: str) -> None:
+        """One line out, whole."""
+        with self._lock:
+            self._say(line)
+
+    def hear(self, line: str) -> None:
+        """Act on one line. Nothing that comes in can end the session but `quit`."""
+        words = "".join(char if char.isprintable() else " " for char in line).split()
+        if not words:
+            return
+        command, rest = words[0], words[1:]
+        name = "usi" if self.usi else "uci"
+        actions: dict[str, Callable[[list[str]], None]] = {
+            name: self._introduce, "isready": self._ready, "setoption": self._setoption, f"{name}newgame": self._new_game,
+            "position": self._position, "go": self._go, "stop": self._stop, "ponderhit": self._ponderhit, "quit": self._quit,
+            "debug": lambda _: None, "register": lambda _: None, "gameover": self._stop, "d": self._show,
+        }  # fmt: skip
+        act = actions.get(command)
+        if act is None:
+            self.say(f"info string unknown command {command[:40]}")
+            return
+        try:
+            act(rest)
+        except FlatironsError as error:
+            self.say(f"info string error: {' '.join(str(error).split())}")
+
+    # ------------------------------------------------------------------------------------------------------- the commands
+
+    def _introduce(self, words: list[str]) -> None:
+        prefix = "USI" if self.usi else "UCI"
+        self.say(f"id name Flatirons {version('flatirons')} ({self.thinker.name})")
+        self.say("id author the Flatirons authors")
+        self.say(f"option name Simulations type spin default {self.thinker.simulations} min 1 max 1000000")
+        self.say("option name MultiPV type spin default 1 min 1 max 100")
+        if self.game.name in ("gardner_chess", "animal_shogi"):
+            variant = "gardner" if self.game.name == "gardner_chess" else "dobutsu"
+            self.say(f"option name {prefix}_Variant type combo default {variant} var {variant}")
+        self.say("usiok" if self.usi else "uciok")
+
+    def _ready(self, words: list[str]) -> None:
+        # While it thinks it is ready too; before, what takes long is done now: compiling the search.
+        if (self.thinking is None or self.thinking.answered) and not self.pace.seen and not self.table.over:
+            done: list[object] = []
+            Thinking(self.thinker, self.table.state, self.seed, Limit(), self.pace, lambda *_: None, done.append).join()
+        self.say("readyok")
+
+    def _setoption(self, words: list[str]) -> None:
+        text = " ".join(words)
+        name, _, value = text.removeprefix("name").strip().partition(" value ")
+        name, value = name.strip().lower().replace("_", ""), value.strip()
+        if name in ("simulations", "multipv"):
+            most = 1_000_000 if name == "simulations" else 100
+            if not value.isdigit() or not 1 <= int(value) <= most:
+                raise FlatironsError(f"{value!r} is no whole number from 1 to {most}, as {name} must be")
+            if name == "multipv":
+                self.multipv = int(value)
+            else:
+                self.thinker.simulations = int(value)
+            return
+        variants = {"gardner_chess": "gardner", "animal_shogi": "dobutsu"}
+        if name in ("ucivariant", "usivariant"):
+            if value.lower() != variants.get(self.game.name, self.game.name):
+                raise FlatironsError(f"this network plays {self.game.name}, not {value}")
+            return
+        if name in ("hash", "threads", "ponder", "usihash", "usiponder", "ownbook", "uciownbook", "ucianalysemode", "ucichess960"):
+            return  # what boards set without being asked
+        raise FlatironsError(f"there is no option {name!r}")
+
+    def _new_game(self, words: list[str]) -> None:
+        self._stop([])
+        self.table = notation.Table(self.game)
+
+    def _position(self, words: list[str]) -> None:
+        if not words:
+            raise FlatironsError("position of what? write: position startpos moves …")
+        self.table = notation.table(self.game, " ".join(words))
+
+    def _show(self, words: list[str]) -> None:
+        for line in notation.drawing(self.game, self.table.board).splitlines():
+            self.say(f"info string {line}")
+        self.say(f"info string {'sfen' if self.usi else 'fen'} {self.table.text()}")
+
+    def _go(self, words: list[str]) -> None:
+        if self.thinking is not None and not self.thinking.answered:
+            self.say("info string error: it is thinking already; stop it first")
+            return
+        if "mate" in words:
+            self.say("checkmate notimplemented" if self.usi else "info string there is no search for mates")
+            if self.usi:
+                return
+        table = self.table
+        if table.over or not table.legal.any():
+            self.say("bestmove resign" if self.usi else "bestmove (none)")
+            return
+        limit, only = self._limit(words, table.turn), self._searchmoves(words, table)
+        now, legal = table.board, table.legal
+        ponder = "ponder" in words
+
+        def report(thought: Thought, simulations: int, seconds: float) -> None:
+            order = [action for action in ranked(thought, legal) if not only or action in only]
+            milliseconds = max(1, round(1000 * seconds))
+            for rank, action in enumerate(order[: self.multipv], 1):
+                value = float(thought.q[action]) if thought.visits[action] else thought.value
+                several = f" multipv {rank}" if self.multipv > 1 else ""
+                self.say(
+                    f"info depth {max(1, simulations.bit_length() - 1)}{several} score cp {centipawns(value)} nodes {simulations} "
+                    f"nps {1000 * simulations // milliseconds} time {milliseconds} pv {notation.move_text(self.game, now, action)}"
+                )
+
+        def answer(thought: Thought | Exception) -> None:
+            if isinstance(thought, Exception):
+                self.say(f"info string error: {type(thought).__name__}: {' '.join(str(thought).split())}")
+                order = [action for action in range(len(legal)) if legal[action]]
+            else:
+                order = [action for action in ranked(thought, legal) if not only or action in only]
+            self.say(f"bestmove {notation.move_text(self.game, now, order[0])}")
+
+        self.thinking = Thinking(
+            self.thinker, table.state, self.seed + len(table.actions), Limit(endless=True) if ponder else limit, self.pace, report, answer,
+            self.thinking,
+        )  # fmt: skip
+
+    def _limit(self, words: list[str], turn: int) -> Limit:
+        numbers: dict[str, int] = {}
+        for name, value in zip(words, words[1:]):
+            if name in _NUMBERS:
+                try:
+                    numbers[name] = int(value)
+                except ValueError:
+                    raise FlatironsError(f"{name} {value} is no number") from None
+        if "infinite" in words:
+            return Limit(endless=True)
+        if "nodes" in numbers:
+            return Limit(simulations=max(1, min(numbers["nodes"], 1_000_000)))
+        if "movetime" in numbers:
+            return Limit(seconds=max(0.001, numbers["movetime"] / 1000))
+        # White begins in chess, and black, which USI calls b, in shogi.
+        mine = ("b" if turn == 0 else "w") if self.usi else ("w" if turn == 0 else "b")
+        if f"{mine}time" in numbers or "byoyomi" in numbers:
+            left, period = numbers.get(f"{mine}time", 0) / 1000, numbers.get("byoyomi", 0) / 1000
+            seconds = allot(max(0.0, left), numbers.get(f"{mine}inc", 0) / 1000, numbers.get("movestogo") or None) if left > 0 else 0.0
+            return Limit(seconds=max(0.01, seconds + 0.9 * period))
+        return Limit()
+
+    def _searchmoves(self, words: list[str], table: notation.Table) -> set[int]:
+        if "searchmoves" not in words:
+            return set()
+        known = notation.moves(self.game, table.board, table.legal)
+        return {known[word] for word in words[words.index("searchmoves") + 1 :] if word in known}
+
+    def _stop(self, words: list[str]) -> None:
+        if self.thinking is not None:
+            self.thinking.stop()
+
+    def _ponderhit(self, words: list[str]) -> None:
+        # What was thought so far is the answer: the opponent's time was ours.
+        self._stop([])
+
+    def _quit(self, words: list[str]) -> None:
+        self._stop([])
+        self.over = True
+
+
+def centipawns(value: float) -> int:
+    """A value in [-1, 1] as centipawns, at most 2,000 or so."""
+    v = max(-0.99999, min(0.99999, value))
+    return round(400 * math.log10((1 + v) / (1 - v)))
+
+
+def serve(thinker: Thinker, inputs: TextIO, outputs: TextIO, *, usi: bool = False, seed: int = 0) -> None:
+    """Answer lines until `quit` or the end of the input."""
+
+    def say(line: str) -> None:
+        try:
+            outputs.write(line + "\n")
+            outputs.flush()
+        except (OSError, ValueError):
+            # Nobody listens any more: the loop below ends with the input.
+            print("flatirons: the board has gone", file=sys.stderr)
+
+    session = Uci(thinker, say, usi=usi, seed=seed)
+    for line in inputs:
+        session.hear(line)
+        if session.over:
+            break
+    if session.thinking is not None:
+        session.thinking.stop()
+        session.thinking.join()

@@ -1,0 +1,343 @@
+"""GTP, UCI and USI: conformance, a few hundred random commands (10,000 in benchmarks/games/fuzz.py), and other people's engines at their
+worst."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.games.fuzz import Uniform, fuzz_gtp, fuzz_uci
+from flatirons.envs import games, notation
+from flatirons.run import engines, players, thinking
+from flatirons.run.gtp import Gtp
+from flatirons.run.thinking import Limit
+from flatirons.run.uci import Uci, centipawns
+from flatirons.types import FlatironsError
+
+
+def gtp(*lines: str, name: str = "go_9x9") -> list[str]:
+    session = Gtp(Uniform(games.make(name)))
+    return [session.answer(line) for line in lines]
+
+
+# -------------------------------------------------------------------------------------------------------------------- GTP
+
+
+def test_gtp_answers_as_the_standard_says() -> None:
+    assert gtp("protocol_version", "7 name", "known_command play", "3 known_command nonsense") == [
+        "= 2\n\n", "=7 Flatirons\n\n", "= true\n\n", "=3 false\n\n",
+    ]  # fmt: skip
+    assert gtp("", "  # a comment", "\t", "nonsense", "4 nonsense") == ["", "", "", "? unknown command\n\n", "?4 unknown command\n\n"]
+    commands = gtp("list_commands")[0]
+    for name in (
+        "protocol_version", "name", "version", "known_command", "list_commands", "quit", "boardsize", "clear_board", "komi", "play",
+        "genmove", "undo", "time_settings", "time_left", "final_score", "final_status_list", "fixed_handicap", "place_free_handicap",
+        "set_free_handicap", "loadsgf", "reg_genmove", "showboard",
+    ):  # fmt: skip
+        assert name in commands.split("\n") or commands.startswith(f"= {name}")
+    assert gtp("boardsize 9", "boardsize 19", "boardsize", "komi 6.5", "komi x") == [
+        "=\n\n", "? unacceptable size\n\n", "? boardsize not an integer\n\n", "=\n\n", "? komi not a float\n\n",
+    ]  # fmt: skip
+
+
+def test_gtp_plays_refuses_and_takes_back() -> None:
+    session = Gtp(Uniform(games.make("go_9x9")))
+    assert session.answer("play b E5") == "=\n\n" and session.answer("play white e6") == "=\n\n"
+    assert session.answer("play b E5").startswith("? illegal move") and session.answer("play purple E4") == "? invalid color\n\n"
+    assert session.answer("play b I5").startswith("? illegal move") and len(session.table.actions) == 2
+    assert "X" in session.answer("showboard") and session.answer("undo") == "=\n\n" and len(session.table.actions) == 1
+    moved = session.answer("genmove w")
+    assert moved.startswith("= ") and session.table.words[-1] == moved[2:].strip()
+    # A side may move twice: the other passes.
+    assert session.answer("play w A1") == "=\n\n" and session.table.words[-2:] == ["pass", "A1"]
+    count = len(session.table.actions)
+    assert session.answer("reg_genmove b").startswith("= ") and len(session.table.actions) == count
+    for _ in range(count):
+        assert session.answer("undo") == "=\n\n"
+    assert session.answer("undo") == "? cannot undo\n\n"
+    assert session.answer("quit") == "=\n\n" and session.over
+
+
+def test_gtp_scores_by_area() -> None:
+    session = Gtp(Uniform(games.make("go_9x9")))
+    assert session.answer("final_score") == "= W+7.5\n\n"
+    assert session.answer("komi 0") == "=\n\n" and session.answer("final_score") == "= 0\n\n"
+    assert session.answer("play b E5") == "=\n\n" and session.answer("final_score") == "= B+81\n\n"
+    assert session.answer("final_status_list alive") == "= E5\n\n" and session.answer("final_status_list dead") == "=\n\n"
+    session.answer("play w pass")
+    session.answer("play b pass")
+    assert session.table.over and session.answer("genmove w") == "= pass\n\n"
+    assert session.answer("play w A1") == "? the game has ended\n\n"
+
+
+def test_gtp_superko_is_illegal() -> None:
+    session = Gtp(Uniform(games.make("go_9x9")))
+    # White sends two stones (B1, A1), black takes them at C1, and by taking that one back white would repeat the board.
+    for move in ("b A2", "w C2", "b B2", "w D1", "b J9", "w B1", "b J8", "w A1", "b C1"):
+        assert session.answer(f"play {move}") == "=\n\n", move
+    assert session.answer("play w B1") == "? illegal move: superko\n\n" and len(session.table.actions) == 9
+    assert session.answer("play w pass") == "=\n\n"
+
+
+def test_gtp_handicap_and_files(tmp_path: Path) -> None:
+    session = Gtp(Uniform(games.make("go_9x9")))
+    assert session.answer("fixed_handicap 4") == "= C3 G7 G3 C7\n\n" and session.table.turn == 1
+    assert session.answer("fixed_handicap 2") == "? board not empty\n\n"
+    session.answer("clear_board")
+    assert session.answer("set_free_handicap A1 A1") == "? bad vertex list\n\n" and not session.table.actions
+    for line in ("play b E5", "play w C3", "play b G7"):
+        session.answer(line)
+    place = tmp_path / "game.sgf"
+    assert session.answer(f"printsgf {place}") == "=\n\n" and place.read_text().startswith("(;FF[4]")
+    session.answer("clear_board")
+    assert session.answer(f"loadsgf {place} 3") == "= black\n\n" and session.table.words == ["E5", "C3"]
+    assert session.answer(f"loadsgf {tmp_path / 'none.sgf'}").startswith("? ")
+    assert "B[ee]" in session.answer("printsgf")
+
+
+def test_gtp_keeps_to_its_clock() -> None:
+    session = Gtp(Uniform(games.make("go_9x9")))
+    assert session.answer("time_settings 60 0 0") == "=\n\n" and session._limit(0).seconds == pytest.approx(2.0)
+    assert session.answer("time_settings 0 10 5") == "=\n\n" and session._limit(0).seconds == pytest.approx(1.8)
+    assert session.answer("time_settings 0 1 0") == "=\n\n" and session._limit(0) == Limit()
+    assert session.answer("time_left b 30 0") == "=\n\n" and session._limit(0).seconds == pytest.approx(1.0)
+    assert session.answer("time_left b 30 2") == "=\n\n" and session._limit(0).seconds == pytest.approx(10.0)
+    assert session.answer("time_left b -1 0") == "=\n\n" and 0 < (session._limit(0).seconds or 0) <= 0.01
+    assert session.answer("time_settings x")[0] == session.answer("time_left b")[0] == "?"
+
+
+def test_gtp_is_refused_for_chess() -> None:
+    with pytest.raises(FlatironsError, match="use flatirons uci"):
+        Gtp(Uniform(games.make("chess")))
+
+
+# ------------------------------------------------------------------------------------------------------------- UCI and USI
+
+
+class Session:
+    """A UCI session whose lines can be waited for."""
+
+    def __init__(self, name: str, *, usi: bool = False, pause: float = 0.0) -> None:
+        self.heard: list[str] = []
+        self.uci = Uci(Uniform(games.make(name), pause=pause), self.heard.append, usi=usi)
+
+    def say(self, *lines: str) -> list[str]:
+        """What comes at once."""
+        before = len(self.heard)
+        for line in lines:
+            self.uci.hear(line)
+        return self.heard[before:]
+
+    def wait(self, word: str, seconds: float = 10.0) -> str:
+        """The first line that begins so."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            for line in list(self.heard):
+                if line.split(" ")[0] == word:
+                    return line
+            time.sleep(0.002)
+        raise AssertionError(f"no {word} in {self.heard}")
+
+
+def test_uci_introduces_itself_and_plays() -> None:
+    session = Session("gardner_chess")
+    said = session.say("uci")
+    assert said[0].startswith("id name Flatirons") and said[1].startswith("id author") and said[-1] == "uciok"
+    assert all(line.startswith(("id ", "option name ", "uciok")) for line in said)
+    assert session.say("isready")[-1] == "readyok"
+    assert session.say("ucinewgame", "position startpos moves a2a3 b4a3") == []
+    session.say("go nodes 8")
+    best = session.wait("bestmove").split(" ")[1]
+    assert best in notation.moves(session.uci.game, session.uci.table.board, session.uci.table.legal)
+    info = session.wait("info")
+    assert " nodes 8 " in info and " score cp 0 " in info and f" pv {best}" in info
+
+
+def test_uci_stops_when_it_is_told_to() -> None:
+    session = Session("gardner_chess", pause=0.02)
+    session.say("position startpos", "go infinite")
+    time.sleep(0.2)
+    assert not any(line.startswith("bestmove") for line in session.heard)
+    session.say("stop")
+    session.wait("bestmove", 0.5)
+    session.say("stop", "stop")
+    time.sleep(0.1)
+    assert sum(line.startswith("bestmove") for line in session.heard) == 1
+
+
+def test_uci_keeps_to_movetime_and_one_search_at_a_time() -> None:
+    session = Session("gardner_chess", pause=0.02)
+    session.say("position startpos")
+    began = time.monotonic()
+    session.say("go movetime 150", "go nodes 3")
+    assert any("already" in line for line in session.heard)
+    session.wait("bestmove")
+    assert time.monotonic() - began < 2.0
+
+
+def test_uci_refuses_and_goes_on() -> None:
+    session = Session("gardner_chess")
+    assert "'a2a5' is not a legal move" in session.say("position startpos moves a2a5")[0]
+    assert session.uci.table.actions == [], "an illegal move leaves the position as it was"
+    assert "unknown command" in session.say("xyzzy")[0] and session.say("", "   ") == []
+    assert "no FEN" in session.say("position fen nonsense/")[0] and "of what" in session.say("position")[0]
+    assert "no whole number" in session.say("setoption name MultiPV value many")[0]
+    assert "no option" in session.say("setoption name Colour value blue")[0]
+    assert session.say("setoption name MultiPV value 3", "setoption name UCI_Variant value gardner", "setoption name Hash value 16") == []
+    assert "plays gardner_chess" in session.say("setoption name UCI_Variant value atomic")[0]
+    session.say("position startpos", "go nodes 4")
+    session.wait("bestmove")
+    assert {f"multipv {i}" for i in (1, 2, 3)} <= {
+        line.split(" score")[0].split("depth ")[1].split(" ", 1)[1] for line in session.heard if " score" in line
+    }
+    session.heard.clear()
+    session.say("go nodes 2 searchmoves b2b3")
+    assert session.wait("bestmove") == "bestmove b2b3"
+
+
+def test_uci_has_no_move_once_the_game_has_ended() -> None:
+    session = Session("gardner_chess")
+    session.say("position fen k4/2Q2/1K3/5/5 b - - 0 1", "go")
+    assert session.heard == ["bestmove (none)"]
+
+
+def test_uci_says_what_went_wrong_in_a_search() -> None:
+    session = Session("gardner_chess")
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    session.uci.thinker.think = broken  # type: ignore[method-assign]
+    session.say("go nodes 3")
+    assert session.wait("bestmove") and any("out of memory" in line for line in session.heard)
+
+
+def test_usi_speaks_shogi() -> None:
+    session = Session("animal_shogi", usi=True)
+    assert session.say("usi")[-1] == "usiok" and session.say("isready")[-1] == "readyok"
+    session.say("usinewgame", "position startpos moves 2c2b", "go btime 1000 wtime 1000 byoyomi 100")
+    assert session.wait("bestmove").split(" ")[1] in notation.moves(session.uci.game, session.uci.table.board, session.uci.table.legal)
+    assert "notimplemented" in session.say("go mate 100")[-1]
+    with pytest.raises(FlatironsError, match="use flatirons uci"):
+        Session("chess", usi=True)
+    with pytest.raises(FlatironsError, match="use flatirons gtp"):
+        Session("go_9x9")
+
+
+def test_centipawns() -> None:
+    assert centipawns(0.0) == 0 and centipawns(0.5) == -centipawns(-0.5) == 191 and 2000 < centipawns(1.0) < 2200
+
+
+def test_random_commands_are_answered() -> None:
+    assert fuzz_gtp("go_9x9", 250, 0)["answered"] > 50
+    assert fuzz_uci("gardner_chess", 200, 0, usi=False)["searches"] > 10
+    assert fuzz_uci("animal_shogi", 200, 0, usi=True)["searches"] > 10
+
+
+def test_an_engine_in_a_process_of_its_own() -> None:
+    lines = "name\nplay x 4\ngenmove o\nfinal_score\nquit\n"
+    command = [sys.executable, "-m", "flatirons", "gtp", "mcts:20", "--game", "connect_four"]
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=300)
+    answers = done.stdout.split("\n\n")
+    assert done.returncode == 0 and answers[0] == "= Flatirons" and answers[2][2:] in "1234567" and answers[3].startswith("? cannot score")
+
+
+def test_thinking_answers_in_time_from_the_last_search() -> None:
+    pace = thinking.Pace()
+    slow = Uniform(games.make("connect_four"), simulations=4, pause=0.05)
+    state = notation.table(slow.game).state
+    began = time.monotonic()
+    thinking.think(slow, state, 0, Limit(seconds=0.3), pace)
+    assert 0.05 <= time.monotonic() - began < 1.0 and len(pace.seen) >= 2
+    assert thinking.allot(60) == pytest.approx(2.0) and thinking.allot(60, 2.0) == pytest.approx(3.6) and thinking.allot(1, moves=1) == 0.5
+
+
+# ----------------------------------------------------------------------------------------------------------- others' engines
+
+GOOD = r"""
+import sys
+moves, n = ["E5", "D5", "E4", "pass"], 0
+for line in sys.stdin:
+    word = line.split()[0] if line.split() else ""
+    if word == "genmove":
+        print("= " + moves[n % 4] + "\n", flush=True); n += 1
+    elif word == "quit":
+        print("=\n", flush=True); break
+    else:
+        print("=\n", flush=True)
+"""
+
+
+def fake(tmp_path: Path, body: str) -> str:
+    place = tmp_path / "engine.py"
+    place.write_text(body)
+    return f"{sys.executable} {place}"
+
+
+def choose(command: str, timeout: str = "20", kind: str = "gtp", name: str = "go_9x9", moves: tuple[int, ...] = ()) -> int:
+    engine = engines.Engine(kind, command, games.make(name), {"timeout": timeout})
+    try:
+        return engine.choose(moves)
+    finally:
+        engine.close()
+
+
+def test_an_engine_over_gtp(tmp_path: Path) -> None:
+    assert choose(fake(tmp_path, GOOD)) == 40
+    assert choose(fake(tmp_path, GOOD.replace('"E5"', '"resign"'))) == games.RESIGN
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ("import sys; sys.exit(3)", r"died \(exit status 3\)"),
+        (GOOD.replace('if word == "genmove":', 'if word == "genmove":\n        sys.exit(1)\n    if word == "-":'), "died"),
+        ("import time; time.sleep(60)", "hangs: no answer to 'protocol_version' within 0.5 s"),
+        (GOOD.replace('"E5"', '"Z9"'), "played 'Z9', which is not legal"),
+        ('print("? no\\n", flush=True); input()', r"answered '\? no'"),
+    ],
+)
+def test_an_engine_that_fails_is_named(tmp_path: Path, body: str, why: str) -> None:
+    timeout = "0.5" if "sleep" in body else "20"
+    with pytest.raises(engines.EngineError, match=why):
+        choose(fake(tmp_path, body), timeout)
+
+
+def test_engines_that_cannot_be() -> None:
+    go, chess = games.make("go_9x9"), games.make("chess")
+    with pytest.raises(FlatironsError, match="'no-such-engine' is not installed"):
+        players.player("gtp:no-such-engine", go)
+    with pytest.raises(FlatironsError, match="GTP is for Go, and the game is chess"):
+        players.player("gtp:python3", chess)
+    with pytest.raises(FlatironsError, match="names no engine"):
+        players.player("uci:", chess)
+    with pytest.raises(FlatironsError, match="no number of seconds"):
+        players.player("uci:python3?timeout=long", chess)
+
+
+def test_the_engines_of_debian_play(tmp_path: Path) -> None:
+    found = {}
+    for name, kind, game, options in (
+        ("gnugo", "gtp", "go_9x9", {"level": "1"}), ("stockfish", "uci", "chess", {"nodes": "100", "Skill Level": "1"}),
+        ("fairy-stockfish", "uci", "gardner_chess", {"nodes": "100"}), ("fairy-stockfish", "uci", "animal_shogi", {"nodes": "100"}),
+        ("fairy-stockfish", "usi", "shogi", {"depth": "2"}), ("fairy-stockfish", "uci", "shogi", {"nodes": "100"}),
+    ):  # fmt: skip
+        try:
+            engine = engines.Engine(kind, name, games.make(game), options)
+        except FlatironsError as error:
+            assert "is not installed" in str(error)
+            continue
+        start = notation.table(engine.game)
+        action = engine.choose([])
+        assert start.legal[action]
+        engine.close()
+        found[name, kind, game] = action
+    if not found:
+        pytest.skip("none of gnugo, stockfish and fairy-stockfish is installed")
+    assert np.isfinite(list(found.values())).all()

@@ -1,0 +1,279 @@
+"""The plain opponents against brute force, and matches: colours, openings, Elo, records, void games, the command."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from flatirons.__main__ import main
+from flatirons.envs import evaluation, games, notation, records
+from flatirons.plan import minimax, uct
+from flatirons.run import analyse, match, players
+from flatirons.types import FlatironsError
+
+
+@functools.cache
+def game(name: str) -> games.Game:
+    return games.make(name)
+
+
+# -------------------------------------------------------------------------------------------------------------------- UCT
+
+
+@functools.cache
+def _grown() -> tuple[Any, Any]:
+    """Three positions of tic-tac-toe (the start; X wins at c1; X must block at c1) and their trees of 200 simulations."""
+    positions = ["", "a1 a2 b1 b2", "b2 a1 c3 b1"]
+    states = [notation.table(game("tic_tac_toe"), text).state for text in positions]
+    batch = jax.tree.map(lambda *xs: np.stack(xs), *states)
+    return batch, jax.tree.map(np.asarray, uct.grow(game("tic_tac_toe"), batch, jax.random.key(0), 200))
+
+
+def test_uct_wins_and_blocks_in_one_move() -> None:
+    _, tree = _grown()
+    assert tree.visits[1, 0].argmax() == 2 and tree.q[1, 0, 2] == 1.0
+    assert tree.visits[2, 0].argmax() == 2
+
+
+def test_uct_counts_every_simulation_once() -> None:
+    batch, (child, visits, q) = _grown()
+    assert visits[:, 0].sum(axis=1).tolist() == [200] * 3
+    assert (visits[:, 0][~np.asarray(batch.legal)] == 0).all()
+    for b in range(3):
+        for node, action in zip(*np.nonzero(child[b] >= 0)):
+            below = child[b, node, action]
+            # The first visit of an edge grew the node and was finished by a rollout; every later one went on through it.
+            assert visits[b, node, action] == 1 + visits[b, below].sum()
+            through, rollout = -(visits[b, below] * q[b, below]).sum(), visits[b, node, action] * q[b, node, action]
+            assert abs(abs(rollout - through) - 1) < 1e-3 or abs(rollout - through) < 1e-3
+        grown = np.sort(child[b][child[b] >= 0])
+        np.testing.assert_array_equal(grown, np.arange(1, len(grown) + 1))
+
+
+def test_uct_chooses_as_its_formula_says() -> None:
+    _, (child, visits, q) = _grown()
+    # The bounds of all moves are kept level: whichever is highest is tried, and falls.
+    n, mean = visits[0, 0].astype(float), q[0, 0].astype(float)
+    bound = mean + 1.4 * np.sqrt(np.log(n.sum()) / n)
+    assert bound.max() - bound.min() < 0.25 and (n > 0).all()
+
+
+def test_uct_in_parts_is_uct(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(players, "_TREE_BYTES", 12 * 201 * 9 * 2)
+    batch, _ = _grown()
+    chosen = players.Mcts(game("tic_tac_toe"), 200).choose(batch, jax.random.key(0)).actions
+    assert chosen.shape == (3,) and chosen[1] == 2
+    with pytest.raises(FlatironsError, match="at least 1"):
+        uct.search(game("tic_tac_toe"), batch, jax.random.key(0), 0)
+
+
+# ---------------------------------------------------------------------------------------------------------------- minimax
+
+
+def _slow_lines(cells: np.ndarray, who: int) -> int:
+    total = 0
+    for r in range(6):
+        for c in range(7):
+            for dr, dc in ((0, 1), (1, 0), (1, 1), (1, -1)):
+                if 0 <= r + 3 * dr < 6 and 0 <= c + 3 * dc < 7:
+                    line = [int(cells[r + k * dr, c + k * dc]) * who for k in range(4)]
+                    total += 0 if -1 in line else 10 ** sum(line)
+    return total
+
+
+def _slow_worth(cells: np.ndarray, depth: int) -> list[float]:
+    """The definition, one stone at a time: 1 is to move."""
+    worth = []
+    for c in range(7):
+        if cells[0, c]:
+            worth.append(np.nan)
+            continue
+        after = cells.copy()
+        r = int(np.max(np.flatnonzero(cells[:, c] == 0)))
+        after[r, c] = 1
+        lines = [
+            [after[r + k * dr, c + k * dc] for k in range(-3, 4) if 0 <= r + k * dr < 6 and 0 <= c + k * dc < 7]
+            for dr, dc in ((0, 1), (1, 0), (1, 1), (1, -1))
+        ]
+        won = any(all(x == 1 for x in line[i : i + 4]) for line in lines for i in range(len(line) - 3))
+        if won:
+            worth.append(np.inf)
+        elif (after != 0).all():
+            worth.append(0.0)
+        elif depth == 1:
+            worth.append(float(_slow_lines(after, 1) - _slow_lines(after, -1)))
+        else:
+            worth.append(-np.nanmax(_slow_worth(-after, depth - 1)))
+    return worth
+
+
+def test_connect_fours_minimax_is_its_definition() -> None:
+    rng = np.random.default_rng(0)
+    for plies in (0, 7, 20, 34):
+        cells = np.zeros((6, 7), np.int64)
+        for ply in range(plies):
+            c = int(rng.choice(np.flatnonzero(cells[0] == 0)))
+            after = cells.copy()
+            after[np.max(np.flatnonzero(cells[:, c] == 0)), c] = 1 if (plies - ply) % 2 == 0 else -1
+            if not minimax.four(np.concatenate(minimax.bitboards(after[None]))).any():
+                cells = after
+        np.testing.assert_array_equal(minimax.connect_four(*minimax.bitboards(cells[None]), 3)[0], _slow_worth(cells, 3))
+
+
+def test_alpha_beta_plays_tic_tac_toe_to_the_end() -> None:
+    judge = evaluation.evaluation("tic_tac_toe")
+    state = notation.table(game("tic_tac_toe"), "a1 b2").state
+    worth = minimax.alpha_beta(game("tic_tac_toe"), judge, state, 9)
+    assert np.nanmax(worth) == 0 and np.isnan(worth[0]) and np.isnan(worth[4])
+    mate = minimax.alpha_beta(game("tic_tac_toe"), judge, notation.table(game("tic_tac_toe"), "a1 a2 b1 b2").state, 3)
+    assert np.nanargmax(mate) == 2 and mate[2] == minimax.WON
+    with pytest.raises(FlatironsError, match="at least 1"):
+        minimax.alpha_beta(game("tic_tac_toe"), judge, state, 0)
+
+
+def test_evaluations_are_zero_at_the_start_and_know_material() -> None:
+    for name in ("chess", "othello", "hex"):
+        assert float(evaluation.evaluation(name)(jax.tree.map(jax.numpy.asarray, notation.table(game(name)).state))) == 0.0
+    state = notation.from_position_text(game("animal_shogi"), "gle/3/1C1/EL1 b C 1")
+    assert float(evaluation.evaluation("animal_shogi")(state)) == -1.0, "a giraffe less, two chicks more"
+
+
+# ---------------------------------------------------------------------------------------------------------------- matches
+
+
+class Scripted:
+    """Plays the lowest legal move; fails in some games."""
+
+    def __init__(self, name: str, wrong: Sequence[int] = (), resigns: bool = False) -> None:
+        self.name, self.wrong, self.resigns, self.seen = name, set(wrong), resigns, []
+
+    def choose(self, states: Any, key: Any, histories: Sequence[Sequence[int]] = ()) -> players.Chosen:
+        actions = np.argmax(np.asarray(states.legal), axis=1).astype(np.int32)
+        self.seen += [tuple(history) for history in histories]
+        if self.resigns:
+            actions[:] = games.RESIGN
+        return players.Chosen(actions, {i: "it died" for i, history in enumerate(histories) if history[0] in self.wrong})
+
+    def close(self) -> None:
+        pass
+
+
+def test_each_opening_is_played_with_both_colours() -> None:
+    found = match.play(game("connect_four"), Scripted("a"), Scripted("b"), 98)
+    by_opening: dict[int, list[match.Played]] = {}
+    for one in found.played:
+        by_opening.setdefault(one.opening, []).append(one)
+    assert len(by_opening) == 49 and all([one.first for one in pair] == [True, False] for pair in by_opening.values())
+    assert {one.actions[:2] for one in found.played} == {(i, j) for i in range(7) for j in range(7)}
+    # Two who play alike: what one wins with the one colour the other wins too.
+    assert all(pair[0].result == -(pair[1].result or 0.0) and pair[0].actions == pair[1].actions for pair in by_opening.values())
+    assert found.summary()["score"] == 0.5 and found.summary()["elo"] == 0.0
+    for one in found.played[:4]:
+        replayed = notation.Table(game("connect_four"))
+        for action in one.actions:
+            replayed.play(action)
+        assert replayed.over and replayed.outcome == (one.result or 0.0) * (1 if one.first else -1)
+
+
+def test_games_whose_player_fails_are_void_and_said(tmp_path: Path) -> None:
+    found = match.play(game("connect_four"), Scripted("a"), Scripted("b", wrong=[0]), 98)
+    void = [one for one in found.played if one.result is None]
+    assert len(void) == 14 and all(one.fault == "b: it died" and one.actions[0] == 0 for one in void)
+    summary = found.summary()
+    assert summary["games"] == 84 and summary["void"] == 14 and summary["wins"] + summary["draws"] + summary["losses"] == 84
+    place = match.save(found, game("connect_four"), tmp_path / "m", 1.0)
+    back = records.load(game("connect_four"), [place / "games.sgf"])
+    assert [one.actions for one in back] == [one.actions for one in found.played]
+    assert [one.result is None for one in back] == [one.result is None for one in found.played]
+    assert "void: b: it died" in (place / "games.sgf").read_text()
+    saved = json.loads((place / "match.json").read_text())
+    assert saved["void"] == 14 and len(saved["played"]) == 98 and saved["a"] == "a"
+    with pytest.raises(FlatironsError, match="void.*the match was stopped"):
+        match.play(game("connect_four"), Scripted("a"), Scripted("b", wrong=range(7)), 98)
+
+
+def test_resigning_loses() -> None:
+    found = match.play(game("connect_four"), Scripted("a", resigns=True), Scripted("b"), 14)
+    assert found.summary()["losses"] == 14 and all(one.resigned for one in found.played)
+
+
+def test_elo() -> None:
+    even = match.elo(50, 0, 50)
+    assert even["score"] == 0.5 and even["elo"] == 0 and even["elo_low"] == pytest.approx(-(even["elo_high"] or 0))
+    assert match.elo(75, 0, 25)["elo"] == pytest.approx(190.85, abs=0.01) and match.elo(50, 50, 0)["elo"] == match.elo(75, 0, 25)["elo"]
+    # Wilson's interval of 75 of 100, by hand: 0.6569 to 0.8245.
+    interval = match.elo(75, 0, 25)
+    assert interval["elo_low"] == pytest.approx(112.9, abs=0.2) and interval["elo_high"] == pytest.approx(268.8, abs=0.2)
+    assert match.elo(10, 0, 0)["elo"] is None and (match.elo(10, 0, 0)["elo_low"] or 0) > 100 and match.elo(10, 0, 0)["elo_high"] is None
+    assert match.elo(0, 0, 10)["elo"] is None and match.elo(0, 0, 0)["score"] is None
+
+
+def test_openings_are_legal_different_and_seeded() -> None:
+    hexes = match.openings(game("tic_tac_toe"), 40, 3, seed=0)
+    assert len(set(hexes)) == 40 and hexes == match.openings(game("tic_tac_toe"), 40, 3, seed=0) != match.openings(
+        game("tic_tac_toe"), 40, 3, 1
+    )
+    for line in hexes:
+        table = notation.Table(game("tic_tac_toe"))
+        for action in line:
+            table.play(action)
+    assert len(match.openings(game("tic_tac_toe"), 20, 1, 0)) == 20, "nine openings serve twenty pairs"
+    with pytest.raises(FlatironsError, match="even number"):
+        match.play(game("tic_tac_toe"), Scripted("a"), Scripted("b"), 3)
+    with pytest.raises(FlatironsError, match="no openings of 9 plies"):
+        match.openings(game("tic_tac_toe"), 2, 9, 0)
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["match", "minimax:3", "random", "--game", "pgx:connect_four", "--games", "14"]
+    assert main([*command, "--json"]) == 0
+    out = capsys.readouterr().out
+    found = json.loads(out)
+    assert list(found) == ["games", "wins", "draws", "losses", "score", "elo", "elo_low", "elo_high"] and out.count("\n") == 1
+    assert found["wins"] >= 13 and found["games"] == 14
+    assert main(command) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "minimax:3 against random" in said[-3] and said[-2].startswith("records: matches/") and json.loads(said[-1]) == found
+    assert len(list((tmp_path / "matches").iterdir())) == 2
+    for bad, why in (
+        (["match", "random", "random"], "the game must be named"),
+        (["match", "random", "nobody", "--game", "connect_four"], "there is no player 'nobody'"),
+        (["match", "random", "minimax:x", "--game", "connect_four"], "whole number"),
+        (["match", "random", "random?simulations=3", "--game", "connect_four"], "takes no 'simulations'"),
+        (["match", "random", "random", "--game", "conect_four"], "did you mean 'connect_four'"),
+        (["match", "perfect", "random", "--game", "othello"], "knows connect four alone"),
+        (["analyse", "random", "--game", "connect_four"], "no search to look at"),
+        (["uci", "mcts:20", "--game", "connect_four"], "use flatirons gtp"),
+    ):
+        assert main(bad) == 2 and why in capsys.readouterr().err
+
+
+def test_the_perfect_player_is_perfect() -> None:
+    pytest.importorskip("bitbully", reason="the perfect player is not installed: pip install bitbully")
+    perfect = players.Perfect(game("connect_four"))
+    np.testing.assert_array_equal(players.scores(perfect.solver, notation.table(game("connect_four")).board), [-2, -1, 0, 1, 0, -1, -2])
+    full = players.scores(perfect.solver, notation.table(game("connect_four"), "444444").board)
+    assert np.isnan(full[3]) and not np.isnan(full[[0, 1, 2, 4, 5, 6]]).any()
+    wins = notation.table(game("connect_four"), "121212")
+    assert perfect.choose(players.one(wins.state), jax.random.key(0)).actions.tolist() == [0]
+
+
+def test_an_analysis_grows(capsys: pytest.CaptureFixture[str]) -> None:
+    thinker = players.Mcts(game("tic_tac_toe"), 10)
+    found = analyse.analyse(thinker, "a1 a2 b1", [0, 10, 200], most=6)
+    assert [search["simulations"] for search in found["searches"]] == [0, 10, 200] and found["to_move"] == "o"
+    largest = found["searches"][-1]
+    assert largest["best"] == "c1" and largest["states"][0]["moves"] == ["c1"] and largest["states"][0]["share"] > 0.2
+    visits = [state["visits"] for state in largest["states"]]
+    assert visits == sorted(visits, reverse=True) and any(len(state["moves"]) == 2 for state in largest["states"])
+    assert "c1" in analyse.in_words(found)
+    with pytest.raises(FlatironsError, match="the game has ended"):
+        analyse.analyse(thinker, "a1 a2 b1 b2 c1", [10])

@@ -1,0 +1,315 @@
+"""Moves, positions and records as people write them: known texts, round trips, python-chess and cshogi as witnesses, and bad input."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flatirons.envs import games, notation, records
+from flatirons.types import FlatironsError
+
+
+@functools.cache
+def game(name: str) -> games.Game:
+    return games.make(name)
+
+
+def table(name: str, text: str = "") -> notation.Table:
+    return notation.table(game(name), text)
+
+
+KNOWN_MOVES = {
+    "tic_tac_toe": (9, {"a1": 0, "c1": 2, "b2": 4, "a3": 6}),
+    "connect_four": (7, {"1": 0, "4": 3, "7": 6}),
+    "othello": (4, {"d3": 19, "c4": 26, "f5": 37, "e6": 44}),
+    "hex": (121, {"a1": 0, "k1": 10, "a11": 110}),
+    "go_9x9": (82, {"A9": 0, "J9": 8, "A1": 72, "E5": 40, "pass": 81}),
+    "go_19x19": (362, {"D4": 15 * 19 + 3, "Q16": 3 * 19 + 15, "pass": 361}),
+    "gardner_chess": (7, {}),
+    "chess": (20, {}),
+    "animal_shogi": (4, {}),
+    "shogi": (30, {}),
+}
+
+
+@pytest.mark.parametrize("name", games.GAMES)
+def test_the_first_moves_of_each_game(name: str) -> None:
+    start = table(name)
+    moves = notation.moves(start.game, start.board, start.legal)
+    count, known = KNOWN_MOVES[name]
+    assert len(moves) == count == start.legal.sum()
+    assert known.items() <= moves.items()
+    for text, action in moves.items():
+        assert notation.parse_move(start.game, start.board, start.legal, text) == action
+    assert notation.colours(name)[0] in notation.drawing(start.game, start.board)
+    if notation.kinds(name):
+        assert start.text() == notation.start_text(name)
+
+
+def test_the_moves_that_chess_and_shogi_begin_with() -> None:
+    def moves(name: str) -> set[str]:
+        start = table(name)
+        return set(notation.moves(start.game, start.board, start.legal))
+
+    assert moves("chess") == {f"{c}2{c}{r}" for c in "abcdefgh" for r in "34"} | {"b1a3", "b1c3", "g1f3", "g1h3"}
+    assert moves("gardner_chess") == {f"{c}2{c}3" for c in "abcde"} | {"b1a3", "b1c3"}
+    assert moves("animal_shogi") == {"2c2b", "1d1c", "2d1c", "2d3c"}
+    pawns = {f"{c}g{c}f" for c in "123456789"}
+    rook = {"2h1h"} | {f"2h{c}h" for c in "34567"}
+    others = {"1i1h", "9i9h", "7i7h", "7i6h", "3i3h", "3i4h", "6i7h", "6i6h", "6i5h", "4i5h", "4i4h", "4i3h", "5i6h", "5i5h", "5i4h"}
+    assert moves("shogi") == pawns | rook | others
+
+
+# ------------------------------------------------------------------------------------------------------------------ chess
+
+
+def test_a_chess_game_from_first_move_to_mate() -> None:
+    mate = table("chess", "e2e4 e7e5 f1c4 b8c6 d1h5 g8f6 h5f7")
+    assert mate.over and mate.outcome == 1.0
+    assert mate.text() == "r1bqkb1r/pppp1Qpp/2n2n2/4p3/2B1P3/8/PPPP1PPP/RNB1K1NR b KQkq - 0 4"
+    text = records.write(mate.game, records.Record("chess", tuple(mate.actions), 1.0, ("Anne", 'B "Bob" C')))
+    assert "1. e4 e5 2. Bc4 Nc6 3. Qh5 Nf6 4. Qxf7# 1-0" in text and '[White "Anne"]' in text
+    (back,) = records.read(mate.game, text)
+    assert back.actions == tuple(mate.actions) and back.result == 1.0 and back.players == ("Anne", 'B "Bob" C')
+    with pytest.raises(FlatironsError, match="the game has ended"):
+        mate.play("e8f7")
+    mate.undo()
+    assert not mate.over and mate.legal.sum() > 20
+
+
+def test_castling_en_passant_and_promotion_in_words() -> None:
+    t = table("chess", "e4 d5 e5 f5 exf6 d4 Nf3 d3 Bxd3 Nc6 O-O h5")
+    assert t.words[4] == "e5f6" and t.words[10] == "e1g1" and t.board.castling == "kq"
+    assert t.text() == "r1bqkbnr/ppp1p1p1/2n2P2/7p/8/3B1N2/PPPP1PPP/RNBQ1RK1 w kq h6 0 7"
+    pawn = table("chess", "fen 8/P6k/8/8/8/8/8/K7 w - - 3 40")
+    assert {"a7a8q", "a7a8r", "a7a8b", "a7a8n"} <= set(notation.moves(pawn.game, pawn.board, pawn.legal))
+    legal = pawn.legal
+    assert {notation.san(pawn.game, pawn.board, legal, int(a)) for a in np.flatnonzero(legal)} >= {"a8=Q", "a8=R", "a8=B", "a8=N"}
+    pawn.play("a8=N")
+    assert pawn.text() == "N7/7k/8/8/8/8/8/K7 b - - 0 40" and pawn.over  # a knight alone cannot win
+    black = table("chess", "r3k2r/8/8/8/8/8/6pp/4K3 b kq - 0 1")
+    assert {"g2g1q", "h2h1n", "e8g8", "e8c8"} <= set(notation.moves(black.game, black.board, black.legal))
+
+
+def test_san_says_which_of_two_pieces() -> None:
+    t = table("chess", "fen 8/2k5/8/R6R/8/8/8/K6R w - - 0 1")
+    legal = t.legal
+    words = {notation.san(t.game, t.board, legal, int(a)) for a in np.flatnonzero(legal)}
+    assert {"Rad5", "Rhd5", "R1h3", "R5h3", "Rh8", "Rd1"} <= words and len(words) == legal.sum()
+    for spelling in ("Ra5d5", "Rad5!", "a5d5", "Ra5-d5"):
+        assert notation.parse_move(t.game, t.board, legal, spelling) == notation.parse_move(t.game, t.board, legal, "Rad5")
+
+
+def test_python_chess_agrees() -> None:
+    chess: Any = pytest.importorskip("chess", reason="python-chess, the second opinion, is not installed: pip install chess")
+    rng = np.random.default_rng(0)
+    for _ in range(2):
+        ours, theirs = table("chess"), chess.Board()
+        for _ply in range(70):
+            known = notation.moves(ours.game, ours.board, ours.legal)
+            assert set(known) == {move.uci() for move in theirs.legal_moves}
+            word = str(rng.choice(sorted(known)))
+            said = notation.san(ours.game, ours.board, ours.legal, known[word])
+            assert said == theirs.san(chess.Move.from_uci(word)).rstrip("+#")
+            ours.play(word)
+            theirs.push_uci(word)
+            # FEN's en passant is written after every double step, as in PGN's own standard.
+            assert ours.text() == theirs.fen(en_passant="fen")
+            assert ours.over == theirs.is_game_over(claim_draw=False) or theirs.is_repetition(3) or theirs.halfmove_clock >= 100
+            if ours.over:
+                break
+        if not ours.over:
+            again = notation.from_position_text(ours.game, ours.text())
+            np.testing.assert_array_equal(again.legal, ours.state.legal)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("8/8/8/8/8/8/8/8 w - - 0 1", "one king"),
+        ("rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBN w KQkq - 0 1", "row 8 has 7 squares"),
+        ("rnbqkbnr/pppppppp/8/8/8/PPPPPPPP/RNBQKBNR w KQkq - 0 1", "7 rows"),
+        ("rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNX w KQkq - 0 1", "'X' is no piece"),
+        ("rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR x KQkq - 0 1", "who is to move"),
+        ("rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkz - 0 1", "castling"),
+        ("4k3/8/8/8/8/8/8/4K3 w K - 0 1", "king and rook at home"),
+        ("4k3/8/8/8/8/8/8/4K2P w - - 0 1", "pawn"),
+        ("4k3/8/8/8/8/8/4Q3/4K3 w - - 0 1", "could be taken"),
+        ("4k3/8/8/8/8/8/8/4K3 w - e5 0 1", "passed"),
+        ("4k3/8/8/8/8/8/8/4K3 w - - zero 1", "counts"),
+    ],
+)
+def test_what_is_no_chess_position_is_refused(text: str, why: str) -> None:
+    with pytest.raises(FlatironsError, match=why):
+        table("chess", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("1. e4 e5 2. Ke3 *", "game 1, move 3: 'Ke3' is not a legal move"),
+        ('[FEN "nonsense"]\n\n1. e4 *', "game 1: 'nonsense' is no FEN"),
+        ("1. e4 *\n\n1. e5 *", "game 2, move 1: 'e5'"),
+        ('[Variant "Gardner"]\n\n1. a3 *', "is a game of Gardner"),
+        ("", "holds no game"),
+    ],
+)
+def test_bad_pgn_is_refused_with_the_move_at_fault(text: str, why: str) -> None:
+    with pytest.raises(FlatironsError, match=why):
+        records.read(game("chess"), text, "some.pgn")
+
+
+def test_pgn_as_people_write_it() -> None:
+    text = """%a comment
+[Event "a \\"match\\""]
+[Result "0-1"]
+
+{before} 1.e4 e5 $1 (1... c5 2. Nf3 (2. c3 d5)) 2.Nf3!? Nc6 ; to the end of the line
+3. Bb5 a6 4. Bxc6 dxc6 5. 0-0 Bg4?! 0-1
+
+[Event "another"]
+
+1. d4 *
+"""
+    first, second = records.read(game("chess"), text)
+    assert len(first.actions) == 10 and first.result == -1.0 and len(second.actions) == 1 and second.result is None
+    assert dict(first.facts)["Event"] == 'a "match"'
+    set_up = records.read(game("chess"), '[SetUp "1"]\n[FEN "4k3/8/8/8/8/8/4P3/4K3 b - - 0 9"]\n\n9... Kd7 10. e4 1/2-1/2\n')[0]
+    assert set_up.start.endswith("b - - 0 9") and set_up.result == 0.0
+    assert "9... Kd7 10. e4 1/2-1/2" in records.write(game("chess"), set_up)
+
+
+# ------------------------------------------------------------------------------------------------------------------ shogi
+
+
+def test_cshogi_agrees() -> None:
+    cshogi: Any = pytest.importorskip("cshogi", reason="cshogi, the second opinion, is not installed: pip install cshogi")
+    rng = np.random.default_rng(0)
+    board = cshogi.Board()
+    for ply in range(1, 121):
+        board.push(int(rng.choice(list(board.legal_moves))))
+        if board.is_game_over():
+            board.reset()
+        if ply % 30:
+            continue
+        ours = table("shogi", board.sfen())
+        assert set(notation.moves(ours.game, ours.board, ours.legal)) == {cshogi.move_to_usi(move) for move in board.legal_moves}
+        assert ours.text() == board.sfen()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("shogi", "lnsgkgsnl/1r5b1/ppppppppp/9/9/9/PPPPPPPPP/1B5R1/LNSGKGSNL b P 1", "there are 19 pieces P"),
+        ("shogi", "lnsgkgsnl/1r5b1/ppppppppp/9/9/9/PPPPPPPPP/1B5R1/LNSG1GSNL b - 1", "one king"),
+        ("shogi", "lnsgkgsnl/1r5b1/ppppppppp/9/9/9/PPPPPPPPP/1B5R1/LNSGKGSNL b K 1", "cannot be in hand"),
+        ("animal_shogi", "gle/1c1/1C1/EL b - 1", "row 4 has 2"),
+        ("animal_shogi", "gle/1c1/1C1/ELG b 2 1", "no list of pieces"),
+        ("connect_four", "x/y", "not a legal move"),
+    ],
+)
+def test_what_is_no_shogi_position_is_refused(name: str, text: str, why: str) -> None:
+    with pytest.raises(FlatironsError, match=why):
+        table(name, text)
+
+
+def test_animal_shogi_in_words() -> None:
+    t = table("animal_shogi", "2c2b 1a2b 3d2c")
+    assert t.text() == "gl1/1e1/1E1/1LG w Cc 1".replace("w Cc 1", t.text().split(" ", 1)[1])
+    assert t.board.hands.tolist() == [[1, 0, 0], [1, 0, 0]]
+    drop = table("animal_shogi", "sfen gle/3/3/ELG b C 1")
+    assert "C*2b" in notation.moves(drop.game, drop.board, drop.legal)
+    promotes = table("animal_shogi", "sfen l2/2C/3/2L b - 1")
+    promotes.play("1b1a")  # a chick that arrives becomes a hen, with the plus or without
+    assert promotes.words == ["1b1a+"] and promotes.text().startswith("l1+C/")
+    fairy = table("animal_shogi")
+    assert set(notation.moves(fairy.game, fairy.board, fairy.legal, fairy=True)) == {"b2b3", "c1c2", "b1c2", "b1a2"}
+
+
+# ------------------------------------------------------------------------------------------------------------------ stones
+
+
+def test_positions_as_moves() -> None:
+    assert table("connect_four", "4453").actions == table("connect_four", "startpos moves 4 4 5 3").actions == [3, 3, 4, 2]
+    assert table("othello", "f5d6c3").words == ["f5", "d6", "c3"]
+    swapped = table("hex", "a2 swap")
+    assert swapped.board.cells[0, 1] == -1 and swapped.board.cells[1, 0] == 0 and swapped.turn == 0
+    with pytest.raises(FlatironsError, match=r"move 2 of the position: '9' is not a legal move"):
+        table("connect_four", "4 9")
+    with pytest.raises(FlatironsError, match="after startpos"):
+        table("connect_four", "startpos 4")
+    with pytest.raises(FlatironsError, match="written as moves"):
+        notation.from_position_text(game("hex"), "8/8 b")
+    with pytest.raises(FlatironsError, match="nothing|no move to take back"):
+        table("connect_four").undo()
+
+
+def test_an_illegal_move_leaves_the_board_as_it_is() -> None:
+    t = table("connect_four", "444444")
+    before = t.board.cells.copy()
+    with pytest.raises(FlatironsError, match="'4' is not a legal move here for x in connect_four.*unchanged"):
+        t.play("4")
+    with pytest.raises(FlatironsError, match="action 3 is not legal"):
+        t.play(3)
+    np.testing.assert_array_equal(t.board.cells, before)
+    assert len(t.actions) == 6
+
+
+def test_sgf_of_go_as_people_write_it() -> None:
+    text = r"""(;GM[1]FF[4]SZ[9]KM[7.5]PB[Black \] player]PW[White]RE[W+3.5]
+;B[ee]C[the \] middle];W[gc](;B[cg];W[];B[tt])(;B[aa];W[bb](;B[cc])))
+(;GM[1]SZ[9]RE[0];B[aa])"""
+    first, second = records.read(game("go_9x9"), text)
+    assert first.players == ("Black ] player", "White") and first.result == -1.0 and second.result == 0.0
+    assert first.actions == (40, 2 * 9 + 6, 6 * 9 + 2, 81, 81)
+    assert "B[ee]" in records.write(game("go_9x9"), first)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("(;GM[1]SZ[9];B[ee];W[ee])", r"game 1, move 2: 'E5' is not a legal move"),
+        ("(;GM[1]SZ[9];B[ee];B[dd])", r"move 2: B\[dd\] is played out of turn"),
+        ("(;GM[1]SZ[19];B[ee])", "board of 19"),
+        ("(;GM[2]SZ[8];B[f5])", "no game of go_9x9: its GM is 2"),
+        ("(;GM[1]SZ[9]HA[2]AB[aa][bb];W[ee])", "stones on the board"),
+        ("(;GM[1]SZ[9];B[ee]", "no end"),
+        ("(;GM[1]SZ[9];B[ee", "no end"),
+        ("(;GM[1]SZ[9];B;W[dd])", "has no value"),
+        ("(;GM[1]SZ[9];B[zz])", "'zz' is not a legal move"),
+        ("no sgf at all", "holds no game"),
+    ],
+)
+def test_bad_sgf_is_refused(text: str, why: str) -> None:
+    with pytest.raises(FlatironsError, match=why):
+        records.read(game("go_9x9"), text, "some.sgf")
+
+
+@pytest.mark.parametrize("name", ["tic_tac_toe", "connect_four", "othello", "hex"])
+def test_records_come_back(name: str) -> None:
+    rng, t = np.random.default_rng(3), table(name)
+    for _ in range(20):
+        if not t.over:
+            t.play(int(rng.choice(np.flatnonzero(t.legal))))
+    record = records.Record(name, tuple(t.actions), t.outcome if t.over else None, ("a", "b"))
+    (back,) = records.read(t.game, records.write(t.game, record))
+    assert (back.actions, back.result, back.players) == (record.actions, record.result, record.players)
+    with pytest.raises(FlatironsError, match="is a game of|no game of"):
+        records.read(game("connect_four" if name != "connect_four" else "tic_tac_toe"), records.write(t.game, record))
+
+
+def test_area_counts_stones_and_what_they_enclose() -> None:
+    cells = np.zeros((9, 9), np.int64)
+    assert records.area(cells) == -7.5
+    cells[:, 4], cells[:, 5] = 1, -1
+    assert records.area(cells) == 9 * 5 - 9 * 4 - 7.5
+    cells[0, 0] = -1  # the left side now borders on both
+    assert records.area(cells) == 9 - 9 * 4 - 1 - 7.5
+
+
+def test_a_missing_file_is_named(tmp_path: Any) -> None:
+    with pytest.raises(FlatironsError, match=r"none\.sgf cannot be read"):
+        records.load(game("go_9x9"), [tmp_path / "none.sgf"])
