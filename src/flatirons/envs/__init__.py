@@ -2,7 +2,8 @@
 
 Names: `CartPole-v1` (any Gymnasium id), `ALE/Pong-v5` (Atari through ale-py's vector environment), `envpool:HalfCheetah-v5`,
 `jax:CartPole-v1`, `pgx:minatar-breakout`, `mdp:FrozenLake-v1`, `probe:constant-reward` (these four in-graph), `pixels:Pendulum-v1` (what
-is seen of it), `discrete:Pusher-v5` (its Box of actions cut into a Discrete choice). Simulators are imported when one is asked for.
+is seen of it), `discrete:Pusher-v5` (its Box of actions cut into a Discrete choice), `no-velocity:CartPole-v1` and
+`no-velocity:jax:CartPole-v1` (its velocities hidden). Simulators are imported when one is asked for.
 """
 
 from __future__ import annotations
@@ -118,6 +119,16 @@ def _make(task: Any, num_envs: int, *, seed: int, training: bool, vectoriser: st
         from flatirons.envs import discrete
 
         return _from_wrapped(task, rest, discrete, discrete.DiscreteOptions, num_envs, seed, vectoriser, timeout_s, options)
+    if colon and prefix == "no-velocity":
+        from flatirons.envs import no_velocity
+
+        if rest.startswith("jax:"):
+            if vectoriser != "auto":
+                raise FlatironsError(f"{task} runs in-graph, where there is nothing to vectorise; leave the vectoriser at 'auto'")
+            kept = no_velocity.positions(rest.removeprefix("jax:"))
+            whole: Any = _in_graph(rest, "jax", rest.removeprefix("jax:"), num_envs, options)
+            return type(whole)(no_velocity.InGraphSeen(whole.env, kept), num_envs, task)
+        return _from_wrapped(task, rest, no_velocity, no_velocity.NoVelocityOptions, num_envs, seed, vectoriser, timeout_s, options)
     if task.startswith("ALE/"):
         _import("ale_py")
         from flatirons.envs.atari import AtariOptions, make_atari
@@ -147,10 +158,10 @@ def names() -> list[str]:
 
 
 def _tables() -> Mapping[str, Any]:
-    from flatirons.envs import classic, mdp, minatar, probes
+    from flatirons.envs import classic, maze, mdp, minatar, probes
 
     return {
-        "jax": tuple(classic.ENVS),
+        "jax": (*classic.ENVS, *maze.ENVS),
         "pgx": tuple(minatar.NAMES),
         "mdp": (*mdp.TOY_TEXT, *mdp.OWN),
         "probe": tuple(probes.ENVS),
@@ -232,9 +243,9 @@ def _in_graph(task: str, prefix: str, name: str, num_envs: int, options: dict[st
         except ModuleNotFoundError as error:
             raise _missing(task, error.name or "pgx") from None
     else:
-        from flatirons.envs import classic, probes
+        from flatirons.envs import classic, maze, probes
 
-        env = (classic.ENVS if prefix == "jax" else probes.ENVS)[name]
+        env = {**classic.ENVS, **maze.ENVS}[name] if prefix == "jax" else probes.ENVS[name]
         if options:
             fields = [field.name for field in dataclasses.fields(env)]
             for option in options:

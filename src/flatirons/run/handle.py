@@ -16,7 +16,7 @@ from flatirons.data.acting import Decider
 from flatirons.run import checkpoint, evaluate, folder, values
 from flatirons.run.job import Job, acting_task, evaluation_task, is_instance, on_device, slots
 from flatirons.systems import system_name
-from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, TimeStep
+from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, MultiDiscrete, TimeStep
 
 
 class Run:
@@ -78,9 +78,8 @@ class Run:
             self._carry = self.system.policy(self.config, acting, actor, greedy=True).reset(1)
             first = True if first is None else first
         spec = self._acting.spec
-        timestep = TimeStep(
-            _one_row(spec.obs, obs, "obs"), () if legal is None else np.asarray(legal, np.bool_)[None], np.array([bool(first)]), ()
-        )
+        mask: Any = () if legal is None else _one_mask(spec.action, legal)
+        timestep = TimeStep(_one_row(spec.obs, obs, "obs"), mask, np.array([bool(first)]), ())
         self._decide.set_actor(actor)
         action, self._carry, _ = self._decide(timestep, self._carry)
         action = action[0]
@@ -166,6 +165,17 @@ class Run:
                 )
                 for i, slot in enumerate(slots(self._job))
             ]
+
+
+def _one_mask(spec: Any, legal: Any) -> np.ndarray:
+    """A mask of legal actions as a batch of one. Raises FlatironsError where it is of another length or leaves no choice."""
+    mask = np.asarray(legal, np.bool_)
+    nvec = spec.nvec if isinstance(spec, MultiDiscrete) else (spec.n,) if isinstance(spec, Discrete) else ()
+    if mask.shape != (sum(nvec),):
+        raise FlatironsError(f"legal has shape {list(mask.shape)} and the actions are {spec}: give {sum(nvec)} flags, or none")
+    if not all(part.any() for part in np.split(mask, np.cumsum(nvec)[:-1])):
+        raise FlatironsError(f"legal={mask.astype(int).tolist()} leaves no legal action; the episode should have ended before this")
+    return mask[None]
 
 
 def _one_row(spec: Any, obs: Any, name: str) -> Any:

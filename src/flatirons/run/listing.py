@@ -94,15 +94,16 @@ def everything() -> str:
 
 def tasks() -> dict[str, str]:
     """Families of task names, and what each holds."""
-    from flatirons.envs import classic, mdp, minatar, probes
+    from flatirons.envs import classic, maze, mdp, minatar, no_velocity, probes
 
     return {
         "NAME-vN": "any Gymnasium id, such as CartPole-v1; HalfCheetah-v5 needs flatirons[mujoco], LunarLander-v3 flatirons[box2d]",
         "ALE/GAME-v5": "Atari through ALE's vector environment, such as ALE/Pong-v5; needs flatirons[atari]",
-        "jax:NAME": "in-graph: " + ", ".join(_without_prefix(classic.ENVS)),
+        "jax:NAME": "in-graph: " + ", ".join(_without_prefix((*classic.ENVS, *maze.ENVS))),
         "pgx:NAME": "in-graph: " + ", ".join(_without_prefix(minatar.NAMES)) + "; needs flatirons[games]",
         "mdp:NAME": "finite, in-graph, its transition probabilities known: " + ", ".join((*mdp.TOY_TEXT, *mdp.OWN)),
         "envpool:NAME": "EnvPool's tasks, such as envpool:HalfCheetah-v5; needs flatirons[envpool]",
+        "no-velocity:TASK": "a task, in-graph or not, whose velocities are hidden: " + ", ".join(no_velocity.POSITIONS),
         "probe:NAME": "tiny environments with known answers: " + ", ".join(_without_prefix(probes.ENVS)),
     }
 
