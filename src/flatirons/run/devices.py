@@ -67,7 +67,7 @@ class Layout:
         share = self.num_envs // self.devices
 
         def shapes(num_envs: int) -> Any:
-            resized = task.resized(num_envs) if task.in_graph else SpecTask(task.name, num_envs, task.spec)
+            resized: Any = task.resized(num_envs) if task.in_graph else SpecTask(task.name, num_envs, task.spec)
             config = dataclasses.replace(job.config, num_envs=num_envs)
             return jax.eval_shape(init_function(job, resized), config, seed_keys(job))
 
