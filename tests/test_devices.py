@@ -37,24 +37,22 @@ for name, (system, task, settings) in cases.items():
     for devices in (1, 4):
         Spying.now = f"{name}-{devices}"
         settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-        half = settings["total_steps"] // 2
-        run = fi.train(system, task, out=f"{out}/{Spying.now}", quiet=True, devices=devices, stop_at=half, **settings)
-        placed = [len(x.sharding.device_set) for x in jax.tree.leaves(run._state.collector.env)]
-        shares = {x.sharding.shard_shape(x.shape)[0] for x in jax.tree.leaves(run._state.collector.env)}
-        # What several devices saved goes on on one, and the other way round where the numbers may differ.
-        run = fi.resume(f"{out}/{Spying.now}", quiet=True)
+        run = fi.train(system, task, out=f"{out}/{Spying.now}", quiet=True, devices=devices, **settings)
+        theirs = jax.tree.leaves((run._state.collector.env, getattr(run._state, "memory", ())))
+        placed = [len(x.sharding.device_set) for x in theirs]
+        shares = {x.sharding.shard_shape(x.shape)[0] for x in theirs}
         actors.append(jax.device_get(run.actor))
-        found[Spying.now] = {"placed": placed, "shares": sorted(shares), "step": run.step, "score": run.evaluate(episodes=4)["episodes"]}
+        found[Spying.now] = {"placed": placed, "shares": sorted(shares), "step": run.step}
     worst = max(float(np.max(np.abs(a - b))) for a, b in zip(*map(jax.tree.leaves, actors), strict=True))
     found[name] = worst
+# What several devices saved goes on on one.
 again = fi.resume(f"{out}/ppo-4", quiet=True, devices=1, total_steps=2 * cases["ppo"][2]["total_steps"])
 print(json.dumps({"found": found, "flops": flops, "again": again.step, "all": len(jax.devices())}))
 """
-SMALL: dict[str, Any] = {"num_envs": 8, "num_steps": 8, "num_epochs": 2, "num_minibatches": 2, "hidden": [64, 64], "total_steps": 256}
+SMALL: dict[str, Any] = {"num_envs": 8, "num_steps": 8, "num_epochs": 2, "num_minibatches": 2, "hidden": [64], "total_steps": 256}
 CASES = {
     "ppo": ("ppo", "jax:CartPole-v1", SMALL | {"normalise_obs": True, "normalise_reward": True}),
-    "lstm": ("ppo", "no-velocity:jax:CartPole-v1", SMALL | {"lstm": 8}),
-    "host": ("ppo", "CartPole-v1", SMALL),
+    "host": ("ppo", "no-velocity:CartPole-v1", SMALL | {"lstm": 8}),
     "dqn": (
         "dqn",
         "jax:CartPole-v1",
@@ -77,7 +75,6 @@ def test_four_devices_find_what_one_finds(tmp_path: Path) -> None:
     for name in CASES:
         assert found[name] < 1e-4, f"{name}: parameters differ by {found[name]}"
         assert found[f"{name}-4"]["step"] == found[f"{name}-1"]["step"] == CASES[name][2]["total_steps"]
-    for name in ("ppo", "lstm", "dqn"):
         assert set(found[f"{name}-4"]["placed"]) == {4} and found[f"{name}-4"]["shares"] == [2], "two environments on each device"
         assert found[f"{name}-1"]["shares"] == [8]
     # Not only acting but learning too is shared: a device does less than half of the work of one alone.
@@ -105,6 +102,6 @@ def test_environments_that_devices_cannot_share_are_refused(monkeypatch: pytest.
     with pytest.raises(FlatironsError, match="num_envs=8 cannot be shared evenly by 3 devices: choose 6 or 9"):
         fi.train("ppo", "jax:CartPole-v1", out=tmp_path / "run", quiet=True, devices=3)
     with pytest.raises(FlatironsError, match="one seed at a time, and seeds=2"):
-        fi.train("ppo", "jax:CartPole-v1", out=tmp_path / "run", quiet=True, devices=3, seeds=2, num_envs=9, num_steps=200)
+        fi.train("ppo", "jax:CartPole-v1", out=tmp_path / "run", quiet=True, devices=3, seeds=2, num_envs=9, total_steps=225)
     run = fi.train("ppo", "jax:CartPole-v1", out=tmp_path / "run", quiet=True, devices="1", total_steps=200)
     assert run.step == 200
