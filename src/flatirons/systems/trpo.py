@@ -127,7 +127,7 @@ PRESETS = {
         tasks=("CartPole-v*", "jax:CartPole-v*"),
     ),
     "trpo-pendulum": Preset(
-        doc="Tuned for Pendulum: a short horizon, rewards normalised, larger steps.",
+        doc="Tuned for Pendulum: a short horizon, observations and rewards normalised, larger steps.",
         config={
             "total_steps": 100_000,
             "num_envs": 4,
@@ -135,6 +135,7 @@ PRESETS = {
             "gamma": 0.9,
             "gae_lambda": 0.7,
             "delta": 0.03,
+            "normalise_obs": True,
             "normalise_reward": True,
         },
         tasks=("Pendulum-v*", "jax:Pendulum-v*"),
