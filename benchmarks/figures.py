@@ -212,7 +212,43 @@ def ewc_games(results: Path, place: Path) -> None:
     save(figure, place)
 
 
+def ppo_table1(results: Path, place: Path) -> None:
+    """Schulman 2017, Table 1: the normalised score of each surrogate, ours with its interval, and the paper's."""
+    rows = result(results / "curves", "ppo_table1")["rows"]
+    at = np.arange(len(rows))
+    figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
+    scores = np.array([row["score"] for row in rows])
+    spans = np.abs(np.array([row["ci95"] for row in rows]).T - scores)
+    axes.barh(at, scores, color=BLUE, alpha=0.7, xerr=spans, label="here: four tasks, 300,000 decisions, five seeds")
+    axes.plot([row["paper"] for row in rows], at, "D", color=ORANGE, label="the paper: seven tasks, a million decisions")
+    axes.set(yticks=at, yticklabels=[row["setting"] for row in rows], xlabel="average normalised score")
+    axes.invert_yaxis()
+    axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1.0))
+    save(figure, place)
+
+
+def a3c_workers(results: Path, place: Path) -> None:
+    """Mnih 2016, figure 4: the return of training episodes over the clock, with one and with two actor-learners."""
+    found = result(results / "speed", "a3c_workers")
+    methods = list(dict.fromkeys(run["method"] for run in found["time_to_score"]))
+    figure, panels = plt.subplots(1, len(methods), figsize=(4.2 * len(methods), 3.6), layout="constrained", squeeze=False, sharey=True)
+    for axes, method in zip(panels[0], methods, strict=True):
+        for run in found["time_to_score"]:
+            if run["method"] == method:
+                for side, colour in (("one", ORANGE), ("two", BLUE)):
+                    axes.plot([p[1] / 60 for p in run[side]["curve"]], [p[2] for p in run[side]["curve"]], color=colour)
+        axes.axhline(found["score"], color="grey", linestyle=":")
+        axes.set(title=method, xlabel="minutes")
+    for side, colour in (("one actor-learner", ORANGE), ("two", BLUE)):
+        panels[0][0].plot([], [], color=colour, label=side)
+    panels[0][0].set_ylabel(f"mean return of 30 training episodes, {found['task']}")
+    panels[0][0].legend(frameon=False, fontsize=8)
+    save(figure, place)
+
+
 ALL = {
+    "ppo_table1": ppo_table1,
+    "a3c_workers": a3c_workers,
     "tabular_maximisation_bias": maximisation_bias,
     "dqn_overestimation": overestimation,
     "dqn_ablation": ablation,

@@ -24,6 +24,10 @@ if [ "$which" = all ] || [ "$which" = speed ]; then
     run benchmarks.speed.dqn_cartpole_sb3
     run benchmarks.speed.dqn_pixels_sb3
     run benchmarks.speed.replay_memory
+    run benchmarks.speed.ppo_atari_sb3
+    run benchmarks.speed.trpo_sb3
+    run benchmarks.speed.num_envs
+    run benchmarks.speed.a3c_workers
 fi
 if [ "$which" = all ] || [ "$which" = learning ]; then
     run benchmarks.tabular.run
@@ -36,6 +40,7 @@ if [ "$which" = all ] || [ "$which" = learning ]; then
     run benchmarks.methods.thompson
     run benchmarks.methods.ewc_permuted
     run benchmarks.methods.ewc_dqn
+    run benchmarks.learning.ppo_table1
     run benchmarks.figures
 fi
 "$python" benchmarks/tables.py || failed+=(tables)

@@ -9,6 +9,9 @@ A page asks for a table with a pair of markers, and what stands between them is 
     <!-- results:speed:ppo -->         those whose name begins so    <!-- /results -->
     <!-- results:updates:dqn -->       single updates against the roof, those whose name begins so   <!-- /results -->
     <!-- results:memory -->            what the largest replay takes   <!-- /results -->
+    <!-- results:table1 -->            the PPO paper's Table 1 at our scale   <!-- /results -->
+    <!-- results:workers -->           A3C with one and with two actor-learners   <!-- /results -->
+    <!-- results:environments -->      what more environments cost   <!-- /results -->
     <!-- results:checks:tabular -->    checks whose name begins so   <!-- /results -->
 
 It also writes `src/flatirons/run/measured.json`, what `flatirons list SYSTEM` says a preset reaches, in how many hours.
@@ -27,7 +30,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKED = re.compile(
-    r"(<!-- results:(?P<kind>learning|speed|checks|values|updates|memory)(?::(?P<name>[\w.-]+))? -->\n).*?(<!-- /results -->)", re.DOTALL
+    r"(<!-- results:(?P<kind>learning|speed|checks|values|updates|memory|table1|workers|environments)(?::(?P<name>[\w.-]+))? -->\n)"
+    r".*?(<!-- /results -->)",
+    re.DOTALL,
 )
 MEASURED = "src/flatirons/run/measured.json"
 NOTHING = "Not measured yet.\n"
@@ -143,7 +148,82 @@ def provenance(results: Sequence[dict[str, Any]]) -> str:
     return f"\nMeasured {where}. Commands, seeds and versions: `benchmarks/results`.\n"
 
 
-def fill(text: str, learned: Sequence[dict[str, Any]], timed: Sequence[dict[str, Any]], checked: Sequence[dict[str, Any]] = ()) -> str:
+def table1(r: dict[str, Any]) -> str:
+    """The PPO paper's Table 1: the normalised score of each surrogate, its interval over seeds, task by task, and the paper's."""
+    tasks = [task.rpartition("-v")[0] for task in r["tasks"]]
+    rows = [
+        [
+            row["setting"],
+            f"{row['score']:.2f} ({row['ci95'][0]:.2f} to {row['ci95'][1]:.2f})",
+            *(f"{row['by_task'][task]:.2f}" for task in r["tasks"]),
+            f"{row['paper']:.2f}",
+        ]
+        for row in r["rows"]
+    ]
+    text = table(["surrogate", "score (95 % interval)", *tasks, "the paper"], rows)
+    if r["reached"]:
+        low, high = r["reached"]["difference_ci95"]
+        above = "above 0" if r["reached"]["reached"] else "**not above 0**"
+        text += f"\nClip 0.2 less no clipping or penalty: {low:.2f} to {high:.2f}, {above}."
+        text += f" {r['budget']:,} decisions, {len(r['seeds'])} seeds.\n"
+    return text + provenance([r])
+
+
+def workers(r: dict[str, Any]) -> str:
+    """A3C's speed-up: decisions per second, then the time to the reference score."""
+    head = ["method", "mode", "one, steps/s", "two, steps/s", "ratio (median)", "to reach"]
+    rows = []
+    for row in r["throughput"]:
+        middle = sorted(row["pairs"], key=lambda p: p["ratio"])[len(row["pairs"]) // 2]
+        bar = f"{row['reach']}×, {'reached' if row['reached'] else '**not reached**'}" if "reach" in row else "–"
+        rows.append([row["method"], row["mode"], number(middle["one"]), number(middle["two"]), f"{row['ratio_median']:.2f}×", bar])
+    text = table(head, rows)
+    if r["time_to_score"]:
+        head = ["method", "seed", f"one, minutes to {r['score']:g}", "two", "speed-up", "the paper, two threads"]
+        shown = lambda side: "not reached" if side["reached_s"] is None else f"{side['reached_s'] / 60:.1f}"  # noqa: E731
+        rows = [
+            [
+                run["method"],
+                str(run["seed"]),
+                shown(run["one"]),
+                shown(run["two"]),
+                f"{run['speedup']:.2f}×" if run["speedup"] else "–",
+                f"{run['paper']}×",
+            ]
+            for run in r["time_to_score"]
+        ]
+        text += "\n" + table(head, rows)
+    return text + provenance([r])
+
+
+def environments(r: dict[str, Any]) -> str:
+    """What more environments cost in-graph."""
+    head = ["environments", "steps/s", "the program's memory, MB", "State, MB", "compile, s"]
+    rows = [
+        [
+            f"{row['num_envs']:,}",
+            number(row["steps_per_second"]),
+            f"{row['program_bytes'] / 1e6:.1f}",
+            f"{row['state_bytes'] / 1e6:.2f}",
+            f"{row['compile_s']:.1f}",
+        ]
+        for row in r["rows"]
+    ]
+    return table(head, rows) + provenance([r])
+
+
+PAGES_OWN = {"table1": table1, "workers": workers, "environments": environments}
+PAGES_OWN_RESULT = {"table1": "ppo_table1", "workers": "a3c_workers", "environments": "num_envs"}
+"""Tables of one result file each, by kind: how they are made, and the file."""
+
+
+def fill(
+    text: str,
+    learned: Sequence[dict[str, Any]],
+    timed: Sequence[dict[str, Any]],
+    checked: Sequence[dict[str, Any]] = (),
+    curved: Sequence[dict[str, Any]] = (),
+) -> str:
     """The page `text` with every marked table made anew."""
 
     def made(match: re.Match[str]) -> str:
@@ -157,6 +237,9 @@ def fill(text: str, learned: Sequence[dict[str, Any]], timed: Sequence[dict[str,
             body = updates([r for r in timed if "milliseconds_at_roof" in r and (name is None or r["name"].startswith(name))]) or NOTHING
         elif match["kind"] == "memory":
             body = memory([r for r in timed if "replay_gb" in r]) or NOTHING
+        elif match["kind"] in PAGES_OWN:
+            own = [r for r in (*timed, *curved) if r["name"] == PAGES_OWN_RESULT[match["kind"]]]
+            body = PAGES_OWN[match["kind"]](own[0]) if own else NOTHING
         elif match["kind"] == "checks":
             chosen = [r for r in checked if name is None or r["name"].startswith(name)]
             body = checks(chosen) if chosen else NOTHING
@@ -228,12 +311,13 @@ def measured(learned: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    learned, timed, *checks = (load(ROOT / "benchmarks/results" / kind) for kind in ("learning", "speed", "tabular", "methods"))
+    kinds = ("learning", "speed", "curves", "tabular", "methods")
+    learned, timed, curved, *checks = (load(ROOT / "benchmarks/results" / kind) for kind in kinds)
     checked = [result for kind in checks for result in kind]
     behind = []
     for page in [ROOT / MEASURED, ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         old = page.read_text(encoding="utf-8") if page.exists() else ""
-        new = measured(learned) if page == ROOT / MEASURED else fill(old, learned, timed, checked)
+        new = measured(learned) if page == ROOT / MEASURED else fill(old, learned, timed, checked, curved)
         if new != old:
             behind.append(str(page.relative_to(ROOT)))
             if "--check" not in arguments:

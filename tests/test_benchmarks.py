@@ -14,14 +14,24 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import figures, record, tables  # noqa: E402
+from benchmarks.learning import ppo_table1  # noqa: E402
 from benchmarks.learning import run as learning  # noqa: E402
 from benchmarks.learning.rows import ROWS  # noqa: E402
 from benchmarks.learning.summary import bootstrap, held  # noqa: E402
 from benchmarks.methods import ewc_dqn, ewc_permuted  # noqa: E402
-from benchmarks.speed import dqn_cartpole_sb3, ppo_cartpole_rejax, ppo_halfcheetah_sb3, versus  # noqa: E402
+from benchmarks.speed import (  # noqa: E402
+    dqn_cartpole_sb3,
+    num_envs,
+    ppo_atari_sb3,
+    ppo_cartpole_rejax,
+    ppo_halfcheetah_sb3,
+    trpo_sb3,
+    versus,
+)
 from benchmarks.speed.dqn_pixels_sb3 import UPDATES  # noqa: E402
 from benchmarks.speed.measure import measure  # noqa: E402
 from flatirons import systems  # noqa: E402
+from flatirons.envs import make  # noqa: E402
 
 HEADER = {"name", "command", "commit", "date", "machine", "versions"}
 SPEED = HEADER | {
@@ -82,6 +92,8 @@ def test_measure_counts_one_call_and_leaves_compiling_out(monkeypatch):
 @pytest.mark.parametrize(
     ("system", "settings"),
     [("ppo", s) for m in (ppo_cartpole_rejax, ppo_halfcheetah_sb3) for s in m.SETTINGS.values()]
+    + [("ppo", ppo_atari_sb3.SETTINGS), ("ppo", num_envs.SETTINGS)]
+    + [("trpo", s) for _, _, s in trpo_sb3.SETTINGS.values()]
     + [("dqn", s) for s in dqn_cartpole_sb3.SETTINGS.values()],
 )
 def test_every_setting_of_a_comparison_is_a_field_of_ours(system, settings):
@@ -93,6 +105,37 @@ def test_flops_of_a_decision_by_hand():
     settings = {"hidden": [64, 64], "num_epochs": 20}
     forward = 2 * 2 * (4 * 64 + 64 * 64) + 2 * 64 * 3
     assert versus.flops_per_step("ppo", settings, 4, 2) == forward * 61
+
+
+def test_flops_of_trpo_and_of_ppo_from_pixels_by_hand():
+    settings = {"hidden": [64, 64], "cg_iterations": 10, "value_epochs": 5}
+    tower = 2 * (4 * 64 + 64 * 64)
+    pi, v = tower + 2 * 64 * 2, tower + 2 * 64
+    assert versus.flops_per_step("trpo", settings, 4, 2) == (1 + 3 + 2 + 4 * 11) * pi + (2 + 3 * 5) * v
+    forward, first = versus.forward_flops({"network": "nature"}, 0, 7)
+    assert versus.flops_per_step("ppo", {"network": "nature", "num_epochs": 3}, 0, 6) == 3 * forward + 3 * (3 * forward - first)
+
+
+def test_table_one_is_normalised_as_the_paper_says():
+    rows = [{"episodes": 60, "episode_return": 1.0}, {"episodes": 0, "episode_return": None}]
+    rows += [{"episodes": 50, "episode_return": 2.0}, {"episodes": 70, "episode_return": 5.0}]
+    assert ppo_table1.last_episodes(rows) == pytest.approx((70 * 5 + 50 * 2) / 120)
+    assert ppo_table1.last_episodes([{"episodes": 0, "episode_return": None}]) is None
+    scores = {"none": {"a": [0.0, 10.0], "b": [-5.0, -3.0]}, "clip 0.2": {"a": [20.0, 15.0], "b": [-2.0, -1.0]}}
+    found = ppo_table1.table(scores, {"a": 10.0, "b": -6.0})
+    assert found["none"]["a"] == [-1.0, 0.0] and found["clip 0.2"] == {"a": [1.0, 0.5], "b": [pytest.approx(0.8), 1.0]}
+    low, high = ppo_table1.interval(found["clip 0.2"], found["none"])
+    assert 0 < low < high and ppo_table1.interval(found["clip 0.2"])[1] <= 1.0
+    assert set(ppo_table1.SETTINGS) == set(ppo_table1.PAPER)
+    for name, settings in ppo_table1.SETTINGS.items():
+        systems.ppo.check(systems.ppo.Config(**{**systems.ppo.PRESETS["ppo-paper"].config, **settings}), make("jax:Pendulum-v1", 1)), name
+
+
+def test_the_cost_of_environments_is_judged():
+    rows = [{"num_envs": n, "steps_per_second": s, "program_bytes": b} for n, s, b in ((64, 10.0, 8), (256, 12.0, 20), (1024, 11.9, 80))]
+    assert num_envs.verdict(rows) == {"speed_rises_or_stays": True, "memory_linear": True}
+    rows[2] |= {"steps_per_second": 10.0, "program_bytes": 100}
+    assert num_envs.verdict(rows) == {"speed_rises_or_stays": False, "memory_linear": False}
 
 
 def test_rules_of_the_bars():
@@ -190,6 +233,9 @@ def test_committed_results_have_the_agreed_fields(path):
     }
     others = {
         "startup": {"medians"},
+        "num_envs": {"rows", "reached"},
+        "a3c_workers": {"throughput", "time_to_score"},
+        "ppo_table1": {"rows", "scores", "reached"},
         "dqn_replay_memory": {"frames", "replay_gb", "peak_gb", "above_replay_gb"},
         **{name: {"milliseconds", "milliseconds_at_roof", "ratio_to_roof"} for name in UPDATES},
     }
@@ -232,6 +278,11 @@ def test_figures_are_drawn_from_result_files_alone(tmp_path):
     record.write(tmp_path / "curves" / "max_q.json", {"curves": {"dqn-minatar": points}, "states": 5})
     run = {"title": "x on y", "steps": 10, "estimate": [0.1, 0.2], "return": [0.0, 0.3]}
     record.write(tmp_path / "curves" / "estimates.json", {"runs": [run, run]})
+    shown = [{"setting": s, "score": 0.5, "ci95": [0.2, 0.7], "paper": p} for s, p in ppo_table1.PAPER.items()]
+    record.write(tmp_path / "curves" / "ppo_table1.json", {"rows": shown})
+    side = {"curve": [[1000, 10.0, -20.0], [2000, 20.0, -19.0]]}
+    raced = {"task": "x", "score": -17, "time_to_score": [{"method": m, "one": side, "two": side} for m in ("a3c", "async-q")]}
+    record.write(tmp_path / "speed" / "a3c_workers.json", raced)
     lines = {"double-q-learning": [5.0] * 300, "q-learning": [50.0] * 300}
     record.write(tmp_path / "tabular" / "tabular-bias.json", {"percent_left": lines})
     for name, found in zip(("ewc_permuted", "ewc_dqn"), made_up_ewc(), strict=True):

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from flatirons.core import losses
-from flatirons.core.distributions import Categorical
+from flatirons.core.distributions import Categorical, mask_logits, multi_categorical
 from flatirons.data import rollout as data
 from flatirons.envs.ingraph import InGraph
+from flatirons.nets import actor_critic, recurrent
 from flatirons.systems import ppo
 from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, MultiDiscrete, Network, TimeStep, Transition
 
@@ -430,3 +431,138 @@ def test_settings_of_the_penalty_that_make_no_sense() -> None:
     for name in ("kl_coef", "stop_kl"):
         with pytest.raises(FlatironsError, match=rf"{name}=0\.0 must be above 0"):
             ppo.check(ppo.Config(objective="penalty", **{name: 0.0}), HAND_TASK)
+
+
+# ------------------------------------------------------------------------------------------------------------ with a memory
+
+LSTM: dict[str, Any] = {"lstm": 6, "hidden": (5,), "num_envs": 4, "num_steps": 16, "num_epochs": 1, "total_steps": 256}
+
+
+@functools.cache
+def _remembering(kind: str) -> tuple[ppo.Config, InGraph, Any, Any]:
+    """Two minibatches of two environments each; a task whose episodes end and are cut within a rollout."""
+    shared = kind == "masked"
+    config = ppo.Config(**LSTM, num_minibatches=2, share_torso=shared, normalise_obs=not shared, learning_rate=0.01)
+    task: Any = InGraph(World(kind, max_episode_steps=5), 4)
+
+    def turn(state: ppo.State) -> Any:
+        told: dict[str, Any] = {}
+
+        def telling(config: Any, task: Any, params: Any, batch: Any) -> Any:
+            told.setdefault("shape", batch.advantage.shape)
+            return ppo.loss(config, task, params, batch)
+
+        collector, experience, _ = data.rollout(config, task, ppo.policy, ppo.actor(state), state.collector, config.num_steps)
+        new, metrics = ppo.update(config, task, state, experience, loss=telling)
+        batch, _, _ = ppo._seen_by_theta_old(config, task, state, experience)
+        assert told["shape"] == (2, 16), "whole sequences of two environments"
+        return new._replace(collector=collector), metrics, experience, batch
+
+    return config, task, jax.jit(lambda key: ppo.init(config, task, key)), jax.jit(turn)
+
+
+@pytest.mark.parametrize("kind", ["masked", "box"])
+def test_a_memory_is_recomputed_as_it_was_acted_with(kind: str) -> None:
+    config, task, init, turn = _remembering(kind)
+    state = init(jax.random.key(0))
+    for _ in range(3):
+        before = state
+        state, _, experience, batch = turn(state)
+        # Step by step, as the environments saw it, from the memory at the rollout's start.
+        actor, carry = ppo.actor(before), before.collector.carry
+        for t in range(16):
+            obs = ppo.prepare(task, actor.obs, experience.obs[t])
+            carry = actor_critic.remembering(config, task, actor.params, obs, carry, experience.first[t])
+            legal = () if isinstance(experience.legal, tuple) else experience.legal[t]
+            log_prob = actor_critic.pi(task, actor.params, carry.h, legal).log_prob(experience.action[t])
+            np.testing.assert_allclose(batch.old_log_prob[:, t], log_prob, rtol=1e-4, atol=1e-5)
+        for there, here in ((state.collector.carry, carry), (state.memory.policy, carry)):
+            np.testing.assert_allclose(there.h, here.h, atol=1e-5)
+            np.testing.assert_allclose(there.c, here.c, atol=1e-5)
+    assert float(jnp.abs(before.collector.carry.h).max()) > 0.01 and bool(experience.first[1:].any())
+
+
+def test_after_a_cut_the_successor_is_valued_with_the_memory_from_before_the_reset() -> None:
+    config, task, init, turn = _remembering("box")
+    state = init(jax.random.key(1))
+    state = turn(state)[0]
+    before = state
+    _, _, experience, batch = turn(state)
+    obs, next_obs = (ppo.prepare(task, before.normaliser.obs, x) for x in (experience.obs, experience.next_obs))
+    params, memory, value = before.params, before.memory.value, np.zeros((17, 4))
+    net = actor_critic.of(config, task)
+    v, w = np.zeros((16, 4)), np.zeros((16, 4))
+    for t in range(16):
+        memory = recurrent.lstm(
+            params["value_memory"], recurrent.forget(memory, experience.first[t]), net.apply(params["value_torso"], obs[t])
+        )
+        v[t] = actor_critic.v(params, memory.h)
+        following = recurrent.lstm(params["value_memory"], memory, net.apply(params["value_torso"], next_obs[t]))
+        w[t] = actor_critic.v(params, following.h)
+    cut, ended = np.asarray(experience.truncated), np.asarray(experience.terminated)
+    assert cut[:-1].any() and ended[:-1].any()
+    delta = np.asarray(experience.reward) + config.gamma * w * ~ended - v
+    for t in reversed(range(16)):
+        value[t] = delta[t] + config.gamma * config.gae_lambda * value[t + 1] * ~(cut[t] | ended[t])
+    np.testing.assert_allclose(batch.advantage.T, value[:16], rtol=1e-3, atol=1e-4)
+
+
+def test_with_a_memory_the_first_ratio_is_one_and_minibatches_are_whole_environments() -> None:
+    _, task, init, turn = _remembering("masked")
+    state = init(jax.random.key(2))
+    _, metrics, _, batch = turn(state)
+    assert batch.obs.shape == (4, 16, 3) and batch.first.shape == (4, 16) and batch.memory.policy.h.shape == (4, 6)
+    assert batch.memory.value == (), "a shared torso has one memory"
+    assert float(metrics["clip_fraction"]) < 0.3, "the second minibatch of two has moved a little"
+    one = ppo.Config(**LSTM, num_minibatches=1, share_torso=True)
+    _, rows = jax.eval_shape(lambda s: ppo.step(one, task, s), state)
+    assert rows["approx_kl"].shape == ()
+    total, metrics = ppo.loss(one, task, state.params, batch)
+    assert float(metrics["approx_kl"]) == pytest.approx(0.0, abs=1e-6) and float(metrics["clip_fraction"]) == 0.0
+    assert np.isfinite(total)
+
+
+def test_what_came_before_an_episode_has_no_gradient_and_what_came_before_within_it_has() -> None:
+    config, task, init, turn = _remembering("masked")
+    state = init(jax.random.key(3))
+    _, _, _, batch = turn(state)
+
+    def later(obs: Any) -> Any:
+        return jnp.sum(ppo._judged(config, task, state.params, batch._replace(obs=obs))[1][:, 8])
+
+    gradient = np.abs(np.asarray(jax.grad(later)(batch.obs))).sum(-1)
+    first = np.asarray(batch.first)
+    for env in range(4):
+        begin = max([0, *np.flatnonzero(first[env, :9]).tolist()])
+        assert (gradient[env, :begin] == 0).all() and (gradient[env, begin:9] > 0).all() and (gradient[env, 9:] == 0).all()
+
+
+def test_a_minibatch_that_cuts_sequences_is_refused() -> None:
+    config = ppo.Config(num_envs=8, num_steps=32, num_minibatches=16, lstm=4, total_steps=2560)
+    with pytest.raises(FlatironsError, match=r"num_minibatches=16 would cut the sequences.*num_envs=8, for instance 8"):
+        ppo.check(config, InGraph(World(), 8))
+    with pytest.raises(FlatironsError, match="lstm=-1"):
+        ppo.check(ppo.Config(lstm=-1), InGraph(World(), 8))
+
+
+# ------------------------------------------------------------------------------------------------------------------ masks
+
+
+def test_illegal_actions_are_no_part_of_entropy_and_kl() -> None:
+    rng = np.random.default_rng(0)
+    new, old = rng.normal(size=(2, 5, 4)).astype(np.float32)
+    legal = np.array([True, False, True, True])
+    small = [Categorical(jnp.asarray(x[:, legal])) for x in (old, new)]
+    masked = [Categorical(mask_logits(x, jnp.asarray(legal)[None])) for x in (old, new)]
+    np.testing.assert_allclose(masked[1].entropy(), small[1].entropy(), rtol=1e-5)
+    np.testing.assert_allclose(masked[0].kl(masked[1]), small[0].kl(small[1]), rtol=1e-4, atol=1e-6)
+    gradient = jax.grad(lambda x: jnp.sum(masked[0].kl(Categorical(mask_logits(x, jnp.asarray(legal)[None])))))(jnp.asarray(new))
+    assert np.isfinite(gradient).all() and (np.asarray(gradient)[:, 1] == 0).all()
+
+
+def test_several_choices_have_masks_of_their_own() -> None:
+    legal = jnp.array([[True, False, False, True, True]])
+    pi = multi_categorical(jnp.zeros((1, 5)), (2, 3), legal)
+    np.testing.assert_allclose(pi.entropy(), np.log(1) + np.log(2), rtol=1e-6)
+    drawn = jax.vmap(pi.sample)(jax.random.split(jax.random.key(0), 200))[:, 0]
+    assert set(map(tuple, np.asarray(drawn).tolist())) == {(0, 1), (0, 2)}

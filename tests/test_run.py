@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import types
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import gymnasium
@@ -701,3 +703,48 @@ def test_compilation_cache_is_silent_where_it_cannot_be(tmp_path, monkeypatch, c
 
 def test_cpu_count_is_recorded():
     assert folder.surroundings()["cpu_count"] == os.cpu_count()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trap:
+    """Counts up to 3, where no action is legal although the episode goes on; two choices where `both`."""
+
+    both: bool = False
+    ends: bool = False
+    max_episode_steps: int | None = 10
+
+    @property
+    def obs_spec(self) -> ArraySpec:
+        return ArraySpec((1,))
+
+    @property
+    def action_spec(self) -> Any:
+        return MultiDiscrete((2, 2)) if self.both else Discrete(2)
+
+    def init(self, key: Any) -> Any:
+        return jnp.zeros(())
+
+    def step(self, key: Any, state: Any, action: Any) -> Any:
+        return state + 1, jnp.float32(1.0), (state + 1 >= 3) & self.ends
+
+    def observe(self, state: Any) -> Any:
+        return state[None]
+
+    def legal(self, state: Any) -> Any:
+        one = jnp.stack([state < 3, jnp.array(False)])
+        return jnp.concatenate([jnp.ones(2, bool), one]) if self.both else one
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_state_without_a_legal_action_is_an_error_that_names_it(both: bool, tmp_path: Path) -> None:
+    small: dict[str, Any] = {"num_envs": 2, "num_steps": 5, "num_minibatches": 1, "hidden": (4,), "total_steps": 20, "quiet": True}
+    with pytest.raises(FlatironsError, match="_Trap had no legal action in 4 decisions between 0 and 10"):
+        fi.train("ppo", _Trap(both), out=tmp_path / "run", **small)
+    run = fi.train("ppo", _Trap(both, ends=True), out=tmp_path / "good", **small)
+    assert "stuck" not in run.metrics[-1]
+    mask = [True, True, True, False] if both else [True, False]
+    assert np.asarray(run.policy([1.0], legal=mask)).tolist() in ([0, 0], [1, 0], 0)
+    with pytest.raises(FlatironsError, match="leaves no legal action; the episode should have ended"):
+        run.policy([3.0], legal=[True, True, False, False] if both else [False, False])
+    with pytest.raises(FlatironsError, match="legal has shape"):
+        run.policy([3.0], legal=[True] * 3)

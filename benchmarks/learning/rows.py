@@ -75,10 +75,24 @@ ROWS: dict[str, Row] = {
     "ppo-acrobot": Row(system="ppo", task="Acrobot-v1", budget=300_000, seeds=5, reach=-100, aim=-81),
     "ppo-lunarlander": Row(system="ppo", task="LunarLander-v3", budget=1_000_000, seeds=3, reach=200, aim=242),
     "ppo-hopper": Row(system="ppo", task="Hopper-v5", budget=1_000_000, seeds=3, reach=2316, aim=2609),
+    "ppo-walker2d": Row(system="ppo", task="Walker2d-v5", budget=1_000_000, seeds=3, reach=3425, aim=3589),
+    "ppo-pong": Row(system="ppo", task="ALE/Pong-v5", budget=1_000_000, seeds=2, reach=0, aim=15),
+    # With a memory; the aims are RL Zoo's ppo_lstm.
+    "ppo-lstm-cartpole-no-velocity": Row(system="ppo", task="no-velocity:CartPole-v1", budget=100_000, seeds=5, reach=475, aim=500),
+    "ppo-lstm-pendulum-no-velocity": Row(system="ppo", task="no-velocity:Pendulum-v1", budget=100_000, seeds=5, reach=-220, aim=-218),
+    "trpo-cartpole": Row(system="trpo", task="CartPole-v1", budget=100_000, seeds=5, reach=500, aim=500),
+    "trpo-pendulum": Row(system="trpo", task="Pendulum-v1", budget=100_000, seeds=5, reach=-200, aim=-175),
+    "trpo-hopper": Row(system="trpo", task="Hopper-v5", budget=1_000_000, seeds=2, reach=2050, aim=3370),
+    "trpo-halfcheetah": Row(system="trpo", task="HalfCheetah-v5", budget=1_000_000, seeds=2, reach=1350, aim=4471),
     "a3c-cartpole-threads": Row(system="a3c", task="CartPole-v1", budget=500_000, seeds=5, reach=475, aim=500, config={"mode": "threads"}),
     "async-nstep-q-classic-threads": Row(
         system="async-nstep-q-classic", task="CartPole-v1", budget=500_000, seeds=5, reach=475, aim=500, config={"mode": "threads"}
     ),
+    "a3c-minatar-breakout": Row(system="a3c", task="pgx:minatar-breakout", budget=1_000_000, seeds=3, reach=8, aim=10),
+    "a3c-pendulum": Row(system="a3c", task="jax:Pendulum-v1", budget=1_000_000, seeds=5, reach=-200, aim=-163),
+    # The same but for the memory, to be compared: the intervals should be apart.
+    "a3c-maze": Row(system="a3c-maze", task="jax:RandomMaze-v0", budget=4_000_000, seeds=5, config={"lstm": 0}),
+    "a3c-maze-lstm": Row(system="a3c-maze", task="jax:RandomMaze-v0", budget=4_000_000, seeds=5),
     "ddpg-pendulum": Row(system="ddpg", task="Pendulum-v1", budget=20_000, seeds=5, reach=-200, aim=-150),
     "ddpg-inverted-pendulum": Row(system="ddpg", task="InvertedPendulum-v5", budget=100_000, seeds=5, reach=950, aim=1000),
     "ddpg-halfcheetah": Row(system="ddpg", task="HalfCheetah-v5", budget=100_000, seeds=5, reach=3800, aim=4340),

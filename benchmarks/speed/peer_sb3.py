@@ -1,4 +1,4 @@
-"""Stable-Baselines3's PPO, DQN and SAC: `python -m benchmarks.speed.peer_sb3 JSON` in the PyTorch peers' environment."""
+"""Stable-Baselines3's PPO, DQN and SAC, sb3-contrib's TRPO: `python -m benchmarks.speed.peer_sb3 JSON` in the PyTorch peers' venv."""
 
 from __future__ import annotations
 
@@ -21,13 +21,19 @@ from benchmarks.speed.measure import answer, measure
 
 
 def ppo(settings: dict[str, Any], task: str, seed: int) -> PPO:
-    """PPO on a DummyVecEnv, its MlpPolicy: two towers of the given widths, tanh."""
-    env: Any = make_vec_env(task, settings["num_envs"], seed=seed)
-    if settings["normalise_obs"] or settings["normalise_reward"]:
-        env = VecNormalize(env, norm_obs=settings["normalise_obs"], norm_reward=settings["normalise_reward"], gamma=settings["gamma"])
+    """PPO on a DummyVecEnv, its MlpPolicy: two towers of the given widths, tanh; on Atari its CnnPolicy, one Nature network for both."""
+    env: Any
+    if settings.get("network") == "nature":
+        gymnasium.register_envs(importlib.import_module("ale_py"))
+        env, policy, arguments = VecFrameStack(make_atari_env(task, settings["num_envs"], seed=seed), 4), "CnnPolicy", {}
+    else:
+        env, policy = make_vec_env(task, settings["num_envs"], seed=seed), "MlpPolicy"
+        arguments = {"net_arch": {"pi": settings["hidden"], "vf": settings["hidden"]}, "activation_fn": torch.nn.Tanh}
+        if settings["normalise_obs"] or settings["normalise_reward"]:
+            env = VecNormalize(env, norm_obs=settings["normalise_obs"], norm_reward=settings["normalise_reward"], gamma=settings["gamma"])
     rows = settings["num_envs"] * settings["num_steps"]
     return PPO(
-        "MlpPolicy",
+        policy,
         env,
         n_steps=settings["num_steps"],
         batch_size=rows // settings["num_minibatches"],
@@ -39,6 +45,33 @@ def ppo(settings: dict[str, Any], task: str, seed: int) -> PPO:
         ent_coef=settings["ent_coef"],
         vf_coef=settings["value_coef"],
         max_grad_norm=settings["max_grad_norm"],
+        policy_kwargs=arguments,
+        device="cpu",
+        seed=seed,
+    )
+
+
+def trpo(settings: dict[str, Any], task: str, seed: int) -> Any:
+    """sb3-contrib's TRPO on a DummyVecEnv: two towers of the given widths, tanh."""
+    from sb3_contrib import TRPO
+
+    rows = settings["num_envs"] * settings["num_steps"]
+    return TRPO(
+        "MlpPolicy",
+        make_vec_env(task, settings["num_envs"], seed=seed),
+        learning_rate=settings["learning_rate"],
+        n_steps=settings["num_steps"],
+        batch_size=rows // settings["value_minibatches"],
+        gamma=settings["gamma"],
+        cg_max_steps=settings["cg_iterations"],
+        cg_damping=settings["damping"],
+        line_search_shrinking_factor=settings["backtrack_ratio"],
+        line_search_max_iter=settings["backtrack_steps"],
+        n_critic_updates=settings["value_epochs"],
+        gae_lambda=settings["gae_lambda"],
+        normalize_advantage=settings["normalise_advantage"],
+        target_kl=settings["delta"],
+        sub_sampling_factor=settings["fisher_every"],
         policy_kwargs={"net_arch": {"pi": settings["hidden"], "vf": settings["hidden"]}, "activation_fn": torch.nn.Tanh},
         device="cpu",
         seed=seed,
@@ -139,8 +172,8 @@ def main() -> None:
     if job["threads"] is not None:
         torch.set_num_threads(job["threads"])
     started = time.perf_counter()
-    if job["system"] == "ppo":
-        model: PPO | DQN | SAC = ppo(settings, job["task"], job["seed"])
+    if job["system"] in ("ppo", "trpo"):
+        model: Any = (ppo if job["system"] == "ppo" else trpo)(settings, job["task"], job["seed"])
         steps_per_turn, warm_steps = settings["num_envs"] * settings["num_steps"], 0
     else:
         model = (dqn if job["system"] == "dqn" else sac)(settings, job["task"], job["seed"])
@@ -156,7 +189,7 @@ def main() -> None:
         | {
             "return_after": sum(returns) / len(returns) if returns else None,
             "threads": torch.get_num_threads(),
-            "versions": versions(("torch", "stable-baselines3", "gymnasium", "mujoco", "numpy", "ale-py", "minatar")),
+            "versions": versions(("torch", "stable-baselines3", "sb3-contrib", "gymnasium", "mujoco", "numpy", "ale-py", "minatar")),
         }
     )
 

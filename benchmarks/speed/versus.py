@@ -86,6 +86,17 @@ def sac_update_flops(settings: dict[str, Any], obs: int, actions: int) -> float:
 
 def flops_per_step(system: str, settings: dict[str, Any], obs: int, actions: int) -> float:
     """Floating-point operations a decision costs in matrix products: what the roof divides by. Forward 2mn, backward twice that."""
+    if system == "ppo" and "network" in settings:
+        # One torso for both heads; acting, then the values of a row and of its successor, then the epochs.
+        both, first = forward_flops(settings, obs, actions + 1)
+        return 3 * both + (3 * both - first) * settings["num_epochs"]
+    if system == "trpo":
+        widths = [obs, *settings["hidden"]]
+        tower = sum(2 * m * n for m, n in itertools.pairwise(widths))
+        pi, v = tower + 2 * widths[-1] * actions, tower + 2 * widths[-1]
+        # Acting, the gradient, a line search of one try; each product is a pass forward (weights and inputs) and one back (the same).
+        step = pi + 3 * pi + 2 * pi + 4 * pi * (settings["cg_iterations"] + 1)
+        return step + 2 * v + 3 * v * settings["value_epochs"]
     if system == "ppo":
         widths = [obs, *settings["hidden"]]
         tower = sum(2 * m * n for m, n in itertools.pairwise(widths))

@@ -105,8 +105,9 @@ class Spec:
 class TimeStep(NamedTuple):
     """What a policy sees. Leading axis `[B]` everywhere.
 
-    obs: pytree of `[B, ...]`. legal: bool `[B, n]`, True = legal, or `()` when every action is. first: bool `[B]`, True on the first
-    step of an episode. model: the environment's own state in-graph (for planning), `()` on a host.
+    obs: pytree of `[B, ...]`. legal: bool `[B, n]`, True = legal, or `()` when every action is (MultiDiscrete: `[B, sum of nvec]`, the
+    choices side by side; each needs a legal entry). first: bool `[B]`, True on the first step of an episode. model: the environment's own
+    state in-graph (for planning), `()` on a host.
     """
 
     obs: Any
@@ -139,11 +140,14 @@ class Transition(NamedTuple):
 
 
 class Episodes(NamedTuple):
-    """Sums over the episodes that ended: count, undiscounted returns, lengths in decisions. Added up, never averaged."""
+    """Sums over the episodes that ended: count, undiscounted returns, lengths in decisions. Added up, never averaged.
+
+    `stuck` counts decisions in which no action was legal, `()` where a task has no masks; one is an error."""
 
     count: Any
     return_sum: Any
     length_sum: Any
+    stuck: Any = ()
 
 
 class Policy(NamedTuple):

@@ -75,6 +75,12 @@ class MultiCategorical(NamedTuple):
         return sum((p.kl(q) for p, q in zip(self.parts, other.parts, strict=True)), start=jnp.zeros(()))
 
 
+def multi_categorical(logits: Array, nvec: tuple[int, ...], legal: Any) -> MultiCategorical:
+    """From the logits of all choices side by side, `[..., sum of nvec]`, and their mask, of the same shape or `()`."""
+    cuts = [sum(nvec[:i]) for i in range(1, len(nvec))]
+    return MultiCategorical(tuple(Categorical(x) for x in jnp.split(mask_logits(logits, legal), cuts, axis=-1)))
+
+
 class Normal(NamedTuple):
     """A diagonal Gaussian: `mean [..., d]`, `log_std [..., d]` (its exponential is positive by construction)."""
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flatirons.core.spread import spread
 from flatirons.types import Key
 
 ROUNDS = 4
@@ -51,5 +52,5 @@ def minibatches(key: Key, num_rows: int, num_epochs: int, num_minibatches: int) 
 
 
 def taken(batch: Any, indices: Any) -> Any:
-    """The rows of one of them."""
-    return batch if indices is None else jax.tree.map(lambda x: x[indices], batch)
+    """The rows of one of them, over the devices there are."""
+    return batch if indices is None else spread(jax.tree.map(lambda x: x[indices], batch))

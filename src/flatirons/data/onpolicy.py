@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from flatirons.core import normalise, returns, trees
+from flatirons.core.spread import spread
 from flatirons.data import rollout as data
 from flatirons.types import ArraySpec, FlatironsError, Metrics, Task, Transition
 
@@ -33,7 +34,10 @@ class Actor(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Rows `[M, ...]`: prepared obs, and all that theta_old says of them; `old` is its distribution where a system asks for it."""
+    """Rows `[M, ...]`: prepared obs, and all that theta_old says of them; `old` is its distribution where a system asks for it.
+
+    For a policy with a memory they are whole sequences `[M, T, ...]`, `first` marks where episodes begin within them, and `memory`
+    `[M, units]` is from before them; otherwise these two are `()`."""
 
     obs: Any
     legal: Any
@@ -43,6 +47,8 @@ class Batch(NamedTuple):
     advantage: Any
     target: Any
     old: Any = ()
+    first: Any = ()
+    memory: Any = ()
 
 
 def steps_per_turn(config: Any) -> int:
@@ -89,13 +95,12 @@ def prepare(task: Task, moments: Any, obs: Any) -> Any:
 
 
 def advantages(
-    config: Any, task: Task, normaliser: Normaliser, experience: Transition, *, value: Callable, distribution: Callable
+    config: Any, normaliser: Normaliser, experience: Transition, obs: Any, old: Any, old_value: Any, next_value: Any
 ) -> tuple[Batch, Normaliser]:
-    """theta_old's view of a trajectory `[T, B, ...]` as rows `[T B, ...]`, and the reward moments after it.
+    """theta_old's view of a trajectory, `[T, B, ...]` as it is, and the reward moments after it.
 
-    `value(obs)` and `distribution(obs, legal)` are theta_old's, of prepared observations. Advantages are GAE's (1506.02438)."""
-    obs = prepare(task, normaliser.obs, experience.obs)
-    old_value, next_value = value(obs), value(prepare(task, normaliser.obs, experience.next_obs))
+    `obs` are prepared; `old` is theta_old's pi(. | s), `old_value` its V(s), `next_value` its V of the true successors. Advantages are
+    GAE's (1506.02438)."""
     reward = experience.reward
     if config.normalise_reward:
         ended = experience.terminated | experience.truncated
@@ -103,9 +108,23 @@ def advantages(
         normaliser = normaliser._replace(reward=normalise.observe(normaliser.reward, sums.reshape(-1)), discounted=carry)
         reward = normalise.rescale(normaliser.reward, reward)
     advantage = returns.gae(reward, old_value, next_value, experience.terminated, experience.truncated, config.gamma, config.gae_lambda)
-    old_log_prob = distribution(obs, experience.legal).log_prob(experience.action)
-    batch = Batch(obs, experience.legal, experience.action, old_log_prob, old_value, advantage, advantage + old_value)
-    return trees.as_rows(batch), normaliser
+    old_log_prob = old.log_prob(experience.action)
+    return Batch(obs, experience.legal, experience.action, old_log_prob, old_value, advantage, advantage + old_value, old), normaliser
+
+
+def rows(batch: Batch) -> Batch:
+    """A trajectory `[T, B, ...]` as rows `[T B, ...]`."""
+    return spread(trees.as_rows(batch))
+
+
+def sequences(batch: Batch, first: Any, memory: Any) -> Batch:
+    """A trajectory `[T, B, ...]` as the sequences of whole environments `[B, T, ...]`, which began with `memory` `[B, units]`."""
+    return spread(over_time(batch._replace(first=first))._replace(memory=memory))
+
+
+def over_time(tree: Any) -> Any:
+    """`[B, T, ...]` as `[T, B, ...]`, and the other way round."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
 
 
 def value_metrics(batch: Batch) -> Metrics:

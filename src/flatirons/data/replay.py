@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flatirons.core.spread import spread
 from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, HostTask, InGraphTask, Key, MultiDiscrete, Spec, Task, Transition
 
 
@@ -236,7 +237,7 @@ def read_at(replay: Replay, spec: Spec, start: jax.Array, env: jax.Array, gamma:
     if not isinstance(replay.legal, tuple):
         unknown = replay.truncated[last, env] | (last == (replay.next - 1) % num_starts)
         next_legal = replay.legal[(last + 1) % num_starts, env] | unknown[:, None]
-    return Sample(obs, replay.action[start, env], reward, next_obs, terminated, discount, next_legal)
+    return spread(Sample(obs, replay.action[start, env], reward, next_obs, terminated, discount, next_legal))
 
 
 def interrupt(replay: Replay) -> Replay:

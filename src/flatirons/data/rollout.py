@@ -5,6 +5,7 @@ A system's module-level `policy(config, task, actor, *, greedy)` is handed over,
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatirons.data.acting import Decider, PolicyFunction
-from flatirons.types import Episodes, HostTask, InGraphTask, Key, Task, Transition
+from flatirons.types import Episodes, HostTask, InGraphTask, Key, MultiDiscrete, Task, Transition
 
 
 class Collector(NamedTuple):
@@ -85,9 +86,22 @@ def _in_graph(
     (env, carry, returns, lengths), (trajectory, (so_far, length)) = jax.lax.scan(one_step, begin, keys)
     ended = trajectory.terminated | trajectory.truncated
     episodes = Episodes(
-        jnp.sum(ended, dtype=jnp.int32), jnp.sum(jnp.where(ended, so_far, 0.0)), jnp.sum(jnp.where(ended, length, 0), dtype=jnp.int32)
+        jnp.sum(ended, dtype=jnp.int32),
+        jnp.sum(jnp.where(ended, so_far, 0.0)),
+        jnp.sum(jnp.where(ended, length, 0), dtype=jnp.int32),
+        _stuck(task, trajectory.legal),
     )
     return Collector(key, (), env, carry, returns, lengths), trajectory, episodes
+
+
+def _stuck(task: Task, legal: Any) -> Any:
+    """How many rows of masks `[T, B, n]` leave no choice, int32; `()` where there are no masks."""
+    if isinstance(legal, tuple):
+        return ()
+    nvec = task.spec.action.nvec if isinstance(task.spec.action, MultiDiscrete) else (legal.shape[-1],)
+    cuts = [sum(nvec[:i]) for i in range(1, len(nvec))]
+    some = [jnp.any(part, axis=-1) for part in jnp.split(legal, cuts, axis=-1)]
+    return jnp.sum(~functools.reduce(jnp.logical_and, some), dtype=jnp.int32)
 
 
 # --------------------------------------------------------------------------------------------------------------- on host

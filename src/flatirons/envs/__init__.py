@@ -3,8 +3,9 @@
 Names: `CartPole-v1` (any Gymnasium id), `ALE/Pong-v5` (Atari through ale-py's vector environment), `envpool:HalfCheetah-v5`,
 `jax:CartPole-v1`, `pgx:minatar-breakout`, `pgx:connect_four` (a board game), `mdp:FrozenLake-v1`, `probe:constant-reward` (these four
 prefixes are in-graph), `pixels:Pendulum-v1` (what is seen of it), `discrete:Pusher-v5` (its Box of actions cut into a Discrete choice),
-`data:mnist` (data to learn from, without an environment), `sequence:TASK,TASK` (in-graph tasks to be learned in turn), `meta:navigation` (a
-distribution over tasks, to learn to learn from). Simulators are imported when one is asked for.
+`no-velocity:CartPole-v1` and `no-velocity:jax:CartPole-v1` (its velocities hidden), `data:mnist` (data to learn from, without an
+environment), `sequence:TASK,TASK` (in-graph tasks to be learned in turn), `meta:navigation` (a distribution over tasks, to learn to learn
+from). Simulators are imported when one is asked for.
 """
 
 from __future__ import annotations
@@ -126,6 +127,16 @@ def _make(task: Any, num_envs: int, *, seed: int, training: bool, vectoriser: st
         from flatirons.envs import discrete
 
         return _from_wrapped(task, rest, discrete, discrete.DiscreteOptions, num_envs, seed, vectoriser, timeout_s, options)
+    if colon and prefix == "no-velocity":
+        from flatirons.envs import no_velocity
+
+        if rest.startswith("jax:"):
+            if vectoriser != "auto":
+                raise FlatironsError(f"{task} runs in-graph, where there is nothing to vectorise; leave the vectoriser at 'auto'")
+            kept = no_velocity.positions(rest.removeprefix("jax:"))
+            whole: Any = _in_graph(rest, "jax", rest.removeprefix("jax:"), num_envs, options)
+            return type(whole)(no_velocity.InGraphSeen(whole.env, kept), num_envs, task)
+        return _from_wrapped(task, rest, no_velocity, no_velocity.NoVelocityOptions, num_envs, seed, vectoriser, timeout_s, options)
     if task.startswith("ALE/"):
         _import("ale_py")
         from flatirons.envs.atari import AtariOptions, make_atari
@@ -154,11 +165,18 @@ def names() -> list[str]:
     return found + [name for name in gymnasium.registry if not name.startswith(("phys2d/", "tabular/", "GymV"))]
 
 
+def _worlds() -> Mapping[str, Any]:
+    """The worlds behind `jax:`."""
+    from flatirons.envs import classic, forager, maze
+
+    return {**classic.ENVS, **forager.ENVS, **maze.ENVS}
+
+
 def _tables() -> Mapping[str, Any]:
-    from flatirons.envs import classic, datasets, forager, games, mdp, meta, minatar, probes
+    from flatirons.envs import datasets, games, mdp, meta, minatar, probes
 
     return {
-        "jax": (*classic.ENVS, *forager.ENVS),
+        "jax": tuple(_worlds()),
         "pgx": (*minatar.NAMES, *games.GAMES),
         "mdp": (*mdp.TOY_TEXT, *mdp.OWN),
         "probe": tuple(probes.ENVS),
@@ -244,9 +262,9 @@ def _in_graph(task: str, prefix: str, name: str, num_envs: int, options: dict[st
         except ModuleNotFoundError as error:
             raise _missing(task, error.name or "pgx") from None
     else:
-        from flatirons.envs import classic, forager, probes
+        from flatirons.envs import probes
 
-        env = ({**classic.ENVS, **forager.ENVS} if prefix == "jax" else probes.ENVS)[name]
+        env = (_worlds() if prefix == "jax" else probes.ENVS)[name]
         if options:
             fields = [field.name for field in dataclasses.fields(env)]
             for option in options:

@@ -83,7 +83,7 @@ def check(task: Any, *, seed: int = 0, num_episodes: int = 8, max_steps: int = 6
 
 
 def _is_gymnasium_id(task: str) -> bool:
-    return not task.startswith(("jax:", "pgx:", "mdp:", "probe:", "envpool:", "ALE/"))
+    return not task.startswith(("jax:", "pgx:", "mdp:", "probe:", "envpool:", "ALE/", "pixels:", "discrete:", "no-velocity:"))
 
 
 def _judge(name: str, test: Callable[[Any], Verdict], fix: str, subject: Any) -> Finding:

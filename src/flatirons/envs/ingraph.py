@@ -49,7 +49,8 @@ class Env(Protocol):
         ...
 
     def legal(self, state: PyTree) -> Any:
-        """Mask of the legal actions, bool `[n]`, True = legal, or `()` where all are, always."""
+        """Mask of the legal actions, bool `[n]`, True = legal, or `()` where all are, always. For MultiDiscrete `[sum of nvec]`, the
+        choices side by side. No state that an episode goes on from may have none."""
         ...
 
 

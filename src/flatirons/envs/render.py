@@ -33,7 +33,7 @@ def render_frame(task_name: str, inner: Any) -> np.ndarray | None:
 
     None where the task has no picture. Raises FlatironsError where a package that draws it is missing.
     """
-    prefix, _, name = task_name.partition(":")
+    prefix, _, name = task_name.removeprefix("no-velocity:").partition(":")
     if prefix == "pgx":
         from flatirons.envs import minatar
 

@@ -1,16 +1,17 @@
-"""A policy and its value function: two torsos or a shared one, with a head each.
+"""A policy and its value function: two torsos or a shared one, a memory on top of each where it is asked for, and a head each.
 
 A Config here has `network`, `hidden`, `activation` and `initial_log_std`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from flatirons.core import distributions
+from flatirons.nets import recurrent
 from flatirons.nets.mlp import dense, dense_init
 from flatirons.nets.torso import num_outputs, torso
 from flatirons.types import Box, Discrete, Key, MultiDiscrete, Network, Task
@@ -31,49 +32,108 @@ def _num_outputs(task: Task) -> int:
             return len(box.low)
 
 
-def init_params(config: Any, task: Task, key: Key, *, share_torso: bool = False) -> dict[str, Any]:
+def init_params(config: Any, task: Task, key: Key, *, share_torso: bool = False, lstm: int = 0) -> dict[str, Any]:
     """Orthogonal weights; the policy's head scaled by 0.01, the value's by 1. Keys: torso, policy (and log_std) for the policy; value and,
-    unless shared, value_torso for the value function."""
+    unless shared, value_torso for the value function; with `lstm` units of memory also memory and, unless shared, value_memory."""
     key_actor, key_critic, key_policy, key_value = jax.random.split(key, 4)
     net = of(config, task)
-    actor = net.init(key_actor, task.spec.obs)
-    width = num_outputs(net, actor, task.spec.obs)
-    params = {
-        "torso": actor,
-        "policy": dense_init(key_policy, width, _num_outputs(task), scale=0.01),
-        "value": dense_init(key_value, width, 1, scale=1.0),
-    }
+    params: dict[str, Any] = {"torso": net.init(key_actor, task.spec.obs)}
     if not share_torso:
         params["value_torso"] = net.init(key_critic, task.spec.obs)
+    width = num_outputs(net, params["torso"], task.spec.obs)
+    if lstm:
+        params["memory"] = recurrent.lstm_init(jax.random.fold_in(key_actor, 1), width, lstm)
+        if not share_torso:
+            params["value_memory"] = recurrent.lstm_init(jax.random.fold_in(key_critic, 1), width, lstm)
+        width = lstm
+    params["policy"] = dense_init(key_policy, width, _num_outputs(task), scale=0.01)
+    params["value"] = dense_init(key_value, width, 1, scale=1.0)
     if isinstance(task.spec.action, Box):
         params["log_std"] = jnp.full(task.spec.action.shape, config.initial_log_std, jnp.float32)
     return params
 
 
+_OF_THE_VALUE = ("value", "value_torso", "value_memory")
+
+
 def policy_params(params: dict[str, Any]) -> dict[str, Any]:
     """What `distribution` reads of them."""
-    return {name: part for name, part in params.items() if name not in ("value", "value_torso")}
+    return {name: part for name, part in params.items() if name not in _OF_THE_VALUE}
 
 
-def distribution(config: Any, task: Task, params: Any, obs: Any, legal: Any) -> distributions.Distribution:
-    """pi(. | s) for prepared `obs [..., *obs]`."""
-    out = dense(params["policy"], of(config, task).apply(params["torso"], obs))
+def value_params(params: dict[str, Any]) -> dict[str, Any]:
+    """What only `value` reads of them."""
+    return {name: part for name, part in params.items() if name in _OF_THE_VALUE}
+
+
+def pi(task: Task, params: Any, features: jax.Array, legal: Any) -> distributions.Distribution:
+    """pi(. | s) from the policy's features `[..., n]`."""
+    out = dense(params["policy"], features)
     match task.spec.action:
         case Discrete():
             return distributions.Categorical(distributions.mask_logits(out, legal))
         case MultiDiscrete(nvec):
-            cuts = [sum(nvec[:i]) for i in range(1, len(nvec))]
-            return distributions.MultiCategorical(tuple(distributions.Categorical(x) for x in jnp.split(out, cuts, axis=-1)))
+            return distributions.multi_categorical(out, nvec, legal)
         case Box():
             axes = tuple(range(out.ndim - 1))
             return distributions.Normal(out, jnp.broadcast_to(jnp.expand_dims(params["log_std"], axes), out.shape))
 
 
-def value_params(params: dict[str, Any]) -> dict[str, Any]:
-    """What only `value` reads of them."""
-    return {name: part for name, part in params.items() if name in ("value", "value_torso")}
+def v(params: Any, features: jax.Array) -> jax.Array:
+    """V(s) from the value function's features `[..., n]`, in units of the (scaled) return, `[...]`."""
+    return dense(params["value"], features)[..., 0]
+
+
+def distribution(config: Any, task: Task, params: Any, obs: Any, legal: Any) -> distributions.Distribution:
+    """pi(. | s) of a policy without a memory, for prepared `obs [..., *obs]`."""
+    return pi(task, params, of(config, task).apply(params["torso"], obs), legal)
 
 
 def value(config: Any, task: Task, params: Any, obs: Any) -> jax.Array:
-    """V(s) for prepared `obs`, in units of the (scaled) return, `[...]`."""
-    return dense(params["value"], of(config, task).apply(params.get("value_torso", params["torso"]), obs))[..., 0]
+    """V(s) of a value function without a memory, for prepared `obs`, `[...]`."""
+    return v(params, of(config, task).apply(params.get("value_torso", params["torso"]), obs))
+
+
+# ------------------------------------------------------------------------------------------------------------- with a memory
+
+
+class Memories(NamedTuple):
+    """What the policy and the value function remember, a `recurrent.Memory` each; the value's is `()` where they share a torso."""
+
+    policy: Any
+    value: Any
+
+
+def blank(num_envs: int, units: int, *, share_torso: bool) -> Memories:
+    """The memories at an episode's start, `[num_envs, units]`."""
+    return Memories(recurrent.blank(num_envs, units), () if share_torso else recurrent.blank(num_envs, units))
+
+
+def remembering(config: Any, task: Task, params: Any, obs: Any, memory: recurrent.Memory, first: Any) -> recurrent.Memory:
+    """The policy's memory after one step with prepared `obs [B, *obs]`, blank before it where an episode begins (`first [B]`); its `h` are
+    the features of `pi`."""
+    return recurrent.lstm(params["memory"], recurrent.forget(memory, first), of(config, task).apply(params["torso"], obs))
+
+
+def unroll(config: Any, task: Task, params: Any, obs: Any, first: Any, start: Memories) -> Memories:
+    """The memories after each step of prepared `obs [T, B, *obs]`, `[T, B, units]`, that began with `start` `[B, units]`, blank again at
+    each `first [T, B]`."""
+    net = of(config, task)
+    policy = recurrent.unroll(params["memory"], start.policy, net.apply(params["torso"], obs), first)
+    if "value_torso" not in params:
+        return Memories(policy, ())
+    return Memories(policy, recurrent.unroll(params["value_memory"], start.value, net.apply(params["value_torso"], obs), first))
+
+
+def features(memories: Memories) -> tuple[jax.Array, jax.Array]:
+    """What `pi` and `v` read of the memories."""
+    return memories.policy.h, (memories.value or memories.policy).h
+
+
+def next_values(config: Any, task: Task, params: Any, next_obs: Any, after: Memories) -> jax.Array:
+    """V of the true successors `next_obs [..., B, *obs]`, which belong to the same episodes: it goes on from the memories `after` the
+    steps that led there, whether or not another episode begins then."""
+    shared = "value_torso" not in params
+    x = of(config, task).apply(params["torso" if shared else "value_torso"], next_obs)
+    cells = params["memory" if shared else "value_memory"]
+    return v(params, recurrent.lstm(cells, after.policy if shared else after.value, x).h)

@@ -36,16 +36,25 @@ def forget(memory: Memory, first: Array) -> Memory:
 
 def lstm(params: Any, memory: Memory, x: Array) -> Memory:
     """One step for `x [..., B, features]`; the output is the new `h`."""
-    i, f, o, g = jnp.split(dense(params, jnp.concatenate([jnp.asarray(x), memory.h], axis=-1)), 4, axis=-1)
+    return _gated(memory, dense(params, jnp.concatenate([jnp.asarray(x), memory.h], axis=-1)))
+
+
+def _gated(memory: Memory, gates: jax.Array) -> Memory:
+    i, f, o, g = jnp.split(gates, 4, axis=-1)
     c = jax.nn.sigmoid(f) * memory.c + jax.nn.sigmoid(i) * jnp.tanh(g)
     return Memory(jax.nn.sigmoid(o) * jnp.tanh(c), c)
 
 
 def unroll(params: Any, memory: Memory, x: Array, first: Array) -> Memory:
     """The memory after each of the steps `x [T, B, features]`, `[T, B, units]`, blank before those that begin an episode."""
+    x = jnp.asarray(x)
+    from_h = params["w"][x.shape[-1] :]
+    # What does not wait for the memory is one product for all steps.
+    from_x = dense({"w": params["w"][: x.shape[-1]], "b": params["b"]}, x)
 
     def one_step(memory: Memory, row: tuple[jax.Array, jax.Array]) -> tuple[Memory, Memory]:
-        memory = lstm(params, forget(memory, row[1]), row[0])
+        memory = forget(memory, row[1])
+        memory = _gated(memory, row[0] + memory.h @ from_h)
         return memory, memory
 
-    return jax.lax.scan(one_step, memory, (jnp.asarray(x), jnp.asarray(first)))[1]
+    return jax.lax.scan(one_step, memory, (from_x, jnp.asarray(first)))[1]

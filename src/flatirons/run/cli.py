@@ -153,6 +153,8 @@ class RunFlags:
     """Named settings that replace the defaults shown here; none: the system's choice for the task."""
     workers: int = 1
     """Processes for several seeds of a task outside JAX."""
+    devices: str = "1"
+    """Devices that share the environments and every minibatch of a run: a number, or all."""
     tensorboard: bool = False
     """Write TensorBoard events too (pip install 'flatirons[tensorboard]')."""
     quiet: bool = False
@@ -402,12 +404,18 @@ def resume(arguments: list[str]) -> int:
     parser.add_argument("--total-steps", type=_whole, metavar="INT", help="train to this many decisions instead of the recorded budget")
     parser.add_argument("--stop-at", type=_whole, metavar="INT", help="stop cleanly here, to be resumed again")
     parser.add_argument("--workers", type=_whole, default=1, metavar="INT", help="processes for several seeds of a task outside JAX")
+    parser.add_argument("--devices", metavar="TEXT", help="devices to share the run's environments, a number or all (default: as it began)")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     chosen = parser.parse(arguments)
     import flatirons
 
     finished = flatirons.resume(
-        existing_run(chosen.run), total_steps=chosen.total_steps, stop_at=chosen.stop_at, quiet=chosen.quiet, workers=chosen.workers
+        existing_run(chosen.run),
+        total_steps=chosen.total_steps,
+        stop_at=chosen.stop_at,
+        quiet=chosen.quiet,
+        workers=chosen.workers,
+        devices=chosen.devices,
     )
     if not chosen.quiet:
         _say_what_next(finished.path)

@@ -18,7 +18,7 @@ from flatirons.run import uncertainty as uncertainties
 from flatirons.run.job import Job, acting_task, evaluation_task, is_instance, on_device, slots, write_record
 from flatirons.run.uncertainty import Uncertainty
 from flatirons.systems import system_name
-from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, TimeStep
+from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, MultiDiscrete, TimeStep
 
 
 class Run:
@@ -99,8 +99,9 @@ class Run:
 
     def _timestep(self, obs: Any, legal: Any, *, first: bool) -> TimeStep:
         """One raw observation as a batch of one."""
-        row = _one_row(self._acting_task().spec.obs, obs, "obs")
-        return TimeStep(row, () if legal is None else np.asarray(legal, np.bool_)[None], np.array([first]), ())
+        spec = self._acting_task().spec
+        mask: Any = () if legal is None else _one_mask(spec.action, legal)
+        return TimeStep(_one_row(spec.obs, obs, "obs"), mask, np.array([first]), ())
 
     def uncertainty(
         self, obs: Any, n: int = 100, *, rate: float | None = None, parts: Sequence[str] = (), legal: Any = None, seed: int = 0
@@ -237,6 +238,17 @@ class Run:
                 )
                 for i, slot in enumerate(slots(self._job))
             ]
+
+
+def _one_mask(spec: Any, legal: Any) -> np.ndarray:
+    """A mask of legal actions as a batch of one. Raises FlatironsError where it is of another length or leaves no choice."""
+    mask = np.asarray(legal, np.bool_)
+    nvec = spec.nvec if isinstance(spec, MultiDiscrete) else (spec.n,) if isinstance(spec, Discrete) else ()
+    if mask.shape != (sum(nvec),):
+        raise FlatironsError(f"legal has shape {list(mask.shape)} and the actions are {spec}: give {sum(nvec)} flags, or none")
+    if not all(part.any() for part in np.split(mask, np.cumsum(nvec)[:-1])):
+        raise FlatironsError(f"legal={mask.astype(int).tolist()} leaves no legal action; the episode should have ended before this")
+    return mask[None]
 
 
 def _one_row(spec: Any, obs: Any, name: str) -> Any:

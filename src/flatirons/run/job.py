@@ -35,6 +35,7 @@ class Options:
     checkpoint_every: int | None = None
     keep: int = 3
     tensorboard: bool = False
+    devices: int | str = 1
 
 
 _SET_BY_THE_RUN = {

@@ -104,16 +104,17 @@ def everything() -> str:
 
 def tasks() -> dict[str, str]:
     """Families of task names, and what each holds."""
-    from flatirons.envs import classic, forager, games, mdp, minatar, probes
+    from flatirons.envs import classic, forager, games, maze, mdp, minatar, no_velocity, probes
 
     return {
         "NAME-vN": "any Gymnasium id, such as CartPole-v1; HalfCheetah-v5 needs flatirons[mujoco], LunarLander-v3 flatirons[box2d]",
         "ALE/GAME-v5": "Atari through ALE's vector environment, such as ALE/Pong-v5; needs flatirons[atari]",
-        "jax:NAME": "in-graph: " + ", ".join(_without_prefix((*classic.ENVS, *forager.ENVS))),
+        "jax:NAME": "in-graph: " + ", ".join(_without_prefix((*classic.ENVS, *forager.ENVS, *maze.ENVS))),
         "pgx:NAME": "in-graph: " + ", ".join((*games.GAMES, *_without_prefix(minatar.NAMES))) + "; needs flatirons[games]",
         "mdp:NAME": "finite, in-graph, its transition probabilities known: " + ", ".join((*mdp.TOY_TEXT, *mdp.OWN)),
         "sequence:A,B,...": "in-graph tasks of one shape to be learned in turn, such as sequence:pgx:minatar-breakout,pgx:minatar-freeway",
         "envpool:NAME": "EnvPool's tasks, such as envpool:HalfCheetah-v5; needs flatirons[envpool]",
+        "no-velocity:TASK": "a task, in-graph or not, whose velocities are hidden: " + ", ".join(no_velocity.POSITIONS),
         "probe:NAME": "tiny environments with known answers: " + ", ".join(_without_prefix(probes.ENVS)),
     }
 

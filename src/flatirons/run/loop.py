@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from flatirons.core import trees
 from flatirons.data import rollout
 from flatirons.run import checkpoint, evaluate, folder, metrics
+from flatirons.run.devices import Layout
 from flatirons.run.handle import Run, save_policies
 from flatirons.run.job import Job, init_function, on_device, seed_keys, slots, strong
 from flatirons.run.progress import Progress, breakdown, duration
@@ -61,19 +62,21 @@ class _Engine(Protocol):
 class _InGraph:
     """`turns(config, state, n)`: one compiled loop over n turns, State donated. Stretches of about `REPORT_EVERY` seconds."""
 
-    def __init__(self, job: Job, task: Task, config: Any, state: Any, timing: dict[str, float]):
-        self.config, self.seeds, self.timing = config, job.seeds, timing
+    def __init__(self, job: Job, task: Task, config: Any, state: Any, timing: dict[str, float], layout: Layout):
+        self.config, self.seeds, self.timing, self._layout = config, job.seeds, timing, layout
         self._turn_seconds: float | None = None
         self._last = 0
         began = time.perf_counter()
-        self._turns = jax.jit(turns_function(job.system, task, job.seeds), donate_argnums=1).lower(config, state, jnp.int32(1)).compile()
+        turns = jax.jit(turns_function(job.system, task, job.seeds), donate_argnums=1, **layout.jit_options(in_graph=True))
+        with layout.context():
+            self._turns = turns.lower(config, state, layout.everywhere(jnp.int32(1))).compile()
         timing["compile"] = timing.get("compile", 0.0) + time.perf_counter() - began
 
     def advance(self, state: Any, max_turns: int) -> tuple[Any, int, list[dict[str, Any]]]:
         wanted = 1 if self._turn_seconds is None else min(int(REPORT_EVERY / max(self._turn_seconds, 1e-9)), 10 * self._last)
         turns = max(1, min(wanted, max_turns))
         began = time.perf_counter()
-        state, total = self._turns(self.config, state, jnp.int32(turns))
+        state, total = self._turns(self.config, state, self._layout.everywhere(jnp.int32(turns)))
         total = jax.device_get(total)
         spent = time.perf_counter() - began
         self._turn_seconds, self._last = spent / turns, turns
@@ -111,7 +114,7 @@ def turns_function(system: Any, task: Task, seeds: int = 1) -> Callable[[Any, An
 class _Host:
     """A Python loop over `system.step` with one compiled update. Nothing in it waits for the device but acting itself."""
 
-    def __init__(self, job: Job, task: Any, config: Any, state: Any, timing: dict[str, float], stopped: Callable[[], bool]):
+    def __init__(self, job: Job, task: Any, config: Any, state: Any, timing: dict[str, float], layout: Layout, stopped: Callable[[], bool]):
         self.system, self.config, self.task, self.timing, self._stopped = job.system, config, task, timing, stopped
         self._kept = rollout.host_run(task).seconds
         self._sum = metrics.HostSum()
@@ -122,13 +125,15 @@ class _Host:
 
         small = sum(leaf.size for leaf in jax.tree.leaves(job.system.actor(state))) <= ONE_THREAD_NUMBERS
         one_thread = {"xla_cpu_multi_thread_eigen": False} if small and jax.default_backend() == "cpu" else {}
-        update = jax.jit(packed, static_argnums=(1,), donate_argnums=(2,), compiler_options=one_thread)
+        shared = layout.jit_options(in_graph=False)
+        update = jax.jit(packed, static_argnums=(1,), donate_argnums=(2,), compiler_options=one_thread, **shared)
         self._learning = 0.0
         clock = time.perf_counter
 
-        def timed_update(*arguments: Any) -> Any:
+        def timed_update(config: Any, task: Task, state: Any, *experience: Any) -> Any:
             began = clock()
-            result = update(*arguments)
+            with layout.context():
+                result = update(config, task, state, *layout.experience(experience))
             self._learning += clock() - began
             return result
 
@@ -220,7 +225,8 @@ def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable
     timing: dict[str, float] = dict(meta.get("timing", {}))
     best: list[float | None] = list(meta.get("best", [None] * job.seeds))
     end = job.config.total_steps if job.stop_at is None else min(job.stop_at, job.config.total_steps)
-    config = on_device(job.config)
+    layout = Layout(job, task)
+    config = layout.everywhere(on_device(job.config))
     run = Run(job, step=step)
     logs = [metrics.Log(slot, tensorboard=options.tensorboard) for slot in slots(job)]
     began = time.perf_counter()
@@ -280,13 +286,14 @@ def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable
                 state = warm(state)
             jax.block_until_ready(state)
             clocked("compile", since)
+        state = layout.placed(state)
         if step == 0:
             # So that a run killed in its first minute, which compiling may well take, resumes instead of failing.
             save()
         engine: _Engine = (
-            _InGraph(job, task, config, state, timing)
+            _InGraph(job, task, config, state, timing, layout)
             if task.in_graph
-            else _Host(job, task, config, state, timing, lambda: signals.caught is not None)
+            else _Host(job, task, config, state, timing, layout, lambda: signals.caught is not None)
         )
         last_saved, last_saved_step = time.perf_counter(), step
         while step < end and signals.caught is None and not stopped_by_callback:
@@ -296,6 +303,12 @@ def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable
             state, turns, rows = engine.advance(state, max_turns)
             spent = time.perf_counter() - stretch
             before, step = step, step + turns * turn
+            stuck = sum(row.get("stuck", 0) for row in rows)
+            if stuck:
+                raise FlatironsError(
+                    f"{task.name} had no legal action in {stuck} decision{'s' * (stuck > 1)} between {before:_} and {step:_}: its mask was "
+                    "False throughout; a state without a legal action must end the episode"
+                )
             ruined = next((name for row in rows if (name := metrics.first_not_finite(row))), None)
             if ruined is None and not bool(finite(system.actor(state))):
                 ruined = "the policy's parameters"

@@ -89,6 +89,8 @@ def to_row(total: Metrics, turns: int) -> dict[str, Any]:
         row["episodes"] = count
         row["episode_return"] = float(episodes.return_sum) / count if count else None
         row["episode_length"] = float(episodes.length_sum) / count if count else None
+        if not isinstance(episodes.stuck, tuple) and int(episodes.stuck):
+            row["stuck"] = int(episodes.stuck)
     row.update({name: float(value) / turns for name, value in total.items() if name != "episodes"})
     return row
 

@@ -68,7 +68,8 @@ def _episodes(
     run: train.Run, name: str, options: dict[str, Any], seed: int, episodes: int, max_steps: int, show: Callable[[np.ndarray], bool]
 ) -> Iterator[tuple[float, bool]]:
     """(undiscounted return, whether it ended by itself) of each episode; ends early when `show` returns False."""
-    if name.partition("/")[0] != "ALE" and name.partition(":")[0] not in ("jax", "pgx", "mdp", "probe", "envpool"):
+    bare = name.removeprefix("no-velocity:")
+    if bare.partition("/")[0] != "ALE" and bare.partition(":")[0] not in ("jax", "pgx", "mdp", "probe", "envpool"):
         options = {**options, "render_mode": "rgb_array"}
     task: Any = envs.make(name, 1, seed=seed, training=False, **options)
     try:

@@ -23,6 +23,7 @@ from jax.tree_util import GetAttrKey
 
 from flatirons import studies, systems
 from flatirons.run import checkpoint, folder, metrics, resources
+from flatirons.run.devices import count, demand
 from flatirons.run.handle import Run
 from flatirons.run.job import (
     Job,
@@ -57,7 +58,7 @@ HOST_NOTE = (
 )
 
 PROGRESS = frozenset(
-    "collector key updates turns replay opt_state epsilon discounted priorities behind running last waiting".split()  # noqa: SIM905
+    "collector key updates turns replay opt_state epsilon discounted priorities behind running last waiting memory".split()  # noqa: SIM905
 )
 """Fields of a State, at any depth, that tell how far a run is and not what it learned: a warm start leaves them fresh."""
 
@@ -86,6 +87,7 @@ def train(
     quiet: bool = False,
     tensorboard: bool = False,
     workers: int = 1,
+    devices: int | str = 1,
     overwrite: bool = False,
     **config: Any,
 ) -> Run:
@@ -97,6 +99,7 @@ def train(
 
     `seeds` > 1 trains seeds seed, seed + 1, ...: in one vmapped program in-graph, on a host in turn or in `workers` processes.
     `out` defaults to runs/<system>-<task>-seed<seed>. `from_run` starts from the parameters of another run of the same system.
+    `devices` (a number, or "all" that this machine has) share the environments and every minibatch of one run.
     `callbacks` are functions `(run, metrics) -> bool | None`, or objects with such a method `on_iteration`, called at each report; one
     that returns False or raises `StopTraining` stops the run cleanly. `network` is a torso of your own, `eval_env` another task to evaluate
     on. `config` holds fields of the system's Config.
@@ -117,7 +120,8 @@ def train(
         settings["num_envs"] = 1
         notes.append("one environment was passed, so num_envs is 1 (pass a function that makes one for more)")
     chosen = make_config(module, {**settings, **config})
-    options = check_options(Options(eval_every, eval_episodes, checkpoint_every, keep, tensorboard), seed, seeds, workers)
+    shared = demand(devices)
+    options = check_options(Options(eval_every, eval_episodes, checkpoint_every, keep, tensorboard, shared), seed, seeds, workers)
     demand_divides("total_steps", chosen.total_steps, chosen, module)
     if stop_at is not None:
         stop_at = demand_divides("stop_at", stop_at, chosen, module)
@@ -127,6 +131,8 @@ def train(
         quiet=quiet, callbacks=tuple(callbacks), stop_at=stop_at, from_run=None if from_run is None else Path(from_run),
     )  # fmt: skip
     enable_compilation_cache()
+    if count(job) > 1:
+        notes.append(f"{count(job)} devices, with {chosen.num_envs // count(job)} environments each")
     with contextlib.ExitStack() as evaluating:
         # First, so that an environment which exists already is copied as it was passed.
         eval_task = evaluating.enter_context(_evaluation(job))
@@ -194,15 +200,20 @@ def resume(
     eval_env: Any = None,
     quiet: bool = False,
     workers: int = 1,
+    devices: int | str | None = None,
 ) -> Run:
     """Go on with a run from its newest intact checkpoint, to its budget or to `total_steps`.
 
     In-graph the result equals the uninterrupted run bit for bit. On a host the environments start new episodes. `env`, `network`,
-    `system` and `eval_env` must be passed again where the run was started with objects instead of names. Says so when the run is finished.
+    `system` and `eval_env` must be passed again where the run was started with objects instead of names. `devices` replaces the run's own.
+    Says so when the run is finished.
     Raises FlatironsError when there is no run, no intact checkpoint, or when an object is missing.
     """
     job = reopen(Path(path), env=env, network=network, system=system, eval_env=eval_env)
     job.quiet, job.callbacks = quiet, tuple(callbacks)
+    if devices is not None:
+        job.options = dataclasses.replace(job.options, devices=demand(devices))
+    count(job)
     if total_steps is not None:
         job.config = dataclasses.replace(job.config, total_steps=make_config(job.system, {"total_steps": total_steps}).total_steps)
         demand_divides("total_steps", job.config.total_steps, job.config, job.system)

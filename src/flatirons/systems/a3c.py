@@ -46,7 +46,7 @@ from flatirons.data import rollout as data
 from flatirons.nets import recurrent
 from flatirons.nets.mlp import Activation, dense, dense_init
 from flatirons.nets.torso import num_outputs, torso
-from flatirons.types import (  # fmt: skip  # fmt: skip
+from flatirons.types import (
     ArraySpec,
     Box,
     Discrete,
@@ -162,6 +162,51 @@ PRESETS = {
         doc="Tuned for short classic-control tasks with discrete actions: two actor-learners, t_max 10, a high learning rate.",
         config={"num_envs": 2, "actor_learners": 2, "num_steps": 10, "learning_rate": 5e-3},
         tasks=("CartPole-v*", "jax:CartPole-v*"),
+    ),
+    "a3c-minatar": Preset(
+        doc="For MinAtar's games: two actor-learners with sixteen environments each.",
+        config={
+            "total_steps": 1_000_000,
+            "num_envs": 32,
+            "actor_learners": 2,
+            "num_steps": 5,
+            "learning_rate": 1e-3,
+            "rmsprop_eps": 1e-5,
+            "max_grad_norm": 0.5,
+        },
+        tasks=("pgx:minatar-*",),
+    ),
+    "a3c-pendulum": Preset(
+        doc="For Pendulum: networks of their own for policy and value, long trajectories, small rewards.",
+        config={
+            "total_steps": 1_000_000,
+            "num_envs": 8,
+            "actor_learners": 2,
+            "num_steps": 10,
+            "learning_rate": 1e-3,
+            "rmsprop_eps": 1e-5,
+            "gamma": 0.9,
+            "ent_coef": 1e-4,
+            "share_torso": False,
+            "reward_scale": 0.1,
+            "hidden": (64, 64),
+            "max_grad_norm": 0.5,
+        },
+        tasks=("Pendulum-v*", "jax:Pendulum-v*"),
+    ),
+    "a3c-maze": Preset(
+        doc="For random mazes: long trajectories for a memory's sake, which `lstm` gives it.",
+        config={
+            "total_steps": 4_000_000,
+            "num_envs": 32,
+            "actor_learners": 2,
+            "num_steps": 25,
+            "learning_rate": 2e-3,
+            "rmsprop_eps": 1e-5,
+            "max_grad_norm": 0.5,
+            "lstm": 64,
+        },
+        tasks=("jax:RandomMaze-v*",),
     ),
     "async-nstep-q-classic": Preset(
         doc="n-step Q-learning for short classic-control tasks: two actor-learners with four environments each.",
@@ -304,8 +349,7 @@ def _pi(task: Task, out: jax.Array, legal: Any) -> distributions.Distribution:
         case Discrete():
             return distributions.Categorical(mask_logits(out, legal))
         case MultiDiscrete(nvec):
-            cuts = [sum(nvec[:i]) for i in range(1, len(nvec))]
-            return distributions.MultiCategorical(tuple(distributions.Categorical(x) for x in jnp.split(out, cuts, axis=-1)))
+            return distributions.multi_categorical(out, nvec, legal)
         case Box():
             # sigma^2 = log(1 + exp(.)) (section 9, continuous action control)
             mean, before = jnp.split(out, 2, axis=-1)

@@ -24,7 +24,7 @@ from flatirons.core.shuffle import minibatches, taken
 from flatirons.data import onpolicy
 from flatirons.data import rollout as data
 from flatirons.data.onpolicy import Actor, Batch, Normaliser
-from flatirons.nets import actor_critic
+from flatirons.nets import actor_critic, recurrent
 from flatirons.nets.mlp import Activation
 from flatirons.types import (
     FlatironsError,
@@ -98,6 +98,8 @@ class Config:
     """tanh or relu."""
     share_torso: bool = False
     """One torso for policy and value (the paper: on Atari), else two."""
+    lstm: int = 0
+    """Units of a memory on top of each torso; 0 for none (the paper). Minibatches are then whole environments."""
     initial_log_std: float = 0.0
     """Log standard deviation of Box actions at the start; it is learned, and does not depend on the observation."""
 
@@ -162,6 +164,41 @@ PRESETS = {
         },
         tasks=("Pendulum-v*", "jax:Pendulum-v*"),
     ),
+    "ppo-lstm-classic": Preset(
+        doc="With a memory, for short classic-control tasks with discrete actions whose velocities are hidden.",
+        config={
+            "total_steps": 100_000,
+            "num_envs": 8,
+            "num_steps": 50,
+            "num_epochs": 10,
+            "num_minibatches": 1,
+            "learning_rate": 1e-3,
+            "gamma": 0.98,
+            "gae_lambda": 0.9,
+            "anneal_clip_eps": True,
+            "normalise_obs": True,
+            "normalise_reward": True,
+            "lstm": 64,
+            "hidden": (64,),
+        },
+        tasks=("no-velocity:CartPole-v*", "no-velocity:jax:CartPole-v*"),
+    ),
+    "ppo-lstm-pendulum": Preset(
+        doc="With a memory, for Pendulum without its velocity.",
+        config={
+            "total_steps": 100_000,
+            "num_envs": 8,
+            "num_steps": 100,
+            "num_epochs": 10,
+            "num_minibatches": 2,
+            "learning_rate": 1e-3,
+            "gamma": 0.9,
+            "normalise_reward": True,
+            "lstm": 64,
+            "hidden": (64,),
+        },
+        tasks=("no-velocity:Pendulum-v*", "no-velocity:jax:Pendulum-v*"),
+    ),
     "ppo-lunarlander": Preset(
         doc="Tuned for LunarLander: long collections, few epochs, a long horizon.",
         config={
@@ -212,7 +249,8 @@ PRESETS = {
 
 
 class State(NamedTuple):
-    """Everything a run is made of. `updates` counts iterations (int32); `kl_coef` is beta, `()` where nothing is penalised."""
+    """Everything a run is made of. `updates` counts iterations (int32); `kl_coef` is beta, `()` where nothing is penalised; `memory` is
+    what the next trajectory begins with, `[num_envs, units]`, `()` without an LSTM."""
 
     params: Any
     opt_state: Any
@@ -221,6 +259,7 @@ class State(NamedTuple):
     key: Any
     updates: Any
     kl_coef: Any = ()
+    memory: Any = ()
 
 
 distribution, value = actor_critic.distribution, actor_critic.value
@@ -238,6 +277,14 @@ def check(config: Config, task: Task) -> None:
         if number is not None and number <= 0.0:
             raise FlatironsError(f"{name}={number} must be above 0")
     rows = steps_per_turn(config)
+    if config.lstm < 0:
+        raise FlatironsError(f"lstm={config.lstm} must be at least 0")
+    if config.lstm and config.num_envs % config.num_minibatches:
+        near = max(d for d in range(1, config.num_minibatches) if config.num_envs % d == 0)
+        raise FlatironsError(
+            f"num_minibatches={config.num_minibatches} would cut the sequences that a memory learns from: with lstm={config.lstm} a "
+            f"minibatch is whole environments, so it must divide num_envs={config.num_envs}, for instance {near}"
+        )
     if rows % config.num_minibatches:
         near = max(d for d in range(1, config.num_minibatches) if rows % d == 0)
         raise FlatironsError(
@@ -251,10 +298,17 @@ def check(config: Config, task: Task) -> None:
 def init(config: Config, task: Task, key: Key) -> State:
     """Fresh parameters, optimiser, moments and environments."""
     key_params, key_collect, key = jax.random.split(key, 3)
-    params = actor_critic.init_params(config, task, key_params, share_torso=config.share_torso)
-    collector = data.start(task, (), key_collect)
+    params = actor_critic.init_params(config, task, key_params, share_torso=config.share_torso, lstm=config.lstm)
+    memory: Any = _blank(config, task.num_envs)
+    collector = data.start(task, memory.policy if config.lstm else (), key_collect)
     kl_coef = jnp.asarray(config.kl_coef, jnp.float32) if config.objective == "penalty" else ()
-    return State(params, _optimiser(config).init(params), onpolicy.start(config, task), collector, key, jnp.int32(0), kl_coef)
+    opt_state, normaliser = _optimiser(config).init(params), onpolicy.start(config, task)
+    # A copy: the collector has the policy's too, and no array may be donated twice.
+    return State(params, opt_state, normaliser, collector, key, jnp.int32(0), kl_coef, jax.tree.map(jnp.copy, memory))
+
+
+def _blank(config: Config, num_envs: int) -> Any:
+    return actor_critic.blank(num_envs, config.lstm, share_torso=config.share_torso) if config.lstm else ()
 
 
 def actor(state: State) -> Actor:
@@ -263,19 +317,33 @@ def actor(state: State) -> Actor:
 
 
 def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
-    """Samples from pi; greedy takes its mode. It has no memory: carry and extras are `()`."""
+    """Samples from pi; greedy takes its mode. The carry is the LSTM's memory, `()` without one."""
 
     def act(key: Key, timestep: TimeStep, carry: Any) -> tuple[jax.Array, Any, Any]:
-        pi = distribution(config, task, actor.params, prepare(task, actor.obs, timestep.obs), timestep.legal)
+        obs = prepare(task, actor.obs, timestep.obs)
+        if config.lstm:
+            carry = actor_critic.remembering(config, task, actor.params, obs, carry, timestep.first)
+            pi = actor_critic.pi(task, actor.params, carry.h, timestep.legal)
+        else:
+            pi = distribution(config, task, actor.params, obs, timestep.legal)
         return pi.mode() if greedy else pi.sample(key), carry, ()
 
-    return Policy(lambda num_envs: (), act)
+    return Policy(lambda num_envs: recurrent.blank(num_envs, config.lstm) if config.lstm else (), act)
+
+
+def _judged(config: Config, task: Task, params: Any, batch: Batch) -> tuple[Any, jax.Array]:
+    """pi(. | s) and V(s) of each row of a batch; with a memory, of each row of its sequences."""
+    if not config.lstm:
+        return distribution(config, task, params, batch.obs, batch.legal), value(config, task, params, batch.obs)
+    obs, first = onpolicy.over_time((batch.obs, batch.first))
+    memories = actor_critic.unroll(config, task, params, obs, first, batch.memory)
+    of_policy, of_value = onpolicy.over_time(actor_critic.features(memories))
+    return actor_critic.pi(task, params, of_policy, batch.legal), actor_critic.v(params, of_value)
 
 
 def loss(config: Config, task: Task, params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
     """-L^{CLIP+VF+S} (equation 9), or with another `objective` in the place of L^CLIP, and its parts."""
-    pi = distribution(config, task, params, batch.obs, batch.legal)
-    v = value(config, task, params, batch.obs)
+    pi, v = _judged(config, task, params, batch)
     advantage = batch.advantage
     if config.normalise_advantage:
         advantage = (advantage - jnp.mean(advantage)) / (jnp.std(advantage) + 1e-8)
@@ -324,6 +392,29 @@ def _until_kl(one: Callable, start: Any, indices: Any, length: int, stop_kl: Any
     return end, {name: jnp.sum(x) / count for name, x in metrics.items()} | {"steps_taken": jnp.mean(steps.astype(jnp.float32))}
 
 
+def _seen_by_theta_old(config: Config, task: Task, state: State, experience: Transition) -> tuple[Batch, Normaliser, Any]:
+    """A trajectory `[T, B, ...]` as rows to learn from, or with a memory as sequences; the reward moments, and what is remembered after
+    it: theta_old acted on it, so that the memories that it unrolls here are the ones it acted with."""
+    old = state.params
+    obs, next_obs = (prepare(task, state.normaliser.obs, x) for x in (experience.obs, experience.next_obs))
+    memories: Any = ()
+    if config.lstm:
+        memories = actor_critic.unroll(config, task, old, obs, experience.first, state.memory)
+        of_policy, of_value = actor_critic.features(memories)
+        pi, v = actor_critic.pi(task, old, of_policy, experience.legal), actor_critic.v(old, of_value)
+        # Where an episode was cut, too, its successor is valued with what was remembered of that episode.
+        next_v = actor_critic.next_values(config, task, old, next_obs, memories)
+    else:
+        pi = distribution(config, task, old, obs, experience.legal)
+        v, next_v = (value(config, task, old, x) for x in (obs, next_obs))
+    batch, normaliser = onpolicy.advantages(config, state.normaliser, experience, obs, pi, v, next_v)
+    if config.objective != "penalty":
+        batch = batch._replace(old=())
+    if not config.lstm:
+        return onpolicy.rows(batch), normaliser, ()
+    return onpolicy.sequences(batch, experience.first, state.memory), normaliser, jax.tree.map(lambda x: x[-1], memories)
+
+
 def update(config: Config, task: Task, state: State, experience: Transition, *, loss: Callable = loss) -> tuple[State, Metrics]:
     """K epochs of minibatch steps on one trajectory `[T, B, ...]`."""
     progress = schedules.fraction(state.updates, config.total_steps // steps_per_turn(config))
@@ -333,17 +424,7 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
     penalised = config.objective == "penalty"
     if penalised:
         annealed = dataclasses.replace(annealed, kl_coef=state.kl_coef)
-    old = state.params
-    batch, normaliser = onpolicy.advantages(
-        config,
-        task,
-        state.normaliser,
-        experience,
-        value=functools.partial(value, config, task, old),
-        distribution=functools.partial(distribution, config, task, old),
-    )  # equations 11 and 12
-    if penalised:
-        batch = batch._replace(old=distribution(config, task, old, batch.obs, batch.legal))
+    batch, normaliser, memory = _seen_by_theta_old(config, task, state, experience)  # equations 11 and 12
     rows = batch.advantage.shape[0]
 
     def one_minibatch(c: tuple[Any, Any], indices: Any) -> tuple[tuple[Any, Any], Metrics]:
@@ -366,12 +447,12 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
     if penalised:
         metrics |= {"kl_coef": state.kl_coef}
         if config.kl_target is not None:
-            kl = jnp.mean(batch.old.kl(distribution(config, task, params, batch.obs, batch.legal)))
+            kl = jnp.mean(batch.old.kl(_judged(config, task, params, batch)[0]))
             factor = jnp.where(kl < config.kl_target / 1.5, 0.5, jnp.where(kl > config.kl_target * 1.5, 2.0, 1.0))  # section 4
             state, metrics = state._replace(kl_coef=state.kl_coef * factor), metrics | {"kl": kl}
     metrics = metrics | onpolicy.value_metrics(batch) | {"learning_rate": jnp.asarray(learning_rate)}
     normaliser = onpolicy.seen(config, task, normaliser, experience.obs)
-    state = state._replace(params=params, opt_state=opt_state, normaliser=normaliser, key=key, updates=state.updates + 1)
+    state = state._replace(params=params, opt_state=opt_state, normaliser=normaliser, key=key, updates=state.updates + 1, memory=memory)
     return state, metrics
 
 

@@ -142,8 +142,13 @@ def _no_rows(task: Task) -> Transition:
             action = jnp.zeros((*shape, len(nvec)), jnp.int32)
         case Box() as box:
             action = jnp.zeros((*shape, *box.shape))
-    masked = isinstance(task.spec.action, Discrete) and replay.has_masks(task)
-    legal = jnp.ones((*shape, task.spec.action.n), bool) if masked and isinstance(task.spec.action, Discrete) else ()
+    match task.spec.action:
+        case Discrete(n) if replay.has_masks(task):
+            legal: Any = jnp.ones((*shape, n), bool)
+        case MultiDiscrete(nvec) if replay.has_masks(task):
+            legal = jnp.ones((*shape, sum(nvec)), bool)
+        case _:
+            legal = ()
     never, always = jnp.zeros(shape, bool), jnp.ones(shape, bool)
     return Transition(obs, action, jnp.zeros(shape), obs, always, never, always, legal, ())
 

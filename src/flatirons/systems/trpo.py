@@ -127,7 +127,7 @@ PRESETS = {
         tasks=("CartPole-v*", "jax:CartPole-v*"),
     ),
     "trpo-pendulum": Preset(
-        doc="Tuned for Pendulum: a short horizon, rewards normalised, larger steps.",
+        doc="Tuned for Pendulum: a short horizon, observations and rewards normalised, larger steps.",
         config={
             "total_steps": 100_000,
             "num_envs": 4,
@@ -135,6 +135,7 @@ PRESETS = {
             "gamma": 0.9,
             "gae_lambda": 0.7,
             "delta": 0.03,
+            "normalise_obs": True,
             "normalise_reward": True,
         },
         tasks=("Pendulum-v*", "jax:Pendulum-v*"),
@@ -284,14 +285,11 @@ def _optimiser() -> optax.GradientTransformation:
 def update(config: Config, task: Task, state: State, experience: Transition, *, loss: Callable = loss) -> tuple[State, Metrics]:
     """One constrained step of the policy on a trajectory `[T, B, ...]`, then epochs of the value function."""
     key, key_vine, key_shuffle = jax.random.split(state.key, 3)
-    batch, normaliser = onpolicy.advantages(
-        config,
-        task,
-        state.normaliser,
-        experience,
-        value=functools.partial(value, config, task, state.params),
-        distribution=functools.partial(distribution, config, task, state.params),
-    )
+    obs, next_obs = (prepare(task, state.normaliser.obs, x) for x in (experience.obs, experience.next_obs))
+    pi_old = distribution(config, task, state.params, obs, experience.legal)
+    v, next_v = (value(config, task, state.params, x) for x in (obs, next_obs))
+    batch, normaliser = onpolicy.advantages(config, state.normaliser, experience, obs, pi_old, v, next_v)
+    batch = onpolicy.rows(batch._replace(old=()))
     if config.normalise_advantage:
         centred = batch.advantage - jnp.mean(batch.advantage)
         batch = batch._replace(advantage=centred / (jnp.std(batch.advantage) + 1e-8))
