@@ -2,7 +2,9 @@
 
 A number is shown together with the task's sign, +1 or -1; in the first task the right action says whether the number is positive, in the
 second whether it is negative. With `core.fisher.anchored` around PPO's loss, lambda says how firmly the first is held: a small one lets
-the second be learned in its place, a large one leaves no room for the second. Run: `python examples/ewc_around_ppo.py [decisions of each task]`.
+the second be learned in its place, a large one leaves no room for the second.
+
+Run: `python examples/ewc_around_ppo.py [decisions of each task]`.
 """
 
 from __future__ import annotations
