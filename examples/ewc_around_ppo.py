@@ -1,8 +1,10 @@
 """EWC around PPO: two tasks in turn on one network, without touching ppo.py.
 
 A number is shown together with the task's sign, +1 or -1; in the first task the right action says whether the number is positive, in the
-second whether it is negative. PPO alone unlearns the first while it learns the second; with `core.fisher.anchored` around its loss it
-keeps both. Run: `python examples/ewc_around_ppo.py [decisions of each task]`.
+second whether it is negative. With `core.fisher.anchored` around PPO's loss, lambda says how firmly the first is held: a small one lets
+the second be learned in its place, a large one leaves no room for the second.
+
+Run: `python examples/ewc_around_ppo.py [decisions of each task]`.
 """
 
 from __future__ import annotations
@@ -91,7 +93,7 @@ def main(steps: int = 8_192) -> None:
     print(f"after the first task:      {scores(state)}")
     importance = information(config, first, state)
     after = state._replace(collector=data.start(second, (), jax.random.key(1)))
-    for name, strength in (("without a penalty", 0.0), ("with EWC", 100.0)):
+    for name, strength in (("without a penalty", 0.0), ("lambda 100", 100.0), ("lambda 1,000", 1_000.0)):
         end = train(config, second, after, state.params, importance, strength, turns)
         print(f"then the second, {name}: {scores(end)}")
 
