@@ -160,6 +160,17 @@ def test_ddpg_action_enters_the_layer_it_is_told() -> None:
     assert at_input["mlp"][0]["w"].shape == (3 + 1, 8) and at_input["mlp"][1]["w"].shape == (8, 6)
 
 
+@pytest.mark.parametrize("module", [ddpg, sac])
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_standardised_critics_do_not_feel_the_scale_of_their_weights(module: Any, layer_norm: bool) -> None:
+    config = module.Config(**SMALL, layer_norm=layer_norm)
+    critics = module.init_params(config, PENDULUM, jax.random.key(0))["critics"]
+    larger = tuple(c | {"mlp": jax.tree.map(lambda x: 7.0 * x, c["mlp"])} for c in critics)
+    obs, action, _ = _rows()
+    before, after = (module.q_values(config, PENDULUM, c, obs, action)[0] for c in (critics, larger))
+    assert bool(jnp.allclose(before, after, atol=2e-3)) == layer_norm
+
+
 def test_ddpg_paper_preset_begins_near_zero() -> None:
     config = ddpg.Config(**ddpg.PRESETS["ddpg-paper"].config)
     params = ddpg.init_params(config, PENDULUM, jax.random.key(0))

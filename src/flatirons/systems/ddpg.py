@@ -93,6 +93,8 @@ class Config:
     """Widths of the actor's and the critic's layers."""
     activation: Activation = "relu"
     """tanh or relu."""
+    layer_norm: bool = False
+    """Standardise the critic's layers before their activation, which keeps Q from running away (not in the paper)."""
 
 
 PRESETS = {
@@ -209,7 +211,7 @@ def mu(config: Config, task: Task, params: Any, obs: Any) -> jax.Array:
 
 def q_values(config: Config, task: Task, critics: Any, obs: Any, action: Any) -> tuple[jax.Array, ...]:
     """Q(s, a) of each critic for actions in [-1, 1], `[...]` each."""
-    sizes: dict[str, Any] = {"action_layer": config.action_layer, "activation": config.activation}
+    sizes: dict[str, Any] = {"action_layer": config.action_layer, "activation": config.activation, "layer_norm": config.layer_norm}
     return tuple(critic(p, config.network, task.spec.obs, config.hidden, obs, action, **sizes) for p in critics)
 
 

@@ -100,6 +100,11 @@ PRESETS = {
         config={"learning_starts": 1_000, "random_steps": 5_000, "learning_rate": 1e-3, "batch_size": 128, "tau": 0.01},
         tasks=("HalfCheetah-v*",),
     ),
+    "sac-hopper": Preset(
+        doc="Tuned for Hopper and Walker2d on a laptop: two updates a decision, which standardised critics stand, and small minibatches.",
+        config={"learning_starts": 1_000, "random_steps": 2_500, "batch_size": 128, "gradient_steps": 2, "layer_norm": True},
+        tasks=("Hopper-v*", "Walker2d-v*"),
+    ),
     "sac-inverted-pendulum": Preset(
         doc="Tuned for InvertedPendulum: learning begins early, with larger steps and smaller minibatches.",
         config={"total_steps": 25_000, "learning_starts": 1_000, "random_steps": 1_000, "learning_rate": 1e-3, "batch_size": 128},
