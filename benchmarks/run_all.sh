@@ -28,9 +28,13 @@ if [ "$which" = all ] || [ "$which" = speed ]; then
     run benchmarks.speed.trpo_sb3
     run benchmarks.speed.num_envs
     run benchmarks.speed.a3c_workers
+    run benchmarks.speed.maml_sinusoid
 fi
 if [ "$which" = all ] || [ "$which" = learning ]; then
     run benchmarks.tabular.run
+    for method in maml_sinusoid maml_navigation maml_omniglot maml_halfcheetah; do
+        run "benchmarks.methods.$method"
+    done
     for row in $("$python" -c 'from benchmarks.learning.rows import ROWS; print(*ROWS)'); do
         run benchmarks.learning.run "$row"
     done

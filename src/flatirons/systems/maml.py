@@ -84,7 +84,7 @@ class Config:
     fisher_every: int = 1
     """TRPO: every how many rows of D' the Fisher matrix is made of."""
     fisher_first_order: bool = False
-    """TRPO: leave the second derivatives out of the Fisher matrix alone, which costs a tenth. Gradient and constraint stay exact."""
+    """TRPO: leave the second derivatives out of the Fisher matrix alone, for a quarter of the cost. Gradient and constraint stay exact."""
     gamma: float = 0.99
     """Discount, where a policy acts."""
     gae_lambda: float = 1.0
@@ -128,6 +128,8 @@ _ACTING: dict[str, Any] = {
     "eval_rate": 0.05,
     "eval_steps": (0, 1, 2, 3),
     "meta_optimiser": "trpo",
+    "fisher_every": 5,
+    "fisher_first_order": True,
     "hidden": (100, 100),
     "shots": 20,
     "queries": 20,
@@ -155,7 +157,7 @@ PRESETS = {
         doc="The paper's network without convolutions, 5-way 1-shot.", config=_OMNIGLOT | {"network": "omniglot-mlp"}
     ),
     "maml-navigation": Preset(
-        doc="The paper's point in the plane (section 5.3): 20 tasks, 20 trajectories each, TRPO.",
+        doc="The paper's point in the plane (section 5.3): 20 tasks, 20 trajectories each, TRPO with a cheaper Fisher matrix.",
         config=_ACTING | {"num_envs": 20},
         tasks=("meta:navigation",),
     ),
