@@ -193,7 +193,9 @@ def test_uci_refuses_and_goes_on() -> None:
     assert "plays gardner_chess" in session.say("setoption name UCI_Variant value atomic")[0]
     session.say("position startpos", "go nodes 4")
     session.wait("bestmove")
-    assert {f"multipv {i}" for i in (1, 2, 3)} <= {line.split(" score")[0].split("depth ")[1].split(" ", 1)[1] for line in session.heard if " score" in line}
+    assert {f"multipv {i}" for i in (1, 2, 3)} <= {
+        line.split(" score")[0].split("depth ")[1].split(" ", 1)[1] for line in session.heard if " score" in line
+    }
     session.heard.clear()
     session.say("go nodes 2 searchmoves b2b3")
     assert session.wait("bestmove") == "bestmove b2b3"

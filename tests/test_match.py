@@ -58,7 +58,7 @@ def test_uct_counts_every_simulation_once() -> None:
 
 
 def test_uct_chooses_as_its_formula_says() -> None:
-    _, (child, visits, q) = _grown()
+    _, (_, visits, q) = _grown()
     # The bounds of all moves are kept level: whichever is highest is tried, and falls.
     n, mean = visits[0, 0].astype(float), q[0, 0].astype(float)
     bound = mean + 1.4 * np.sqrt(np.log(n.sum()) / n)
@@ -98,7 +98,10 @@ def _slow_worth(cells: np.ndarray, depth: int) -> list[float]:
         after = cells.copy()
         r = int(np.max(np.flatnonzero(cells[:, c] == 0)))
         after[r, c] = 1
-        lines = [[after[r + k * dr, c + k * dc] for k in range(-3, 4) if 0 <= r + k * dr < 6 and 0 <= c + k * dc < 7] for dr, dc in ((0, 1), (1, 0), (1, 1), (1, -1))]
+        lines = [
+            [after[r + k * dr, c + k * dc] for k in range(-3, 4) if 0 <= r + k * dr < 6 and 0 <= c + k * dc < 7]
+            for dr, dc in ((0, 1), (1, 0), (1, 1), (1, -1))
+        ]
         won = any(all(x == 1 for x in line[i : i + 4]) for line in lines for i in range(len(line) - 3))
         if won:
             worth.append(np.inf)
@@ -192,7 +195,7 @@ def test_games_whose_player_fails_are_void_and_said(tmp_path: Path) -> None:
     assert "void: b: it died" in (place / "games.sgf").read_text()
     saved = json.loads((place / "match.json").read_text())
     assert saved["void"] == 14 and len(saved["played"]) == 98 and saved["a"] == "a"
-    with pytest.raises(FlatironsError, match="void.*the match was stopped"):
+    with pytest.raises(FlatironsError, match=r"void.*the match was stopped"):
         match.play(game("connect_four"), Scripted("a"), Scripted("b", wrong=range(7)), 98)
 
 
@@ -214,7 +217,9 @@ def test_elo() -> None:
 
 def test_openings_are_legal_different_and_seeded() -> None:
     hexes = match.openings(game("tic_tac_toe"), 40, 3, seed=0)
-    assert len(set(hexes)) == 40 and hexes == match.openings(game("tic_tac_toe"), 40, 3, seed=0) != match.openings(game("tic_tac_toe"), 40, 3, 1)
+    assert len(set(hexes)) == 40 and hexes == match.openings(game("tic_tac_toe"), 40, 3, seed=0) != match.openings(
+        game("tic_tac_toe"), 40, 3, 1
+    )
     for line in hexes:
         table = notation.Table(game("tic_tac_toe"))
         for action in line:

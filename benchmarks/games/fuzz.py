@@ -53,10 +53,10 @@ class Uniform:
 
 
 WORDS = [
-    "", "0", "-1", "1", "9", "19", "6.5", "nan", "inf", "1e999", "b", "w", "black", "WHITE", "purple", "A1", "Q16", "T19", "I5", "Z99", "pass",
-    "resign", "e2e4", "7g7f", "P*5e", "e7e8q", "e9e9", "startpos", "moves", "fen", "sfen", "infinite", "nodes", "movetime", "depth", "wtime",
-    "btime", "byoyomi", "ponder", "searchmoves", "name", "value", "MultiPV", "Simulations", "true", "\x00", "\t", "é", "#", "99999999999999999999",
-    "rnbqk/ppppp/5/PPPPP/RNBQK w - - 0 1", "8/8/8 w", "(;GM[1])", "/", "x" * 300,
+    "", "0", "-1", "1", "9", "19", "6.5", "nan", "inf", "1e999", "b", "w", "black", "WHITE", "purple", "A1", "Q16", "T19", "I5", "Z99",
+    "pass", "resign", "e2e4", "7g7f", "P*5e", "e7e8q", "e9e9", "startpos", "moves", "fen", "sfen", "infinite", "nodes", "movetime", "depth",
+    "wtime", "btime", "byoyomi", "ponder", "searchmoves", "name", "value", "MultiPV", "Simulations", "true", "\x00", "\t", "é", "#",
+    "99999999999999999999", "rnbqk/ppppp/5/PPPPP/RNBQK w - - 0 1", "8/8/8 w", "(;GM[1])", "/", "x" * 300,
 ]  # fmt: skip
 
 
@@ -88,7 +88,9 @@ def fuzz_gtp(name: str, commands: int, seed: int) -> dict[str, Any]:
         assert not session.over, f"{line!r} ended the session"
         if not text:
             # GTP is silent to empty lines and comments, and to nothing else.
-            assert not "".join(c for c in line.replace("\t", " ") if c >= " " and c != "\x7f").partition("#")[0].strip(), f"{line!r} was not answered"
+            assert not "".join(c for c in line.replace("\t", " ") if c >= " " and c != "\x7f").partition("#")[0].strip(), (
+                f"{line!r} was not answered"
+            )
             counts["silent"] += 1
             continue
         assert text[0] in "=?" and text.endswith("\n\n") and "\n\n" not in text[:-2], f"{line!r} was answered {text!r}"
@@ -103,7 +105,9 @@ def uci_line(rng: random.Random, session: Uci) -> str:
     if kind < 0.3 and legal and len(table.words) < 200:
         return " ".join(["position startpos moves", *table.words, rng.choice(legal)])
     if kind < 0.45:
-        return rng.choice(["go", "go nodes 3", "go movetime 1", "go infinite", "go wtime 1000 btime 1000 winc 10", "go ponder", "go depth 2"])
+        return rng.choice(
+            ["go", "go nodes 3", "go movetime 1", "go infinite", "go wtime 1000 btime 1000 winc 10", "go ponder", "go depth 2"]
+        )
     if kind < 0.55:
         return "stop"
     if kind < 0.65:

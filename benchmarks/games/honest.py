@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from benchmarks.record import header, versions, write
@@ -63,7 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows.append({"a": ours.name, "b": theirs.name, **found.summary(), "seconds": round(time.monotonic() - began, 1)})
         print(json.dumps(rows[-1]), flush=True)
     if chosen.out is not None:
-        write(chosen.out, {**header("honest", "benchmarks.games.honest"), "seed": chosen.seed, "rows": rows, "versions": versions(["flatirons", "jax", "pgx", "open_spiel"])})
+        write(
+            chosen.out,
+            {
+                **header("honest", "benchmarks.games.honest"),
+                "seed": chosen.seed,
+                "rows": rows,
+                "versions": versions(["flatirons", "jax", "pgx", "open_spiel"]),
+            },
+        )
     return 0
 
 

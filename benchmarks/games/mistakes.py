@@ -100,7 +100,9 @@ def mistakes(player: players.Player, lines: Sequence[Sequence[int]], worth: Sequ
         # Who has arrived waits.
         after = step(states, np.array([line[ply] if ply < len(line) else 0 for line in lines], np.int32))
         moves = np.array([ply < len(line) for line in lines])
-        states = jax.tree.map(lambda new, old, moves=moves: jax.numpy.where(moves.reshape(-1, *[1] * (new.ndim - 1)), new, old), after, states)
+        states = jax.tree.map(
+            lambda new, old, moves=moves: jax.numpy.where(moves.reshape(-1, *[1] * (new.ndim - 1)), new, old), after, states
+        )
     chosen = player.choose(states, jax.random.key(seed), lines).actions
     outcomes = np.sign(np.stack(worth))
     return outcomes[np.arange(len(lines)), chosen] < np.nanmax(outcomes, axis=1)

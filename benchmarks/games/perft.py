@@ -1,6 +1,6 @@
 """Perft: the positions that can be reached in n plies, counted with our rules and compared with the published numbers.
 
-    python -m benchmarks.games.perft            # chess to depth 4, two hard chess positions to 3, shogi to depth 3
+python -m benchmarks.games.perft            # chess to depth 4, two hard chess positions to 3, shogi to depth 3
 """
 
 from __future__ import annotations
@@ -48,8 +48,11 @@ def successors(game: games.Game, states: Any) -> Iterator[Any]:
     for i in range(0, len(rows), WIDTH):
         some = rows[i : i + WIDTH]
         padded = np.resize(some, WIDTH)
-        after = stepper(game)(jax.tree.map(lambda x, padded=padded: x[padded], states), jnp.asarray(np.resize(actions[i : i + WIDTH], WIDTH), jnp.int32))
-        yield jax.tree.map(lambda x, n=len(some): np.asarray(x)[:n], after)
+        after = stepper(game)(
+            jax.tree.map(lambda x, padded=padded: x[padded], states), jnp.asarray(np.resize(actions[i : i + WIDTH], WIDTH), jnp.int32)
+        )
+        kept = len(some)
+        yield jax.tree.map(lambda x, kept=kept: np.asarray(x)[:kept], after)
 
 
 def perft(game: games.Game, position: str, depth: int) -> list[int]:
@@ -72,7 +75,10 @@ def main() -> int:
         began = time.monotonic()
         ours = perft(games.make(name), position, len(published))
         wrong += ours != published
-        print(json.dumps({"game": name, "position": position, "ours": ours, "published": published, "seconds": time.monotonic() - began}), flush=True)
+        print(
+            json.dumps({"game": name, "position": position, "ours": ours, "published": published, "seconds": time.monotonic() - began}),
+            flush=True,
+        )
     return 1 if wrong else 0
 
 

@@ -16,7 +16,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-
 import numpy as np
 
 from flatirons.envs import notation, records

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatirons.envs import notation, records
+from flatirons.envs import records
 from flatirons.envs.games import RESIGN, Game, GameState
 from flatirons.run import folder
 from flatirons.run.players import Player
@@ -238,7 +238,7 @@ def save(match: Match, game: Game, place: Path, seconds: float) -> Path:
     date = datetime.now(UTC).strftime("%Y.%m.%d")
     texts = []
     for number, one in enumerate(match.played, 1):
-        names = match.players if one.first else match.players[::-1]
+        names = match.players if one.first else (match.players[1], match.players[0])
         result = None if one.result is None else one.result * (1.0 if one.first else -1.0)
         # Each kind of record has its own words.
         facts = (("Event", "flatirons match"), ("Date", date), ("Round", str(number)), ("Opening", str(one.opening)))

@@ -242,7 +242,7 @@ def solver() -> Any:
         import bitbully_databases  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         return bitbully_core.BitBullyCore()
-    return bitbully_core.BitBullyCore(bitbully_databases.BitBullyDatabases.get_database_path("default"))
+    return bitbully_core.BitBullyCore(Path(bitbully_databases.BitBullyDatabases.get_database_path("default")))
 
 
 def scores(solver: Any, board: notation.Board) -> np.ndarray:

@@ -7,6 +7,7 @@ long: the search hands on what it thinks of the moves here. `depth` is taken as 
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import threading
@@ -164,7 +165,7 @@ class Uci:
 
     def _limit(self, words: list[str], turn: int) -> Limit:
         numbers: dict[str, int] = {}
-        for name, value in zip(words, words[1:]):
+        for name, value in itertools.pairwise(words):
             if name in _NUMBERS:
                 try:
                     numbers[name] = int(value)
