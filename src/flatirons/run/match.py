@@ -126,15 +126,17 @@ def _random_lines(game: Game, count: int, plies: int, rng: np.random.Generator) 
 
 
 def starts(game: Game, count: int) -> GameState:
-    """`count` starting positions."""
-    return game.init_batch(jax.random.key(0), count)
+    """`count` starting positions, on the host."""
+    return jax.device_get(game.init_batch(jax.random.key(0), count))
 
 
 @functools.cache
 def stepper(game: Game) -> Callable[[GameState, Any], GameState]:
-    """A move in each position of a batch, compiled; a game that has ended stays as it is."""
+    """A move in each position of a batch, compiled, the result on the host; a game that has ended stays as it is."""
     key = jax.random.key(0)
-    return jax.jit(lambda states, actions: jax.vmap(game.step, (None, 0, 0))(key, states, jnp.asarray(actions, jnp.int32))[0])
+    step = jax.jit(lambda states, actions: jax.vmap(game.step, (None, 0, 0))(key, states, jnp.asarray(actions, jnp.int32))[0])
+    # On the host, where picking some of the games compiles nothing.
+    return lambda states, actions: jax.device_get(step(states, actions))
 
 
 def play(

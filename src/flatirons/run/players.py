@@ -107,11 +107,16 @@ class Random:
     def choose(self, states: GameState, key: Key, histories: Sequence[Sequence[int]] = ()) -> Chosen:
         """See Player."""
         legal = np.asarray(states.legal)
-        draw = np.asarray(jax.random.uniform(key, legal.shape))
-        return Chosen(np.argmax(np.where(legal, draw, -1.0), axis=1).astype(np.int32))
+        return Chosen(_at_random(key, legal))
 
     def close(self) -> None:
         """See Player."""
+
+
+def _at_random(key: Key, mask: np.ndarray) -> np.ndarray:
+    """In each row of a mask `[B, A]` one of its actions, int32 `[B]`."""
+    draw = np.random.default_rng(np.asarray(jax.random.key_data(key))).random(mask.shape)
+    return np.argmax(np.where(mask, draw, -1.0), axis=1).astype(np.int32)
 
 
 class Mcts:
@@ -137,21 +142,22 @@ class Mcts:
 
     def think(self, state: GameState, key: Key, simulations: int) -> Thought:
         """See Thinker; the prior is uniform, and there is no network."""
-        legal = np.asarray(state.legal)
-        prior = legal / legal.sum()
         if simulations == 0:
-            return Thought(int(np.argmax(legal)), np.zeros(len(legal), np.int32), np.zeros(len(legal)), prior, 0.0, 0.0)
+            return self._thought(state, np.zeros(self.game.num_actions, np.int32), np.zeros(self.game.num_actions))
         found = jax.device_get(uct.search(self.game, one(state), key, simulations, self.c))
-        visits, q = found.visits[0], found.q[0]
-        return Thought(int(found.action[0]), visits, q, prior, float(np.sum(visits * q) / max(1, visits.sum())), 0.0)
+        return self._thought(state, found.visits[0], found.q[0])
+
+    def _thought(self, state: GameState, visits: np.ndarray, q: np.ndarray) -> Thought:
+        legal = np.asarray(state.legal)
+        best = int(np.argmax(np.where(legal, visits * 4.0 + q, -np.inf)))
+        return Thought(best, visits, q, legal / legal.sum(), float(np.sum(visits * q) / max(1, visits.sum())), 0.0)
 
     def lines(self, state: GameState, key: Key, simulations: int, most: int) -> tuple[Thought, list[Line]]:
         """See Thinker."""
-        thought = self.think(state, key, simulations)
         if simulations == 0:
-            return thought, []
+            return self.think(state, key, 0), []
         tree = jax.tree.map(lambda x: np.asarray(x)[0], uct.grow(self.game, one(state), key, simulations, self.c))
-        return thought, _most_visited(tree.child, tree.visits, tree.q, most)
+        return self._thought(state, tree.visits[0], tree.q[0]), _most_visited(tree.child, tree.visits, tree.q, most)
 
     def close(self) -> None:
         """See Player."""
@@ -186,11 +192,8 @@ class Minimax:
 
     def choose(self, states: GameState, key: Key, histories: Sequence[Sequence[int]] = ()) -> Chosen:
         """See Player."""
-        states = jax.device_get(states)
-        worth = self.worth(states)
-        draw = np.asarray(jax.random.uniform(key, worth.shape))
-        best = worth == np.nanmax(worth, axis=1, keepdims=True)
-        return Chosen(np.argmax(np.where(best, draw, -1.0), axis=1).astype(np.int32))
+        worth = self.worth(jax.device_get(states))
+        return Chosen(_at_random(key, worth == np.nanmax(worth, axis=1, keepdims=True)))
 
     def worth(self, states: GameState) -> np.ndarray:
         """What each move is worth, float64 `[B, A]`, NaN where illegal."""
@@ -223,9 +226,7 @@ class Perfect:
         states = jax.device_get(states)
         rows = [jax.tree.map(lambda x, i=i: x[i], states) for i in range(states.legal.shape[0])]
         worth = np.stack([scores(self.solver, notation.board(self.game, row)) for row in rows])
-        draw = np.asarray(jax.random.uniform(key, worth.shape))
-        best = worth == np.nanmax(worth, axis=1, keepdims=True)
-        return Chosen(np.argmax(np.where(best, draw, -1.0), axis=1).astype(np.int32))
+        return Chosen(_at_random(key, worth == np.nanmax(worth, axis=1, keepdims=True)))
 
     def close(self) -> None:
         """See Player."""
