@@ -334,7 +334,9 @@ def player(spec: str, game: Game) -> Player:
     body, options = _options(spec)
     kind, colon, rest = body.partition(":")
     if colon and kind in ("gtp", "uci", "usi"):
-        return External(engines.Engine(kind, rest, game, options))
+        engine = External(engines.Engine(kind, rest, game, options))
+        engine.name = spec
+        return engine
     simulations = _whole(spec, options.pop("simulations"), 0) if "simulations" in options else None
     made: Player
     if body == "random":
