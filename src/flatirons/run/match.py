@@ -283,7 +283,10 @@ def in_words(match: Match) -> str:
     name = match.players[0]
     if not found["games"]:
         return f"{name}: no game was finished, {found['void']} are void"
-    low, middle, high = ("infinite" if value is None else f"{value:+.0f}" for value in (found["elo_low"], found["elo"], found["elo_high"]))
+    low, middle, high = (
+        ("+∞" if found["score"] > 0.5 else "-∞") if value is None else f"{value:+.0f}"
+        for value in (found["elo_low"], found["elo"], found["elo_high"])
+    )
     void = f", {found['void']} void" if "void" in found else ""
     return (
         f"{name} against {match.players[1]} in {match.game}: {found['wins']} won, {found['draws']} drawn, {found['losses']} lost{void}; "
