@@ -291,7 +291,7 @@ class Trained:
             raise FlatironsError(f"{run.path} is a run of {run._job.name}, whose policy has no search to play games with; train alphazero")
         self.name, self.game, self.run = name, game, run
         settings = vars(run.config)
-        own = settings.get("play_simulations", settings.get("num_simulations", 100))
+        own = settings.get("play_simulations") or settings.get("num_simulations", 100)
         self.simulations = int(own) if simulations is None else simulations
         self._task = acting_task(run._job)
         self._config, self._actor = on_device(run.config), run.actor
@@ -312,7 +312,13 @@ class Trained:
         return Thought(int(found.action), found.visits, found.q, found.prior, float(found.value), float(found.network_value))
 
     def lines(self, state: GameState, key: Key, simulations: int, most: int) -> tuple[Thought, list[Line]]:
-        """See Thinker. The system hands on what it thinks of the moves here, so that the states are those one move away."""
+        """See Thinker. Of a system without `analyse_tree` the states are those one move away."""
+        if simulations and "analyse_tree" in vars(self.run.system):
+            model = EnvState(one(state), jnp.asarray(state.plies)[None], jnp.asarray(state.plies)[None] == 0)
+            seen = self.run.system.analyse_tree(self._config, self._task.resized(1), self._actor, model, key, num_simulations=simulations)
+            found, tree = jax.tree.map(lambda x: np.asarray(x)[0], seen)
+            thought = Thought(int(found.action), found.visits, found.q, found.prior, float(found.value), float(found.network_value))
+            return thought, _most_visited(tree.child, tree.visits, tree.q, most)
         thought = self.think(state, key, simulations)
         return thought, _most_visited(np.full((1, len(thought.visits)), -1), thought.visits[None], thought.q[None], most)
 
