@@ -6,15 +6,17 @@ import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
+from flatirons import envs
 from flatirons.__main__ import main
 from flatirons.envs import evaluation, games, notation, records
-from flatirons.plan import minimax, uct
+from flatirons.plan import mcts, minimax, uct
 from flatirons.run import analyse, match, players
 from flatirons.types import FlatironsError
 
@@ -58,7 +60,7 @@ def test_uct_counts_every_simulation_once() -> None:
 
 
 def test_uct_chooses_as_its_formula_says() -> None:
-    _, (child, visits, q) = _grown()
+    _, (_, visits, q) = _grown()
     # The bounds of all moves are kept level: whichever is highest is tried, and falls.
     n, mean = visits[0, 0].astype(float), q[0, 0].astype(float)
     bound = mean + 1.4 * np.sqrt(np.log(n.sum()) / n)
@@ -141,8 +143,10 @@ def test_alpha_beta_plays_tic_tac_toe_to_the_end() -> None:
 def test_evaluations_are_zero_at_the_start_and_know_material() -> None:
     for name in ("chess", "othello", "hex"):
         assert float(evaluation.evaluation(name)(jax.tree.map(jax.numpy.asarray, notation.table(game(name)).state))) == 0.0
-    state = notation.from_position_text(game("animal_shogi"), "gle/3/1C1/EL1 b C 1")
-    assert float(evaluation.evaluation("animal_shogi")(state)) == -1.0, "a giraffe less, two chicks more"
+    state = notation.table(game("chess")).state
+    board = np.where(state.inner["_x"].board == notation.QUEEN, 0, state.inner["_x"].board)
+    state = state._replace(inner={"_x": state.inner["_x"]._replace(board=jax.numpy.asarray(board))})
+    assert float(evaluation.evaluation("chess")(state)) == -9.0
 
 
 # ---------------------------------------------------------------------------------------------------------------- matches
@@ -195,7 +199,7 @@ def test_games_whose_player_fails_are_void_and_said(tmp_path: Path) -> None:
     assert "void: b: it died" in (place / "games.sgf").read_text()
     saved = json.loads((place / "match.json").read_text())
     assert saved["void"] == 14 and len(saved["played"]) == 98 and saved["a"] == "a"
-    with pytest.raises(FlatironsError, match="void.*the match was stopped"):
+    with pytest.raises(FlatironsError, match=r"void.*the match was stopped"):
         match.play(game("connect_four"), Scripted("a"), Scripted("b", wrong=range(7)), 98)
 
 
@@ -268,8 +272,8 @@ def test_the_perfect_player_is_perfect() -> None:
 
 def test_an_analysis_grows(capsys: pytest.CaptureFixture[str]) -> None:
     thinker = players.Mcts(game("tic_tac_toe"), 10)
-    found = analyse.analyse(thinker, "a1 a2 b1", [0, 10, 200], most=6)
-    assert [search["simulations"] for search in found["searches"]] == [0, 10, 200] and found["to_move"] == "o"
+    found = analyse.analyse(thinker, "a1 a2 b1", [0, 10, 100], most=6)
+    assert [search["simulations"] for search in found["searches"]] == [0, 10, 100] and found["to_move"] == "o"
     largest = found["searches"][-1]
     assert largest["best"] == "c1" and largest["states"][0]["moves"] == ["c1"] and largest["states"][0]["share"] > 0.2
     visits = [state["visits"] for state in largest["states"]]
@@ -277,3 +281,34 @@ def test_an_analysis_grows(capsys: pytest.CaptureFixture[str]) -> None:
     assert "c1" in analyse.in_words(found)
     with pytest.raises(FlatironsError, match="the game has ended"):
         analyse.analyse(thinker, "a1 a2 b1 b2 c1", [10])
+
+
+# ------------------------------------------------------------------------------------------------------------------ a run
+
+
+def test_a_run_sits_down_to_a_game(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a stand-in of a run: its system thinks most of the last legal move."""
+
+    def thinks(config: Any, task: Any, actor: Any, model: Any, key: Any, *, num_simulations: int) -> Any:
+        legal = model.inner.legal
+        visits = jax.numpy.where(legal, jax.numpy.arange(legal.shape[1])[None], 0) * num_simulations
+        zeros = jax.numpy.zeros(legal.shape)
+        action = jax.numpy.argmax(jax.numpy.where(legal, jax.numpy.arange(legal.shape[1])[None], -1), axis=1)
+        ones = jax.numpy.ones(legal.shape[0]) * actor
+        return mcts.Analysis(action, visits, zeros, zeros, ones, ones, legal, zeros)
+
+    def run(task: str, system: Any) -> Any:
+        job = SimpleNamespace(recorded={"task": task}, name="some-system")
+        return SimpleNamespace(path=Path("runs/x"), system=system, _job=job, config=SimpleNamespace(num_simulations=7), actor=0.5)
+
+    monkeypatch.setattr(players, "acting_task", lambda _: envs.make("pgx:tic_tac_toe", 2))
+    monkeypatch.setattr(players, "on_device", lambda _: 0.0)
+    one = players.Trained(run("pgx:tic_tac_toe", SimpleNamespace(analyse=thinks)), game("tic_tac_toe"), "runs/x")
+    state = notation.table(game("tic_tac_toe"), "c3 a1").state
+    thought, lines = one.lines(state, jax.random.key(0), 3, 2)
+    assert thought.action == 7 and thought.value == 0.5 and thought.visits[7] == 21 and [line.actions for line in lines] == [(7,), (6,)]
+    assert one.simulations == 7 and one.choose(players.one(state), jax.random.key(0)).actions.tolist() == [7]
+    with pytest.raises(FlatironsError, match=r"runs/x was trained on pgx:hex, and the game is tic_tac_toe"):
+        players.Trained(run("pgx:hex", SimpleNamespace(analyse=thinks)), game("tic_tac_toe"), "runs/x")
+    with pytest.raises(FlatironsError, match="a run of some-system, whose policy has no search"):
+        players.Trained(run("pgx:tic_tac_toe", SimpleNamespace()), game("tic_tac_toe"), "runs/x")

@@ -243,14 +243,14 @@ def test_positions_as_moves() -> None:
         table("connect_four", "startpos 4")
     with pytest.raises(FlatironsError, match="written as moves"):
         notation.from_position_text(game("hex"), "8/8 b")
-    with pytest.raises(FlatironsError, match="nothing|no move to take back"):
+    with pytest.raises(FlatironsError, match="no move to take back"):
         table("connect_four").undo()
 
 
 def test_an_illegal_move_leaves_the_board_as_it_is() -> None:
     t = table("connect_four", "444444")
     before = t.board.cells.copy()
-    with pytest.raises(FlatironsError, match="'4' is not a legal move here for x in connect_four.*unchanged"):
+    with pytest.raises(FlatironsError, match=r"'4' is not a legal move here for x in connect_four.*unchanged"):
         t.play("4")
     with pytest.raises(FlatironsError, match="action 3 is not legal"):
         t.play(3)
@@ -297,7 +297,7 @@ def test_records_come_back(name: str) -> None:
     record = records.Record(name, tuple(t.actions), t.outcome if t.over else None, ("a", "b"))
     (back,) = records.read(t.game, records.write(t.game, record))
     assert (back.actions, back.result, back.players) == (record.actions, record.result, record.players)
-    with pytest.raises(FlatironsError, match="is a game of|no game of"):
+    with pytest.raises(FlatironsError, match=r"is a game of|no game of"):
         records.read(game("connect_four" if name != "connect_four" else "tic_tac_toe"), records.write(t.game, record))
 
 

@@ -53,10 +53,10 @@ class Uniform:
 
 
 WORDS = [
-    "", "0", "-1", "1", "9", "19", "6.5", "nan", "inf", "1e999", "b", "w", "black", "WHITE", "purple", "A1", "Q16", "T19", "I5", "Z99", "pass",
-    "resign", "e2e4", "7g7f", "P*5e", "e7e8q", "e9e9", "startpos", "moves", "fen", "sfen", "infinite", "nodes", "movetime", "depth", "wtime",
-    "btime", "byoyomi", "ponder", "searchmoves", "name", "value", "MultiPV", "Simulations", "true", "\x00", "\t", "é", "#", "99999999999999999999",
-    "rnbqk/ppppp/5/PPPPP/RNBQK w - - 0 1", "8/8/8 w", "(;GM[1])", "/", "x" * 300,
+    "", "0", "-1", "1", "9", "19", "6.5", "nan", "inf", "1e999", "b", "w", "black", "WHITE", "purple", "A1", "Q16", "T19", "I5", "Z99",
+    "pass", "resign", "e2e4", "7g7f", "P*5e", "e7e8q", "e9e9", "startpos", "moves", "fen", "sfen", "infinite", "nodes", "movetime", "depth",
+    "wtime", "btime", "byoyomi", "ponder", "searchmoves", "name", "value", "MultiPV", "Simulations", "true", "\x00", "\t", "é", "#",
+    "99999999999999999999", "rnbqk/ppppp/5/PPPPP/RNBQK w - - 0 1", "8/8/8 w", "(;GM[1])", "/", "x" * 300,
 ]  # fmt: skip
 
 

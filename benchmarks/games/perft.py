@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.record import RESULTS, header, versions, write
 from flatirons.envs import games, notation
 
 # chessprogramming.org, "Perft Results"; shogi: the counts that engines publish for the starting position.
@@ -41,20 +42,22 @@ def stepper(game: games.Game) -> Callable:
     return step
 
 
-def successors(game: games.Game, states: Any) -> Iterator[Any]:
-    """Batches of at most WIDTH positions after every legal move of every position in a batch `[B]`."""
+def successors(game: games.Game, states: Any, width: int) -> Iterator[Any]:
+    """Batches of at most `width` positions after every legal move of every position in a batch `[B]`."""
     going = np.asarray(states.legal) & ~np.asarray(states.terminated)[:, None]
     rows, actions = np.nonzero(going)
-    for i in range(0, len(rows), WIDTH):
-        some = rows[i : i + WIDTH]
-        padded = np.resize(some, WIDTH)
-        after = stepper(game)(
-            jax.tree.map(lambda x, padded=padded: x[padded], states), jnp.asarray(np.resize(actions[i : i + WIDTH], WIDTH), jnp.int32)
-        )
-        yield jax.tree.map(lambda x, n=len(some): np.asarray(x)[:n], after)
+    for i in range(0, len(rows), width):
+        some, moves = rows[i : i + width], actions[i : i + width].astype(np.int32)
+        if width == 1:
+            after, _, _ = notation.stepper(game)(jax.tree.map(lambda x, row=some[0]: x[row], states), moves[0])
+            yield jax.tree.map(lambda x: np.asarray(x)[None], after)
+            continue
+        padded, kept = np.resize(some, width), len(some)
+        after = stepper(game)(jax.tree.map(lambda x, padded=padded: x[padded], states), jnp.asarray(np.resize(moves, width)))
+        yield jax.tree.map(lambda x, kept=kept: np.asarray(x)[:kept], after)
 
 
-def perft(game: games.Game, position: str, depth: int) -> list[int]:
+def perft(game: games.Game, position: str, depth: int, width: int = WIDTH) -> list[int]:
     """Positions after 1 … depth plies, with every path counted. The last ply is counted and not played."""
     state = notation.table(game, position).state
     level = [jax.tree.map(lambda x: np.asarray(x)[None], state)]
@@ -63,22 +66,20 @@ def perft(game: games.Game, position: str, depth: int) -> list[int]:
         going = [np.asarray(states.legal)[~np.asarray(states.terminated)] for states in level]
         counts.append(int(sum(mask.sum() for mask in going)))
         if ply < depth - 1:
-            level = [after for states in level for after in successors(game, states)]
+            level = [after for states in level for after in successors(game, states, width)]
     return counts
 
 
 def main() -> int:
     """Every count that is published, as JSON; exit status 1 where one differs."""
-    wrong = 0
+    head, rows = header("perft", "benchmarks.games.perft"), []
     for (name, position), published in PUBLISHED.items():
         began = time.monotonic()
         ours = perft(games.make(name), position, len(published))
-        wrong += ours != published
-        print(
-            json.dumps({"game": name, "position": position, "ours": ours, "published": published, "seconds": time.monotonic() - began}),
-            flush=True,
-        )
-    return 1 if wrong else 0
+        rows.append({"game": name, "position": position, "ours": ours, "published": published, "equal": ours == published})
+        print(json.dumps({**rows[-1], "seconds": round(time.monotonic() - began, 1)}), flush=True)
+    write(RESULTS / "games" / "perft.json", {**head, "versions": versions(["flatirons", "jax", "pgx"]), "rows": rows})
+    return 0 if all(row["equal"] for row in rows) else 1
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import difflib
 import functools
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -531,7 +531,7 @@ def _chess_state(game: Game, cells: np.ndarray, turn: int, rest: Sequence[str], 
         zeros = {name: jnp.zeros_like(getattr(full, name)) for name in ("_hash_history", "_board_history")}
         full = full.replace(_board=flat, _turn=jnp.int32(turn), _halfmove_count=counts[0], _fullmove_count=counts[1], **zeros)
         full = full.replace(_possible_piece_positions=small._possible_piece_positions(full), _zobrist_hash=small._zobrist_hash(full))
-        full = small._update_history(full)
+        full = cast(Any, small._update_history(full))
         full = full.replace(legal_action_mask=jax.jit(small._legal_action_mask)(full))
         return game.from_pgx(jax.jit(small._check_termination)(full))
 
@@ -579,7 +579,7 @@ def _shogi_state(game: Game, cells: np.ndarray, turn: int, rest: Sequence[str], 
         else:
             from pgx import animal_shogi as small
 
-            full = game.pgx(start).replace(
+            full: Any = game.pgx(start).replace(
                 _turn=jnp.int32(turn), _board=flat, _hand=hand,
                 _board_history=(-jnp.ones_like(start.inner["_board_history"])).at[0].set(flat),
                 _hand_history=jnp.zeros_like(start.inner["_hand_history"]).at[0].set(hand.reshape(-1)),

@@ -116,7 +116,7 @@ def _write_sgf(game: Game, record: Record) -> str:
 def area(cells: np.ndarray, komi: float = KOMI) -> float:
     """Black's area less white's and the komi: stones, and empty points that reach one colour only."""
     rows, cols = cells.shape
-    total, seen = float(np.sum(cells > 0) - np.sum(cells < 0)), cells != 0
+    total, seen = float(np.sum(np.sign(cells))), cells != 0
     for start in zip(*np.nonzero(cells == 0)):
         if seen[start]:
             continue
@@ -318,14 +318,11 @@ _TAG = re.compile(r'\[\s*(\w+)\s+"((?:[^"\\]|\\.)*)"\s*\]')
 def _read_pgn(game: Game, text: str, name: str) -> Iterator[Record]:
     for number, (tags, words, result) in enumerate(_pgn_games(text), 1):
         where = f"{name}, game {number}"
-        variant = tags.get("Variant", "")
-        ours = _VARIANTS.get(game.name, "")
-        if variant.lower() not in (ours.lower(), "standard" if not ours else ours.lower(), "" if not ours else ours.lower()):
+        variant, ours = tags.get("Variant", ""), _VARIANTS.get(game.name, "")
+        if variant.lower() not in ((ours.lower(),) if ours else ("", "standard", "chess")) and (variant or not ours):
             raise FlatironsError(f"{where} is a game of {variant or 'chess'}, not of {game.name}")
-        if not variant and ours and not words:
-            raise FlatironsError(f"{where} holds no moves of {game.name}")
         table = _replayed(game, tags.get("FEN", ""), words, name, number)
-        score = {"1-0": 1.0, "0-1": -1.0, "1/2-1/2": 0.0}.get(tags.get("Result", result), None)
+        score = {"1-0": 1.0, "0-1": -1.0, "1/2-1/2": 0.0}.get(tags.get("Result", result))
         facts = tuple((key, tags[key]) for key in ("Event", "Site", "Date", "Round", "WhiteElo", "BlackElo") if key in tags)
         players = tags.get("White", "?"), tags.get("Black", "?")
         yield Record(game.name, tuple(table.actions), score, players, table.start, facts)

@@ -72,8 +72,8 @@ def _lines_of(own: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def connect_four(mine: np.ndarray, theirs: np.ndarray, depth: int) -> np.ndarray:
-    """What each move is worth after `depth` plies of best play, float64 `[B, 7]`: open lines, inf for a game won, -inf for one lost, NaN for
-    a full column. Every line of play is looked at, so that equal moves come out equal. Raises FlatironsError where depth < 1.
+    """What each move is worth after `depth` plies of best play, float64 `[B, 7]`: open lines, inf for a game won, -inf for one lost, NaN
+    for a full column. Every line of play is looked at, so that equal moves come out equal. Raises FlatironsError where depth < 1.
 
     As in AlphaZero.jl's baseline (`MinMax.Player(depth, amplify_rewards=true)`), a win now is worth no more than a later one.
     """
@@ -117,8 +117,8 @@ _WIDTH = 16
 
 
 def alpha_beta(game: Any, evaluate: Callable[[Any], Any], state: Any, depth: int) -> np.ndarray:
-    """What each move of ONE position is worth after `depth` plies, float64 `[A]`, NaN for an illegal one: `evaluate` (in-graph, one position
-    to a float for the player to move), or plus and minus `WON` less the plies it takes.
+    """What each move of ONE position is worth after `depth` plies, float64 `[A]`, NaN for an illegal one: `evaluate` (in-graph, one
+    position to a float for the player to move), or plus and minus `WON` less the plies it takes.
 
     Moves that are not among the best may be worth less than is said, never more. Raises FlatironsError where depth < 1.
     """

@@ -67,7 +67,8 @@ def in_words(found: dict[str, Any]) -> str:
     """The same for a person."""
     parts = [found["board"], ""]
     for search in found["searches"]:
-        head = f"{search['simulations']} simulations: best {search['best']}, value {search['value']:+.3f}, network {search['network_value']:+.3f}"
+        values = f"value {search['value']:+.3f}, network {search['network_value']:+.3f}"
+        head = f"{search['simulations']} simulations: best {search['best']}, {values}"
         rows = [
             f"  {100 * state['share']:5.1f} %  {state['visits']:6d} visits  value {state['value']:+.3f}  {' '.join(state['moves'])}"
             for state in search["states"]

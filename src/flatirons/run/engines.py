@@ -16,7 +16,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-
 import numpy as np
 
 from flatirons.envs import notation, records
@@ -183,9 +182,10 @@ class Engine:
         variant = {"gardner_chess": "gardner", "shogi": "shogi", "animal_shogi": "dobutsu"}.get(self.game.name)
         if self.game.name not in (*notation.CHESS, *notation.SHOGI):
             raise FlatironsError(f"{self.kind.upper()} is for chess and shogi, and the game is {self.game.name}; use gtp: for Go")
-        prefix = self.kind.upper()
-        if variant is not None and f"{prefix}_Variant" in known:
-            self._set(f"{prefix}_Variant", variant)
+        # Fairy-Stockfish names the option so in USI too.
+        setting = next((name for name in ("USI_Variant", "UCI_Variant") if name in known), None)
+        if variant is not None and setting is not None:
+            self._set(setting, variant)
         elif variant is not None and not (self.kind == "usi" and variant == "shogi"):
             raise FlatironsError(f"the engine {self.command!r} does not play {self.game.name}; fairy-stockfish does")
         for name, value in self.options.items():

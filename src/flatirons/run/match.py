@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatirons.envs import notation, records
+from flatirons.envs import records
 from flatirons.envs.games import RESIGN, Game, GameState
 from flatirons.run import folder
 from flatirons.run.players import Player
@@ -126,15 +126,17 @@ def _random_lines(game: Game, count: int, plies: int, rng: np.random.Generator) 
 
 
 def starts(game: Game, count: int) -> GameState:
-    """`count` starting positions."""
-    return game.init_batch(jax.random.key(0), count)
+    """`count` starting positions, on the host."""
+    return jax.device_get(game.init_batch(jax.random.key(0), count))
 
 
 @functools.cache
 def stepper(game: Game) -> Callable[[GameState, Any], GameState]:
-    """A move in each position of a batch, compiled; a game that has ended stays as it is."""
+    """A move in each position of a batch, compiled, the result on the host; a game that has ended stays as it is."""
     key = jax.random.key(0)
-    return jax.jit(lambda states, actions: jax.vmap(game.step, (None, 0, 0))(key, states, jnp.asarray(actions, jnp.int32))[0])
+    step = jax.jit(lambda states, actions: jax.vmap(game.step, (None, 0, 0))(key, states, jnp.asarray(actions, jnp.int32))[0])
+    # On the host, where picking some of the games compiles nothing.
+    return lambda states, actions: jax.device_get(step(states, actions))
 
 
 def play(
@@ -238,7 +240,7 @@ def save(match: Match, game: Game, place: Path, seconds: float) -> Path:
     date = datetime.now(UTC).strftime("%Y.%m.%d")
     texts = []
     for number, one in enumerate(match.played, 1):
-        names = match.players if one.first else match.players[::-1]
+        names = match.players if one.first else (match.players[1], match.players[0])
         result = None if one.result is None else one.result * (1.0 if one.first else -1.0)
         # Each kind of record has its own words.
         facts = (("Event", "flatirons match"), ("Date", date), ("Round", str(number)), ("Opening", str(one.opening)))
@@ -281,7 +283,10 @@ def in_words(match: Match) -> str:
     name = match.players[0]
     if not found["games"]:
         return f"{name}: no game was finished, {found['void']} are void"
-    low, middle, high = ("infinite" if value is None else f"{value:+.0f}" for value in (found["elo_low"], found["elo"], found["elo_high"]))
+    low, middle, high = (
+        ("+∞" if found["score"] > 0.5 else "-∞") if value is None else f"{value:+.0f}"
+        for value in (found["elo_low"], found["elo"], found["elo_high"])
+    )
     void = f", {found['void']} void" if "void" in found else ""
     return (
         f"{name} against {match.players[1]} in {match.game}: {found['wins']} won, {found['draws']} drawn, {found['losses']} lost{void}; "

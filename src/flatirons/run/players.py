@@ -107,11 +107,16 @@ class Random:
     def choose(self, states: GameState, key: Key, histories: Sequence[Sequence[int]] = ()) -> Chosen:
         """See Player."""
         legal = np.asarray(states.legal)
-        draw = np.asarray(jax.random.uniform(key, legal.shape))
-        return Chosen(np.argmax(np.where(legal, draw, -1.0), axis=1).astype(np.int32))
+        return Chosen(_at_random(key, legal))
 
     def close(self) -> None:
         """See Player."""
+
+
+def _at_random(key: Key, mask: np.ndarray) -> np.ndarray:
+    """In each row of a mask `[B, A]` one of its actions, int32 `[B]`."""
+    draw = np.random.default_rng(np.asarray(jax.random.key_data(key))).random(mask.shape)
+    return np.argmax(np.where(mask, draw, -1.0), axis=1).astype(np.int32)
 
 
 class Mcts:
@@ -137,21 +142,22 @@ class Mcts:
 
     def think(self, state: GameState, key: Key, simulations: int) -> Thought:
         """See Thinker; the prior is uniform, and there is no network."""
-        legal = np.asarray(state.legal)
-        prior = legal / legal.sum()
         if simulations == 0:
-            return Thought(int(np.argmax(legal)), np.zeros(len(legal), np.int32), np.zeros(len(legal)), prior, 0.0, 0.0)
+            return self._thought(state, np.zeros(self.game.num_actions, np.int32), np.zeros(self.game.num_actions))
         found = jax.device_get(uct.search(self.game, one(state), key, simulations, self.c))
-        visits, q = found.visits[0], found.q[0]
-        return Thought(int(found.action[0]), visits, q, prior, float(np.sum(visits * q) / max(1, visits.sum())), 0.0)
+        return self._thought(state, found.visits[0], found.q[0])
+
+    def _thought(self, state: GameState, visits: np.ndarray, q: np.ndarray) -> Thought:
+        legal = np.asarray(state.legal)
+        best = int(np.argmax(np.where(legal, visits * 4.0 + q, -np.inf)))
+        return Thought(best, visits, q, legal / legal.sum(), float(np.sum(visits * q) / max(1, visits.sum())), 0.0)
 
     def lines(self, state: GameState, key: Key, simulations: int, most: int) -> tuple[Thought, list[Line]]:
         """See Thinker."""
-        thought = self.think(state, key, simulations)
         if simulations == 0:
-            return thought, []
+            return self.think(state, key, 0), []
         tree = jax.tree.map(lambda x: np.asarray(x)[0], uct.grow(self.game, one(state), key, simulations, self.c))
-        return thought, _most_visited(tree.child, tree.visits, tree.q, most)
+        return self._thought(state, tree.visits[0], tree.q[0]), _most_visited(tree.child, tree.visits, tree.q, most)
 
     def close(self) -> None:
         """See Player."""
@@ -186,11 +192,8 @@ class Minimax:
 
     def choose(self, states: GameState, key: Key, histories: Sequence[Sequence[int]] = ()) -> Chosen:
         """See Player."""
-        states = jax.device_get(states)
-        worth = self.worth(states)
-        draw = np.asarray(jax.random.uniform(key, worth.shape))
-        best = worth == np.nanmax(worth, axis=1, keepdims=True)
-        return Chosen(np.argmax(np.where(best, draw, -1.0), axis=1).astype(np.int32))
+        worth = self.worth(jax.device_get(states))
+        return Chosen(_at_random(key, worth == np.nanmax(worth, axis=1, keepdims=True)))
 
     def worth(self, states: GameState) -> np.ndarray:
         """What each move is worth, float64 `[B, A]`, NaN where illegal."""
@@ -223,9 +226,7 @@ class Perfect:
         states = jax.device_get(states)
         rows = [jax.tree.map(lambda x, i=i: x[i], states) for i in range(states.legal.shape[0])]
         worth = np.stack([scores(self.solver, notation.board(self.game, row)) for row in rows])
-        draw = np.asarray(jax.random.uniform(key, worth.shape))
-        best = worth == np.nanmax(worth, axis=1, keepdims=True)
-        return Chosen(np.argmax(np.where(best, draw, -1.0), axis=1).astype(np.int32))
+        return Chosen(_at_random(key, worth == np.nanmax(worth, axis=1, keepdims=True)))
 
     def close(self) -> None:
         """See Player."""
@@ -242,7 +243,7 @@ def solver() -> Any:
         import bitbully_databases  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         return bitbully_core.BitBullyCore()
-    return bitbully_core.BitBullyCore(bitbully_databases.BitBullyDatabases.get_database_path("default"))
+    return bitbully_core.BitBullyCore(Path(bitbully_databases.BitBullyDatabases.get_database_path("default")))
 
 
 def scores(solver: Any, board: notation.Board) -> np.ndarray:
@@ -290,7 +291,7 @@ class Trained:
             raise FlatironsError(f"{run.path} is a run of {run._job.name}, whose policy has no search to play games with; train alphazero")
         self.name, self.game, self.run = name, game, run
         settings = vars(run.config)
-        own = settings.get("play_simulations", settings.get("num_simulations", 100))
+        own = settings.get("play_simulations") or settings.get("num_simulations", 100)
         self.simulations = int(own) if simulations is None else simulations
         self._task = acting_task(run._job)
         self._config, self._actor = on_device(run.config), run.actor
@@ -311,7 +312,13 @@ class Trained:
         return Thought(int(found.action), found.visits, found.q, found.prior, float(found.value), float(found.network_value))
 
     def lines(self, state: GameState, key: Key, simulations: int, most: int) -> tuple[Thought, list[Line]]:
-        """See Thinker. The system hands on what it thinks of the moves here, so that the states are those one move away."""
+        """See Thinker. Of a system without `analyse_tree` the states are those one move away."""
+        if simulations and "analyse_tree" in vars(self.run.system):
+            model = EnvState(one(state), jnp.asarray(state.plies)[None], jnp.asarray(state.plies)[None] == 0)
+            seen = self.run.system.analyse_tree(self._config, self._task.resized(1), self._actor, model, key, num_simulations=simulations)
+            found, tree = jax.tree.map(lambda x: np.asarray(x)[0], seen)
+            thought = Thought(int(found.action), found.visits, found.q, found.prior, float(found.value), float(found.network_value))
+            return thought, _most_visited(tree.child, tree.visits, tree.q, most)
         thought = self.think(state, key, simulations)
         return thought, _most_visited(np.full((1, len(thought.visits)), -1), thought.visits[None], thought.q[None], most)
 
@@ -333,7 +340,9 @@ def player(spec: str, game: Game) -> Player:
     body, options = _options(spec)
     kind, colon, rest = body.partition(":")
     if colon and kind in ("gtp", "uci", "usi"):
-        return External(engines.Engine(kind, rest, game, options))
+        engine = External(engines.Engine(kind, rest, game, options))
+        engine.name = spec
+        return engine
     simulations = _whole(spec, options.pop("simulations"), 0) if "simulations" in options else None
     made: Player
     if body == "random":

@@ -7,6 +7,8 @@ long: the search hands on what it thinks of the moves here. `depth` is taken as 
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 import sys
 import threading
@@ -115,7 +117,21 @@ class Uci:
     def _position(self, words: list[str]) -> None:
         if not words:
             raise FlatironsError("position of what? write: position startpos moves …")
-        self.table = notation.table(self.game, " ".join(words))
+        told = words[2:] if words[:2] == ["startpos", "moves"] else None
+        known = self.table.words
+        if told is None or self.table.start or len(known) > len(told) or told[: len(known)] != known:
+            self.table = notation.table(self.game, " ".join(words))
+            return
+        # Boards send the whole game with every move: what is known already need not be played again.
+        longer = dataclasses.replace(
+            self.table, states=list(self.table.states), actions=list(self.table.actions), words=list(self.table.words)
+        )
+        for number, word in enumerate(told[len(known) :], len(known) + 1):
+            try:
+                longer.play(word)
+            except FlatironsError as error:
+                raise FlatironsError(f"move {number} of the position: {error}") from None
+        self.table = longer
 
     def _show(self, words: list[str]) -> None:
         for line in notation.drawing(self.game, self.table.board).splitlines():
@@ -164,7 +180,7 @@ class Uci:
 
     def _limit(self, words: list[str], turn: int) -> Limit:
         numbers: dict[str, int] = {}
-        for name, value in zip(words, words[1:]):
+        for name, value in itertools.pairwise(words):
             if name in _NUMBERS:
                 try:
                     numbers[name] = int(value)

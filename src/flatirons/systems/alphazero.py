@@ -247,22 +247,27 @@ def search(
     config: Config, game: BoardGame, params: Any, key: Key, states: Any, *, num_simulations: int, exploring: Any = False
 ) -> mcts.Analysis:
     """Search from `states [B, ...]`; `exploring` is False, or bool `[B]`: with noise, and moves drawn where it says so."""
+    return grow(config, game, params, key, states, num_simulations=num_simulations, exploring=exploring)[0]
+
+
+def grow(
+    config: Config, game: BoardGame, params: Any, key: Key, states: Any, *, num_simulations: int, exploring: Any = False
+) -> tuple[mcts.Analysis, mcts.Tree]:
+    """The same with the tree, None where there are no simulations."""
     evaluate, explores = evaluator(config, game), exploring is not False
     if num_simulations == 0:
-        return mcts.look(game, evaluate, params, key, states)
+        return mcts.look(game, evaluate, params, key, states), None
     temperature = jnp.where(exploring, config.temperature, 0.0) if explores else 0.0
     if config.search == "gumbel":
-        found, _ = mcts.gumbel_search(
+        return mcts.gumbel_search(
             game, evaluate, params, key, states, num_simulations=num_simulations, scale=temperature, max_considered=config.max_considered,
             c_visit=config.c_visit, c_scale=config.c_scale,
         )  # fmt: skip
-        return found
     noise = (config.dirichlet_alpha, config.dirichlet_fraction) if explores else None
     select = mcts.puct(config.c_init, config.c_base)
-    found, _ = mcts.search(
+    return mcts.search(
         game, evaluate, params, key, states, num_simulations=num_simulations, select=select, noise=noise, temperature=temperature
     )
-    return found
 
 
 # ------------------------------------------------------------------------------------------------------------- the system
@@ -506,6 +511,22 @@ def analyse(config: Config, task: Task, actor: Actor, model: Any, key: Key, *, n
     alone thinks."""
     states = model.inner if isinstance(model, EnvState) else model
     return _analyse(config, _game(task), actor.params, states, key, num_simulations)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 5))
+def _analyse_tree(config: Config, game: BoardGame, params: Any, states: Any, key: Key, num_simulations: int) -> Any:
+    found, tree = grow(config, game, params, key, states, num_simulations=num_simulations)
+    q = tree.children_rewards + tree.children_discounts * tree.children_values
+    visited = tree.children_visits > 0
+    # The tree goes on behind an end, where nothing is.
+    child = jnp.where(visited & (tree.children_discounts == 0.0), -1, tree.children_index)
+    return found, uct.Tree(child, tree.children_visits, jnp.where(visited, q, 0.0))
+
+
+def analyse_tree(config: Config, task: Task, actor: Actor, model: Any, key: Key, *, num_simulations: int) -> tuple[mcts.Analysis, uct.Tree]:
+    """What `analyse` finds, and the tree it was found in; with one simulation at least."""
+    states = model.inner if isinstance(model, EnvState) else model
+    return _analyse_tree(config, _game(task), actor.params, states, key, num_simulations)
 
 
 SCORE_SIMULATIONS = 200
