@@ -27,6 +27,10 @@ if [ "$which" = all ] || [ "$which" = speed ]; then
 fi
 if [ "$which" = all ] || [ "$which" = learning ]; then
     run benchmarks.tabular.run
+    run benchmarks.games.search_time
+    run benchmarks.games.tictactoe
+    run benchmarks.games.connect_four train
+    run benchmarks.games.connect_four test
     for row in $("$python" -c 'from benchmarks.learning.rows import ROWS; print(*ROWS)'); do
         run benchmarks.learning.run "$row"
     done
