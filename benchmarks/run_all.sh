@@ -35,6 +35,10 @@ if [ "$which" = all ] || [ "$which" = learning ]; then
     for method in maml_sinusoid maml_navigation maml_omniglot maml_halfcheetah; do
         run "benchmarks.methods.$method"
     done
+    run benchmarks.games.search_time
+    run benchmarks.games.tictactoe
+    run benchmarks.games.connect_four train
+    run benchmarks.games.connect_four test
     for row in $("$python" -c 'from benchmarks.learning.rows import ROWS; print(*ROWS)'); do
         run benchmarks.learning.run "$row"
     done

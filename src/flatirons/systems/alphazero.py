@@ -144,7 +144,7 @@ PRESETS = {
     "alphazero-connect-four": Preset(
         doc="Connect four within an hour and a half on a laptop.",
         config=_small(
-            total_steps=819_200, num_envs=128, num_steps=8, gradient_steps=16, batch_size=256, value_mix=0.5, symmetries=True,
+            total_steps=716_800, num_envs=128, num_steps=8, gradient_steps=16, batch_size=256, value_mix=0.5, symmetries=True,
         ),
         tasks=("pgx:connect_four",),
     ),
