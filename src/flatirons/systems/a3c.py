@@ -180,10 +180,10 @@ PRESETS = {
         doc="For Pendulum: networks of their own for policy and value, long trajectories, small rewards.",
         config={
             "total_steps": 1_000_000,
-            "num_envs": 8,
+            "num_envs": 16,
             "actor_learners": 2,
             "num_steps": 10,
-            "learning_rate": 1e-3,
+            "learning_rate": 3e-4,
             "rmsprop_eps": 1e-5,
             "gamma": 0.9,
             "ent_coef": 1e-4,
