@@ -38,7 +38,7 @@ UCI = {
 """The regression tables of Hernandez-Lobato and Adams 2015 with their 20 splits, by our name and by their folder's."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class DataTask:
     """A data set as a task: what a system learns from where nothing is decided. Compared by identity, as every task.
 
