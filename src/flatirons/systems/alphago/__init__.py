@@ -219,8 +219,7 @@ def check(config: Config, task: Task) -> None:
     mcts.demand_mctx()
     networks.demand_board(task, "alphago")
     networks.demand_least(config, num_steps=1, num_simulations=1, expand_after=1, blocks=1, channels=1)
-    # Under vmap it is many numbers, which nobody typed.
-    if isinstance(config.mix, float) and not 0.0 <= config.mix <= 1.0:
+    if not 0.0 <= config.mix <= 1.0:
         raise FlatironsError(f"mix={config.mix} must lie between 0 (the value network alone) and 1 (rollouts alone)")
 
 
@@ -232,7 +231,7 @@ def init(config: Config, task: Task, key: Key) -> State:
     return State(
         params=networks.value_init(config, game, key_params),
         networks=Networks(sl, networks.rollout_init(game), rl, ()),
-        collector=data.start(task, jnp.int32(0), key_collect),
+        collector=data.start(task, (), key_collect),
         key=key,
         turns=jnp.int32(0),
         updates=jnp.int32(0),
@@ -329,11 +328,11 @@ def player(config: Config, game: BoardGame, params: Networks) -> contest.Chooser
 
 
 @functools.partial(jax.jit, static_argnums=(2, 5, 6))
-def match(first: Config, second: Config, game: BoardGame, params: Networks, key: Key, num_games: int, opening_plies: int = 2) -> contest.Score:
+def match(
+    first: Config, second: Config, game: BoardGame, params: Networks, key: Key, num_games: int, opening_plies: int = 2
+) -> contest.Score:
     """A match between two settings of the player over the same networks, of an even number of games."""
-    return contest.compete(
-        game, player(first, game, params), player(second, game, params), key, num_games, opening_plies=opening_plies
-    )
+    return contest.compete(game, player(first, game, params), player(second, game, params), key, num_games, opening_plies=opening_plies)
 
 
 def score(config: Config, task: Task, actor: Networks, episodes: int, seed: int) -> dict[str, Any]:

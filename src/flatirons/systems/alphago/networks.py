@@ -131,8 +131,8 @@ turned_obs = positions.turned_obs
 
 
 class Played(NamedTuple):
-    """Of a stretch `[T, B]` that begins with a new game in every stream. first_game bool `[T, B]`: rows of that game, where it ended within
-    the stretch. z float32 `[T, B]`: its result for the player to move. finished bool `[B]`: it ended. result float32 `[B]`: for player 0."""
+    """Of a stretch `[T, B]` that begins with a new game in every stream. first_game bool `[T, B]`: rows of that game, where it ended in
+    the stretch. z float32 `[T, B]`: its result for the player to move. finished bool `[B]`: it did. result float32 `[B]`: for player 0."""
 
     first_game: Any
     z: Any

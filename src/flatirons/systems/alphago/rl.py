@@ -1,11 +1,11 @@
 """AlphaGo's second stage (Silver et al. 2016, Nature 529): the policy that learns to win.
 
-    rho <- sigma;  pool <- {rho}
-    repeat
-        play n games between p_rho and p_rho-, rho- drawn from the pool, each to its end with z
-        Delta rho ~ 1/n sum_i sum_t d log p_rho(a_t | s_t) / d rho (z_t - v(s_t))        over p_rho's own moves
-        now and then, add rho to the pool
-    v = 0 on the first pass through the stages, v_theta on the second. See docs/alphago.md.
+rho <- sigma;  pool <- {rho}
+repeat
+    play n games between p_rho and p_rho-, rho- drawn from the pool, each to its end with z
+    Delta rho ~ 1/n sum_i sum_t d log p_rho(a_t | s_t) / d rho (z_t - v(s_t))        over p_rho's own moves
+    now and then, add rho to the pool
+v = 0 on the first pass through the stages, v_theta on the second. See docs/alphago.md.
 """
 
 from __future__ import annotations
@@ -127,7 +127,9 @@ def check(config: Config, task: Task) -> None:
     networks.demand_least(config, num_envs=2, num_steps=2, pool_every=1, pool_size=1, blocks=1, channels=1)
     for name in ("num_envs", "num_steps"):
         if getattr(config, name) % 2:
-            raise FlatironsError(f"{name}={getattr(config, name)} must be even: each side moves first in half of the games, and at every second ply")
+            raise FlatironsError(
+                f"{name}={getattr(config, name)} must be even: each side moves first in half of the games, and at every second ply"
+            )
 
 
 def init(config: Config, task: Task, key: Key) -> State:
@@ -204,7 +206,7 @@ def loss(config: Config, task: Task, params: Any, batch: Batch) -> tuple[jax.Arr
 
 
 def own_moves(x: Any) -> jax.Array:
-    """Of rows `[T, B, ...]` those of p_rho, `[T / 2, B, ...]`: the even plies in the first half of the games, the odd ones in the others."""
+    """Of rows `[T, B, ...]` those of p_rho, `[T / 2, B, ...]`: the even plies in the first half of the games, the odd ones in the rest."""
     half = x.shape[1] // 2
     return jnp.concatenate([x[0::2, :half], x[1::2, half:]], axis=1)
 
@@ -272,7 +274,9 @@ def analyse(config: Config, task: Task, actor: Networks, model: Any, key: Key, *
     Raises FlatironsError for num_simulations > 0.
     """
     if num_simulations:
-        raise FlatironsError("a policy network plays without a search: give simulations=0, or go on to alphago-value and alphago with --from")
+        raise FlatironsError(
+            "a policy network plays without a search: give simulations=0, or go on to alphago-value and alphago with --from"
+        )
     game = _game(task)
 
     def evaluate(params: Any, key: Key, states: Any) -> mcts.Evaluation:
@@ -285,12 +289,12 @@ def analyse(config: Config, task: Task, actor: Networks, model: Any, key: Key, *
 @functools.partial(jax.jit, static_argnums=(1, 4))
 def _score(config: Config, game: BoardGame, actor: Networks, key: Key, num_games: int) -> tuple[contest.Score, contest.Score]:
     found = []
-    for greedy, opening, key in zip((False, True), (0, 2), jax.random.split(key), strict=True):
+    for greedy, opening, k in zip((False, True), (0, 2), jax.random.split(key), strict=True):
         rl, sl = (
             networks.chooser(game, functools.partial(networks.policy_logits, config, game, params), greedy=greedy)
             for params in (actor.rl, actor.sl)
         )
-        found.append(contest.compete(game, rl, sl, key, num_games, opening_plies=opening))
+        found.append(contest.compete(game, rl, sl, k, num_games, opening_plies=opening))
     return tuple(found)  # type: ignore[return-value]
 
 

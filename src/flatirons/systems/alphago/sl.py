@@ -88,7 +88,7 @@ PRESETS = {
 
 
 class Examples(NamedTuple):
-    """What experts did: obs `[R, B, *obs]`, legal bool `[R, B, A]`, action int32 `[R, B]`; of stream b the first `known[b]` rows (int32)."""
+    """What experts did: obs `[R, B, *obs]`, legal bool `[R, B, A]`, action int32 `[R, B]`; of stream b the first `known[b]` rows."""
 
     obs: Any
     legal: Any
@@ -220,7 +220,9 @@ def check(config: Config, task: Task) -> None:
     if config.records:
         num = read_records(config.records, game).shape[0]
         if num < config.test_every:
-            raise FlatironsError(f"{config.records} holds {num} games, none of which test_every={config.test_every} would keep; make it less")
+            raise FlatironsError(
+                f"{config.records} holds {num} games, none of which test_every={config.test_every} would keep; make it less"
+            )
         shapes = jax.eval_shape(lambda: _unfold(game, read_records(config.records, game)))
     else:
         turn = steps_per_turn(config)
@@ -274,7 +276,10 @@ def policy(config: Config, task: Task, actor: Networks, *, greedy: bool) -> Poli
 def loss(config: Config, task: Task, params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
     """-log p_sigma(a | s) - log p_pi(a | s), over the legal moves; the two share no parameters."""
     game = _game(task)
-    found = {"sl": networks.policy_logits(config, game, params["sl"], batch.obs), "rollout": networks.rollout_logits(params["rollout"], batch.obs)}
+    found = {
+        "sl": networks.policy_logits(config, game, params["sl"], batch.obs),
+        "rollout": networks.rollout_logits(params["rollout"], batch.obs),
+    }
     metrics = {}
     for name, logits in found.items():
         log_p = jnp.take_along_axis(mcts.log_policy(logits, batch.legal), batch.action[:, None], axis=1)
@@ -286,7 +291,10 @@ def loss(config: Config, task: Task, params: Any, batch: Batch) -> tuple[jax.Arr
 def accuracy(config: Config, task: Task, params: Any, batch: Batch) -> dict[str, jax.Array]:
     """Top-1: the share of positions in which the likeliest move is the expert's, of both policies; and of a draw from the legal moves."""
     game = _game(task)
-    found = {"sl": networks.policy_logits(config, game, params["sl"], batch.obs), "rollout": networks.rollout_logits(params["rollout"], batch.obs)}
+    found = {
+        "sl": networks.policy_logits(config, game, params["sl"], batch.obs),
+        "rollout": networks.rollout_logits(params["rollout"], batch.obs),
+    }
     right = {name: jnp.mean(networks.likeliest(logits, batch.legal) == batch.action) for name, logits in found.items()}
     return right | {"chance": jnp.mean(1.0 / jnp.sum(batch.legal, axis=-1))}
 
@@ -383,8 +391,8 @@ def _score(config: Config, game: BoardGame, actor: Networks, key: Key, num_games
 
 
 def score(config: Config, task: Task, actor: Networks, episodes: int, seed: int) -> dict[str, Any]:
-    """Share of points of p_sigma's likeliest moves against random play in `episodes` games (rounded up to an even number), as `mean`, and of
-    p_pi's, as `rollout`. How well the two copy the experts is among the metrics."""
+    """Share of points of p_sigma's likeliest moves against random play in `episodes` games (rounded up to an even number), as `mean`;
+    and of p_pi's, as `rollout`. How well the two copy the experts is among the metrics."""
     num_games = episodes + episodes % 2
     sl, rollout = _score(config, _game(task), actor, jax.random.key(seed), num_games)
     return {"mean": float(sl.points), "rollout": float(rollout.points), "games": num_games}

@@ -137,14 +137,18 @@ def check(config: Config, task: Task) -> None:
     """Refuse what cannot run. Raises FlatironsError."""
     game = demand_game(task, "alphago-value")
     networks.demand_board(task, "alphago-value")
-    networks.demand_least(config, num_steps=1, last_ply=1, test_every=2, gradient_steps=1, batch_size=1, halve_every=1, blocks=1, channels=1)
+    networks.demand_least(
+        config, num_steps=1, last_ply=1, test_every=2, gradient_steps=1, batch_size=1, halve_every=1, blocks=1, channels=1
+    )
     if config.num_envs < config.test_every:
         raise FlatironsError(f"num_envs={config.num_envs} streams of games leave none to test on; make test_every at most that")
     if config.last_ply >= config.num_steps:
         raise FlatironsError(f"last_ply={config.last_ply} is not before the end of a turn's {config.num_steps} plies; make num_steps more")
     most = config.num_envs * (config.num_steps if config.whole_games else 1)
     if config.buffer_size < most * config.test_every:
-        raise FlatironsError(f"buffer_size={config.buffer_size} must be at least {most * config.test_every}: a turn's positions, times test_every")
+        raise FlatironsError(
+            f"buffer_size={config.buffer_size} must be at least {most * config.test_every}: a turn's positions, times test_every"
+        )
     resources.require_memory(trees.num_bytes(jax.eval_shape(lambda: _empty(game, config.buffer_size))), "the positions (buffer_size)")
 
 
@@ -227,7 +231,9 @@ def add(examples: Examples, obs: Any, z: Any, keeps: Any) -> Examples:
     place = examples.written + jnp.cumsum(keeps, dtype=jnp.int32) - 1
     slot = jnp.where(keeps, place % size, size)
     return Examples(
-        examples.obs.at[slot].set(obs, mode="drop"), examples.z.at[slot].set(z, mode="drop"), examples.written + jnp.sum(keeps, dtype=jnp.int32)
+        examples.obs.at[slot].set(obs, mode="drop"),
+        examples.z.at[slot].set(z, mode="drop"),
+        examples.written + jnp.sum(keeps, dtype=jnp.int32),
     )
 
 
