@@ -90,7 +90,8 @@ def draw(key: Key, logits: Any, legal: Any) -> jax.Array:
 
 
 def likeliest(logits: Any, legal: Any) -> jax.Array:
-    """The legal move that a policy thinks best, int32 `[B]`."""
+    """The legal move that a policy thinks best, int32 `[B]`; of all of them where `legal` is `()`."""
+    legal = jnp.ones(logits.shape, bool) if isinstance(legal, tuple) else legal
     return jnp.argmax(mcts.log_policy(logits, legal), axis=-1).astype(jnp.int32)
 
 
