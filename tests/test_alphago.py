@@ -191,9 +191,8 @@ def test_the_pool_and_the_baseline_of_a_turn() -> None:
     assert same(0, second.params) and same(1, first.params), "the oldest goes"
     assert not np.array_equal(jax.tree.leaves(first.params)[0], jax.tree.leaves(second.params)[0])
     assert float(metrics["unfinished"]) == 0.0 and int(metrics["episodes"].count) >= 4
-    for seat in ({0, 1},):
-        drawn = jax.vmap(lambda key: alphago_rl.opponent(config, second, key)["stem"]["b"][0])(jax.random.split(jax.random.key(1), 64))
-        assert len(set(np.asarray(drawn).tolist())) == len({float(second.pool["stem"]["b"][s, 0]) for s in seat}) == 2
+    drawn = jax.vmap(lambda key: alphago_rl.opponent(config, second, key)["stem"]["b"][0])(jax.random.split(jax.random.key(1), 64))
+    assert set(np.asarray(drawn).tolist()) == set(np.asarray(second.pool["stem"]["b"][:, 0]).tolist()), "each of them is drawn"
 
     # The same games under v = 0, 1 and -1: mean (z - 1)^2 + mean (z + 1)^2 = 2 mean z^2 + 2.
     squares = {}
@@ -264,22 +263,21 @@ def test_positions_are_kept_in_a_ring() -> None:
 def test_a_leaf_is_mixed() -> None:
     game, value = task().env, with_value(four().value, 0.4)
     params = four()._replace(value=value)
-    # One cell is left, which ends the game drawn; two are left, and either of the first player's moves wins at once.
-    drawn, won = after(4, 0, 8, 2, 1, 7, 3, 5), after(0, 3, 1, 4, 8, 7, 6)
-    assert won.player[0] == 1
-    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), drawn, won)
+    # One cell is left, which ends the game drawn; two are left, one of which wins for the second player, whose move it is.
+    drawn, open_ = after(4, 0, 8, 2, 1, 7, 3, 5), after(0, 3, 1, 4, 8, 7, 6)
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), drawn, open_)
     config = alphago.Config(**PLAYER)
     judge = jax.jit(lambda mix, key: alphago.evaluator(dataclasses.replace(config, mix=mix), game)(params, key, both))
     v = np.tanh(0.4)
     np.testing.assert_allclose(judge(0.0, jax.random.key(0)).value, [v, v], rtol=1e-5)
-    seen = {}
+    seen = []
     for seed in range(40):
         z = np.asarray(judge(1.0, jax.random.key(seed)).value)
-        assert z[0] == 0.0 and z[1] in (1.0, -1.0, 0.0)
         np.testing.assert_allclose(judge(0.5, jax.random.key(seed)).value, 0.5 * v + 0.5 * z, rtol=1e-5)
-        seen[float(z[1])] = True
-    # The second player may win at once (cell 5), or miss it (cell 2), and then the first player wins (cell 2 gone: 5 decides nothing).
-    assert len(seen) == 2
+        assert z[0] == 0.0
+        seen.append(float(z[1]))
+    # An even policy finds the win every other time; otherwise the board fills up.
+    assert set(seen) == {0.0, 1.0} and 8 < sum(seen) < 32
     # P = p_sigma^beta, whichever side the board was looked at from.
     plain = alphago.evaluator(dataclasses.replace(config, leaf_symmetries=False), game)(params, jax.random.key(0), both)
     logits = networks.policy_logits(config, game, params.sl, jax.vmap(game.observe)(both))
