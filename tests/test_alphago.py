@@ -28,6 +28,10 @@ VALUE = SMALL | LEARNS | {"num_steps": 10, "last_ply": 6, "buffer_size": 64, "le
 PLAYER = SMALL | {"num_envs": 2, "num_steps": 10, "num_simulations": 3, "expand_after": 1, "total_steps": 20}
 
 
+# Compiled once and run a few times: the compiler is told to hurry.
+quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
 @functools.cache
 def task() -> Any:
     return envs.make("pgx:tic_tac_toe", 4)
@@ -35,7 +39,7 @@ def task() -> Any:
 
 @functools.cache
 def _step() -> Any:
-    return jax.jit(lambda state, action: task().env.step(jax.random.key(0), state, action)[0])
+    return quick(lambda state, action: task().env.step(jax.random.key(0), state, action)[0])
 
 
 def after(*actions: int) -> Any:
@@ -62,9 +66,14 @@ def with_value(params: Any, bias: float) -> Any:
 @functools.cache
 def four() -> networks.Networks:
     config: Any = alphago.Config(**PLAYER)
-    game, keys = task().env, jax.random.split(jax.random.key(3), 3)
-    sl, rl = (networks.policy_init(config, game, key) for key in keys[:2])
-    return networks.Networks(sl, networks.rollout_init(game), rl, networks.value_init(config, game, keys[2]))
+    game = task().env
+
+    @quick
+    def make(keys: Any) -> networks.Networks:
+        sl, rl = (networks.policy_init(config, game, key) for key in (keys[0], keys[1]))
+        return networks.Networks(sl, networks.rollout_init(game), rl, networks.value_init(config, game, keys[2]))
+
+    return make(jax.random.split(jax.random.key(3), 3))
 
 
 # ---------------------------------------------------------------------------------------------------- games in a turn
@@ -97,7 +106,7 @@ def test_records_become_positions(tmp_path: Path) -> None:
     (tmp_path / "games.sgf").write_text(text, encoding="utf-8")
     moves = alphago_sl.read_records(str(tmp_path), game)
     np.testing.assert_array_equal(moves, [played[0], [*played[1], -1, -1, -1, -1]])
-    found = jax.jit(lambda: alphago_sl._unfold(game, moves))()
+    found = quick(lambda: alphago_sl._unfold(game, moves))()
     np.testing.assert_array_equal(found.known, [9, 5])
     for stream, actions in enumerate(played):
         for ply, action in enumerate(actions):
@@ -130,11 +139,12 @@ def test_accuracy_and_loss_by_hand() -> None:
     params = {"sl": sl, "rollout": networks.rollout_init(task().env)}
     legal = jnp.ones((4, 9), bool).at[2:, 8].set(False)
     batch = alphago_sl.Batch(jnp.zeros((4, 3, 3, 2), jnp.uint8), legal, jnp.array([8, 0, 7, 6]))
-    right = alphago_sl.accuracy(config, task(), params, batch)
+    right, (total, metrics) = quick(lambda p: (alphago_sl.accuracy(config, task(), p, batch), alphago_sl.loss(config, task(), p, batch)))(
+        params
+    )
     # p_sigma likes the last cell that is free; p_pi, even over all, the first.
     assert (float(right["sl"]), float(right["rollout"])) == (0.5, 0.25)
     np.testing.assert_allclose(right["chance"], (1 / 9 + 1 / 8) / 2, rtol=1e-6)
-    total, metrics = alphago_sl.loss(config, task(), params, batch)
     np.testing.assert_allclose(metrics["rollout_loss"], (np.log(9) + np.log(8)) / 2, rtol=1e-5)
     whole, without = (np.log(np.exp(np.arange(n)).sum()) for n in (9.0, 8.0))
     np.testing.assert_allclose(metrics["sl_loss"], np.mean([whole - 8, whole - 0, without - 7, without - 6]), rtol=1e-4)
@@ -147,10 +157,16 @@ def test_accuracy_and_loss_by_hand() -> None:
 def test_a_baseline_keeps_the_expected_gradient() -> None:
     config = alphago_rl.Config(**RL)
     params, position = four().rl, after(4, 0)
-    obs, legal = jax.vmap(task().env.observe)(position), position.legal
-    p = jnp.exp(mcts.log_policy(networks.policy_logits(config, task().env, params, obs), legal))[0]
+    legal = position.legal
 
-    @jax.jit
+    @quick
+    def look(params: Any) -> Any:
+        obs = jax.vmap(task().env.observe)(position)
+        return obs, jnp.exp(mcts.log_policy(networks.policy_logits(config, task().env, params, obs), legal))[0]
+
+    obs, p = look(params)
+
+    @quick
     def gradient(advantage: Any) -> Any:
         # Every move once, weighted by how often it is played.
         rows = alphago_rl.Batch(
@@ -173,9 +189,9 @@ def test_a_baseline_keeps_the_expected_gradient() -> None:
 
 def test_the_pool_and_the_baseline_of_a_turn() -> None:
     config = alphago_rl.Config(**RL)
-    state = jax.jit(lambda key: alphago_rl.init(config, task(), key))(jax.random.key(0))
+    state = quick(lambda key: alphago_rl.init(config, task(), key))(jax.random.key(0))
     state = alphago_rl.handed(config, state, "alphago-value", four())
-    step = jax.jit(lambda state: alphago_rl.step(config, task(), state))
+    step = quick(lambda state: alphago_rl.step(config, task(), state))
 
     def same(seat: int, params: Any) -> bool:
         return all(np.array_equal(x[seat], y) for x, y in zip(jax.tree.leaves(now.pool), jax.tree.leaves(params), strict=True))
@@ -212,7 +228,7 @@ def test_a_game_gives_one_position_and_three_players_move() -> None:
     # p_sigma takes the first cell that is free, p_rho the last.
     up, down = (with_bias(four().sl, 60.0 * sign * np.arange(9.0)) for sign in (1, -1))
     actor = four()._replace(sl=down, rl=up)
-    play = jax.jit(lambda key: alphago_value._play(config, task(), actor, key)[1])
+    play = quick(lambda key: alphago_value._play(config, task(), actor, key)[1])
     at_random, cells = [], 0
     for seed in range(12):
         rows = jax.device_get(play(jax.random.key(seed)))
@@ -267,7 +283,7 @@ def test_a_leaf_is_mixed() -> None:
     drawn, open_ = after(4, 0, 8, 2, 1, 7, 3, 5), after(0, 3, 1, 4, 8, 7, 6)
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), drawn, open_)
     config = alphago.Config(**PLAYER)
-    judge = jax.jit(lambda mix, key: alphago.evaluator(dataclasses.replace(config, mix=mix), game)(params, key, both))
+    judge = quick(lambda mix, key: alphago.evaluator(dataclasses.replace(config, mix=mix), game)(params, key, both))
     v = np.tanh(0.4)
     np.testing.assert_allclose(judge(0.0, jax.random.key(0)).value, [v, v], rtol=1e-5)
     seen = []
@@ -279,9 +295,15 @@ def test_a_leaf_is_mixed() -> None:
     # An even policy finds the win every other time; otherwise the board fills up.
     assert set(seen) == {0.0, 1.0} and 8 < sum(seen) < 32
     # P = p_sigma^beta, whichever side the board was looked at from.
-    plain = alphago.evaluator(dataclasses.replace(config, leaf_symmetries=False), game)(params, jax.random.key(0), both)
-    logits = networks.policy_logits(config, game, params.sl, jax.vmap(game.observe)(both))
-    np.testing.assert_allclose(plain.logits, 0.67 * logits, rtol=1e-5, atol=1e-6)
+    unturned = dataclasses.replace(config, leaf_symmetries=False, mix=0.0)
+
+    @quick
+    def at_sight(params: Any) -> Any:
+        logits = networks.policy_logits(config, game, params.sl, jax.vmap(game.observe)(both))
+        return alphago.evaluator(unturned, game)(params, jax.random.key(0), both).logits, logits
+
+    prior, logits = at_sight(params)
+    np.testing.assert_allclose(prior, 0.67 * logits, rtol=1e-5, atol=1e-6)
 
 
 def test_the_search_waits_before_it_goes_beyond_a_position() -> None:
@@ -292,7 +314,7 @@ def test_the_search_waits_before_it_goes_beyond_a_position() -> None:
         return mcts.Evaluation(jnp.broadcast_to(logits, (1, 10)), jax.random.uniform(key, (1,)))
 
     select = alphago.patient(alphago.apv(5.0), wait, 9)
-    found, tree = jax.jit(
+    found, tree = quick(
         lambda key: mcts.search(alphago.Patient(game), evaluate, (), key, after(), num_simulations=4, select=select, temperature=0.0)
     )(jax.random.key(0))
     tree = jax.device_get(tree)

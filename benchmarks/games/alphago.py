@@ -1,4 +1,4 @@
-"""AlphaGo's four stages on Othello, its experts a search with 1,000 random rollouts: two hours on two cores, then what the paper says of them.
+"""AlphaGo's four stages on Othello, its experts a search with 1,000 random rollouts: two hours on two cores, then the paper's lines.
 
     python -m benchmarks.games.alphago train [--minutes 10] [--seed 0]     # as often as it takes; kill it whenever you like
     python -m benchmarks.games.alphago test [--minutes 10] [--seed 0]      # likewise; the result file is whole when it says so
@@ -204,11 +204,16 @@ def test(args: argparse.Namespace) -> None:
     lines: dict[str, Any] = folder.read_json(kept) if kept.exists() else {}
     enough = lambda: time.perf_counter() - began < 60 * args.minutes  # noqa: E731
     keep = lambda: folder.write_json(kept, lines)  # noqa: E731
+    against = functools.partial(test_match, args, kept=lines, enough=enough, keep=keep)
     measures: dict[str, Any] = {
-        "sl": functools.partial(test_sl, args), "rl": functools.partial(test_rl, args), "value": functools.partial(test_value, args, "value"),
-        **{name: functools.partial(test_match, args, name, lines, enough, keep) for name in ("lambda_0", "lambda_1")},
-        "whole_games": functools.partial(test_value, args, "whole"), "rl_prior": functools.partial(test_match, args, "rl_prior", lines, enough, keep),
-    }  # fmt: skip
+        "sl": functools.partial(test_sl, args),
+        "rl": functools.partial(test_rl, args),
+        "value": functools.partial(test_value, args, "value"),
+        "lambda_0": functools.partial(against, "lambda_0"),
+        "lambda_1": functools.partial(against, "lambda_1"),
+        "whole_games": functools.partial(test_value, args, "whole"),
+        "rl_prior": functools.partial(against, "rl_prior"),
+    }
     for name, measure in measures.items():
         if name in lines or not enough():
             continue

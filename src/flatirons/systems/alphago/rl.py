@@ -152,7 +152,7 @@ def init(config: Config, task: Task, key: Key) -> State:
 
 
 def _filled(config: Config, params: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (config.pool_size, *x.shape)) + jnp.zeros_like(x), params)
+    return jax.tree.map(lambda x: jnp.repeat(x[None], config.pool_size, axis=0), params)
 
 
 def handed(config: Config, state: State, name: str, actor: Networks) -> State:
