@@ -38,6 +38,7 @@ from flatirons.run.job import (
     make_config,
     name_of_task,
     owned,
+    read_record,
     record_budget,
     record_of,
     reopen,
@@ -340,7 +341,10 @@ def _warm_start(job: Job, like: Any) -> Callable[[Any], Any]:
     """A function that puts what another run learned into a fresh State: every leaf but those of its progress.
 
     Raises FlatironsError where one does not fit."""
-    other = reopen(Path(job.from_run or ""), env=job.source, network=vars(job.config).get("network"), system=job.system)
+    path = Path(job.from_run or "")
+    # A system of one's own is not found by its name.
+    same = path.is_dir() and read_record(path)["system"] == job.name
+    other = reopen(path, env=job.source, network=vars(job.config).get("network"), system=job.system if same else None)
     if other.seeds > 1:
         raise FlatironsError(f"{other.path} holds several seeds; start from one trained alone")
     before = getattr(job.system, "STARTS_FROM", ())
