@@ -359,9 +359,11 @@ def test_the_stages_one_after_another(tmp_path: Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, rl.actor.rollout, sl.actor.rollout)
     value = stage("alphago-value", VALUE, "alphago-rl")
     jax.tree.map(np.testing.assert_array_equal, value.actor[:3], rl.actor[:3])
-    player = stage("alphago", PLAYER, "alphago-value")
-    jax.tree.map(np.testing.assert_array_equal, player.actor, value.actor)
-    found = alphago.analyse(player.config, task(), fi.load(tmp_path / "alphago").actor, after(4), jax.random.key(0), num_simulations=5)
+    # The player's own training is the contract's to test; what it is handed, and how it thinks with it, are looked at here.
+    config, loaded = alphago.Config(**PLAYER), fi.load(tmp_path / "alphago-value").actor
+    player = alphago.handed(config, jax.eval_shape(lambda: alphago.init(config, task(), jax.random.key(0))), "alphago-value", loaded)
+    jax.tree.map(np.testing.assert_array_equal, alphago.actor(player), value.actor)
+    found = alphago.analyse(config, task(), alphago.actor(player), after(4), jax.random.key(0), num_simulations=5)
     assert int(found.visits.sum()) == 5 and found.visits.shape == (1, 9) and not found.legal[0, 4]
     with pytest.raises(FlatironsError, match="plays without a search"):
         alphago_sl.analyse(sl.config, task(), sl.actor, after(4), jax.random.key(0), num_simulations=5)
