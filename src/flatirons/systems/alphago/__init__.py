@@ -257,7 +257,7 @@ def policy(config: Config, task: Task, actor: Networks, *, greedy: bool) -> Poli
     game = _game(task)
 
     def act(key: Key, timestep: TimeStep, carry: Any) -> tuple[jax.Array, Any, Any]:
-        if isinstance(timestep.model, tuple) and not timestep.model:
+        if not timestep.model:
             logits = networks.policy_logits(config, game, actor.sl if config.prior == "sl" else actor.rl, timestep.obs)
             return networks.likeliest(logits, timestep.legal), carry, ()
         states = timestep.model.inner
@@ -341,6 +341,6 @@ def score(config: Config, task: Task, actor: Networks, episodes: int, seed: int)
     num_games = episodes + episodes % 2
     found: dict[str, Any] = {}
     for name, mix, key in zip(("value_alone", "rollouts_alone"), (0.0, 1.0), jax.random.split(jax.random.key(seed)), strict=True):
-        other = dataclasses.replace(config, mix=jnp.float32(mix))
+        other = dataclasses.replace(cast(Any, config), mix=jnp.float32(mix))
         found[name] = float(match(config, other, _game(task), actor, key, num_games).points)
     return {"mean": min(found.values()), **found, "games": num_games}

@@ -306,9 +306,12 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
     if not config.records:
         # Where all are there the write lies past the end, and is dropped.
         rows = examples.known[0] + jnp.arange(config.num_steps)
-        new = (experience.obs, experience.legal, experience.action)
-        kept = [x.at[rows].set(y.astype(x.dtype), mode="drop") for x, y in zip(examples[:3], new, strict=True)]
-        examples = Examples(*kept, jnp.minimum(examples.known + config.num_steps, examples.action.shape[0]))
+        examples = Examples(
+            obs=examples.obs.at[rows].set(experience.obs, mode="drop"),
+            legal=examples.legal.at[rows].set(experience.legal, mode="drop"),
+            action=examples.action.at[rows].set(experience.action, mode="drop"),
+            known=jnp.minimum(examples.known + config.num_steps, examples.action.shape[0]),
+        )
     key, key_draw, key_turn, key_test, key_train = jax.random.split(state.key, 5)
     test = _is_test(config, examples)
     rate = functools.partial(networks.halved, config.learning_rate, every=config.halve_every)
