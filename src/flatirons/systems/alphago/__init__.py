@@ -72,8 +72,8 @@ PRESETS = {
     "alphago-othello": Preset(
         doc="Othello on a laptop.",
         config={
-            "total_steps": 2 * 66, "num_steps": 66, "num_simulations": 100, "c_puct": 1.5, "expand_after": 1, "temperature_plies": 8,
-            "blocks": 3, "channels": 32,
+            "total_steps": 2 * 66, "num_steps": 66, "num_simulations": 64, "c_puct": 1.5, "expand_after": 1, "temperature_plies": 8,
+            "blocks": 2, "channels": 32,
         },
         tasks=("pgx:othello",),
     ),

@@ -71,8 +71,8 @@ PRESETS = {
     "alphago-sl-othello": Preset(
         doc="Othello on a laptop: the moves of MCTS with 1,000 random rollouts.",
         config={
-            "total_steps": 64 * 1_200, "num_envs": 64, "expert_moves": 64 * 600, "gradient_steps": 16, "batch_size": 256,
-            "optimiser": "adam", "learning_rate": 1e-3, "halve_every": 2_000, "blocks": 3, "channels": 32,
+            "total_steps": 64 * 900, "num_envs": 64, "expert_moves": 64 * 600, "gradient_steps": 16, "batch_size": 256,
+            "optimiser": "adam", "learning_rate": 1e-3, "halve_every": 1_200, "blocks": 2, "channels": 32,
         },
         tasks=("pgx:othello",),
     ),

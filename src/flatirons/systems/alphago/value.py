@@ -78,7 +78,7 @@ PRESETS = {
         config={
             "total_steps": 400 * 128 * 66, "num_steps": 66, "last_ply": 58, "buffer_size": 2**16, "learning_starts": 4_096,
             "gradient_steps": 8, "batch_size": 256, "optimiser": "adam", "learning_rate": 5e-4, "halve_every": 800, "weight_decay": 0.01,
-            "blocks": 3, "channels": 32,
+            "blocks": 2, "channels": 32,
         },
         tasks=("pgx:othello",),
     ),
