@@ -75,10 +75,20 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "alphazero": (
         "pgx:tic_tac_toe",
         {
-            "num_envs": 4, "num_steps": 8, "num_simulations": 3, "blocks": 1, "channels": 16, "value_hidden": 8, "buffer_size": 128,
-            "learning_starts": 8, "gradient_steps": 2, "batch_size": 8, "optimiser": "adam", "learning_rate": 1e-3,
+            "num_envs": 4,
+            "num_steps": 8,
+            "num_simulations": 3,
+            "blocks": 1,
+            "channels": 16,
+            "value_hidden": 8,
+            "buffer_size": 128,
+            "learning_starts": 8,
+            "gradient_steps": 2,
+            "batch_size": 8,
+            "optimiser": "adam",
+            "learning_rate": 1e-3,
         },
-    ),  # fmt: skip
+    ),
     # A step of 1e-4 and a pull of 1e4 in the test of other losses make one full step.
     "tabular": ("mdp:CliffWalking-v1", {"num_envs": 2, "num_steps": 8, "learning_rate": 1e-4, "epsilon_steps": 100}),
 }

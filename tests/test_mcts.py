@@ -278,6 +278,7 @@ def test_gumbel_spends_its_simulations_by_halving() -> None:
     sigma = (50.0 + found.visits.max()) * found.q
     weights = found.prior * np.exp(sigma - sigma.max())
     np.testing.assert_allclose(found.policy, weights / weights.sum(), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(found.value, (found.policy * found.q).sum(), rtol=1e-3)
 
 
 def test_without_simulations_the_network_alone_answers() -> None:

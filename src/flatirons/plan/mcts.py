@@ -58,7 +58,8 @@ class Analysis(NamedTuple):
 
     action: int32 `[B]`, the move to play. visits: int32 `[B, A]`. q: float32 `[B, A]`, the mean value for the player to move, 0 where
     unvisited. prior: `[B, A]`, the network's own, without noise. value: `[B]`, the mean over the search, which counts the root's own
-    judgement as one visit. network_value: `[B]`. legal: bool `[B, A]`. policy: `[B, A]`, the search's policy, which a network learns.
+    judgement as one visit (of a Gumbel search: the mean of Q under its policy). network_value: `[B]`. legal: bool `[B, A]`. policy:
+    `[B, A]`, the search's policy, which a network learns.
     """
 
     action: Any
@@ -259,7 +260,11 @@ def gumbel_search(
     improved = root.logits + jax.vmap(sigma, in_axes=(0, None))(tree, 0)
     last = legal & (visits == jnp.max(visits, axis=-1, keepdims=True))
     action = jnp.argmax(jnp.where(last, noise + improved, -jnp.inf), axis=-1).astype(jnp.int32)
-    return read(tree, root, legal, action, jax.nn.softmax(jnp.where(legal, improved, -jnp.inf), axis=-1)), tree
+    policy = jax.nn.softmax(jnp.where(legal, improved, -jnp.inf), axis=-1)
+    found = read(tree, root, legal, action, policy)
+    # Halving tries every move it considers; their plain mean would be the value of playing like that.
+    weights = jnp.where(visits > 0, policy, 0.0) + jnp.where(visits > 0, jnp.finfo(jnp.float32).tiny, 0.0)
+    return found._replace(value=jnp.sum(weights * found.q, axis=-1) / jnp.sum(weights, axis=-1)), tree
 
 
 def principal_variation(tree: Tree, length: int) -> jax.Array:

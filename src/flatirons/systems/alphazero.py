@@ -42,7 +42,9 @@ class Config:
     search: Literal["puct", "gumbel"] = "puct"
     """puct: the paper's. gumbel: sequential halving at the root, for few simulations (Danihelka et al. 2022)."""
     num_simulations: int = 800
-    """Simulations of a search."""
+    """Simulations of a search in self-play."""
+    play_simulations: int = 0
+    """Simulations of a search when it plays for good: in evaluations, and against people. 0: as many as in self-play."""
     c_init: float = 1.25
     """Weight of the prior in PUCT (of the later pseudocode; AlphaGo Zero's c_puct)."""
     c_base: float = 19652.0
@@ -59,8 +61,8 @@ class Config:
     """gumbel: moves considered at the root."""
     c_visit: float = 50.0
     """gumbel: visits that Q counts for, beside those it has."""
-    c_scale: float = 0.5
-    """gumbel: weight of Q, which lies in [-1, 1] (the paper's 1, for values in [0, 1])."""
+    c_scale: float = 0.1
+    """gumbel: weight of Q, which lies in [-1, 1], in the policy that is learnt. More makes much of small differences between guesses."""
     blocks: int = 19
     """Residual blocks."""
     channels: int = 256
@@ -116,9 +118,10 @@ class Config:
 def _small(**config: Any) -> dict[str, Any]:
     """A laptop's settings, with `config` on top."""
     return {
-        "num_envs": 64, "num_steps": 16, "search": "gumbel", "num_simulations": 32, "blocks": 3, "channels": 64, "policy_channels": 8,
-        "value_channels": 8, "value_hidden": 64, "buffer_size": 2**17, "learning_starts": 8_192, "gradient_steps": 4, "batch_size": 512,
-        "optimiser": "adam", "learning_rate": 1e-3, "learning_rate_drops": (0.7, 0.9), "temperature_plies": 15, "total_steps": 1_024_000,
+        "total_steps": 1_024_000, "num_envs": 64, "num_steps": 16, "search": "gumbel", "num_simulations": 32, "play_simulations": 100,
+        "temperature_plies": 15, "blocks": 3, "channels": 64, "policy_channels": 8, "value_channels": 8, "value_hidden": 64,
+        "buffer_size": 2**17, "learning_starts": 8_192, "gradient_steps": 4, "batch_size": 512, "optimiser": "adam",
+        "learning_rate": 1e-3, "learning_rate_drops": (0.7, 0.9),
     } | config  # fmt: skip
 
 
@@ -140,7 +143,9 @@ PRESETS = {
     ),
     "alphazero-connect-four": Preset(
         doc="Connect four within an hour and a half on a laptop.",
-        config=_small(symmetries=True),
+        config=_small(
+            total_steps=819_200, num_envs=128, num_steps=8, gradient_steps=16, batch_size=256, value_mix=0.5, symmetries=True,
+        ),
         tasks=("pgx:connect_four",),
     ),
     "alphazero-othello": Preset(
@@ -207,13 +212,14 @@ def _game(task: Task) -> BoardGame:
     return cast(Any, task).env
 
 
-def _shape(config: Config) -> Shape:
+def shape_of(config: Config) -> Shape:
+    """The network's sizes."""
     return Shape(config.blocks, config.channels, config.norm, config.policy_channels, config.value_channels, config.value_hidden)
 
 
 def network(config: Config, game: BoardGame, params: Any, obs: Any) -> tuple[jax.Array, jax.Array]:
     """f_theta: logits `[..., A]` and value `[...]` in [-1, 1] of `obs [..., *obs]`, for the player to move."""
-    return resnet(params, game.obs_spec, _shape(config), obs)
+    return resnet(params, game.obs_spec, shape_of(config), obs)
 
 
 def _turns(game: BoardGame, key: Key, num: int) -> tuple[jax.Array, jax.Array]:
@@ -274,10 +280,9 @@ def check(config: Config, task: Task) -> None:
     spec = task.spec.obs
     if not isinstance(spec, ArraySpec) or len(spec.shape) != 3:
         raise FlatironsError(f"alphazero needs observations [rows, cols, planes], and those of {task.name} are {spec}")
-    least = {"num_simulations": 1, "num_steps": 1, "gradient_steps": 1, "batch_size": 1, "blocks": 1, "channels": 1}
-    for name, value in least.items():
-        if getattr(config, name) < value:
-            raise FlatironsError(f"{name}={getattr(config, name)} must be at least {value}")
+    for name in ("num_simulations", "num_steps", "gradient_steps", "batch_size", "blocks", "channels"):
+        if getattr(config, name) < 1:
+            raise FlatironsError(f"{name}={getattr(config, name)} must be at least 1")
     if (config.symmetries or config.leaf_symmetries) and len(game.symmetries.board) == 1:
         raise FlatironsError(f"{task.name} has no symmetries; leave out symmetries and leaf_symmetries")
     if config.gate_every and (config.gate_games < 2 or config.gate_games % 2):
@@ -291,7 +296,7 @@ def init(config: Config, task: Task, key: Key) -> State:
     """A fresh network, an empty replay, and games at their start."""
     game = _game(task)
     key_params, key_collect, key = jax.random.split(key, 3)
-    params = resnet_init(key_params, game.obs_spec, game.num_actions, _shape(config))
+    params = resnet_init(key_params, game.obs_spec, game.num_actions, shape_of(config))
     return State(
         params=params,
         best=jax.tree.map(jnp.copy, params) if config.gate_every else (),
@@ -308,6 +313,10 @@ def init(config: Config, task: Task, key: Key) -> State:
 def actor(state: State) -> Actor:
     """The best network where there is gating, else the newest."""
     return Actor(state.params if isinstance(state.best, tuple) else state.best, state.resignation.below)
+
+
+def _play_simulations(config: Config) -> int:
+    return config.play_simulations or config.num_simulations
 
 
 class Memory(NamedTuple):
@@ -337,8 +346,9 @@ def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
             return jnp.argmax(mcts.log_policy(logits, legal), axis=-1).astype(jnp.int32), carry, ()
         states = timestep.model.inner
         exploring = False if greedy else timestep.model.steps < config.temperature_plies
+        simulations = _play_simulations(config) if greedy else config.num_simulations
         key_search, key_resign = jax.random.split(key)
-        found = search(config, game, actor.params, key_search, states, num_simulations=config.num_simulations, exploring=exploring)
+        found = search(config, game, actor.params, key_search, states, num_simulations=simulations, exploring=exploring)
         if greedy:
             return found.action, carry, ()
         player = jax.vmap(game.player)(states)
@@ -467,7 +477,7 @@ def _gate(config: Config, game: BoardGame, state: State, key: Key) -> tuple[Stat
 
     due = (state.turns % config.gate_every == 0) & (state.updates > 0)
     points = jax.lax.cond(due, match, lambda _: jnp.float32(0.0), ())
-    better = points >= config.gate_threshold
+    better = due & (points >= config.gate_threshold)
     best = trees.select(better, state.params, state.best)
     return state._replace(best=best), {"gates": due.astype(jnp.float32), "gate_points": points, "gates_passed": better.astype(jnp.float32)}
 
@@ -505,7 +515,7 @@ SCORE_SIMULATIONS = 200
 @functools.partial(jax.jit, static_argnums=(1, 4))
 def _score(config: Config, game: BoardGame, params: Any, key: Key, num_games: int) -> tuple[contest.Score, contest.Score]:
     key_mcts, key_random = jax.random.split(key)
-    player = _player(config, game, params, config.num_simulations)
+    player = _player(config, game, params, _play_simulations(config))
     uct_player = lambda key, states: uct.search(game, states, key, SCORE_SIMULATIONS).action  # noqa: E731
     random_player = functools.partial(contest.random_move, game)
     return tuple(
