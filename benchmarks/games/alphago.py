@@ -26,6 +26,7 @@ import numpy as np
 
 import flatirons as fi
 from benchmarks.record import RESULTS, ROOT, header, versions, write
+from flatirons import envs
 from flatirons.run import checkpoint, folder
 from flatirons.run.job import reopen, state_like
 from flatirons.systems import alphago, alphago_rl, alphago_sl, alphago_value
@@ -154,7 +155,7 @@ def test_sl(args: argparse.Namespace) -> dict[str, Any]:
 def test_rl(args: argparse.Namespace) -> dict[str, Any]:
     """p_rho against p_sigma."""
     run = fi.load(path_of(args, "rl"))
-    drawn, greedy = alphago_rl._score(run.config, fi.envs.make(TASK, 1).env, run.actor, jax.random.key(1_000), GAMES)  # type: ignore[union-attr]
+    drawn, greedy = alphago_rl._score(run.config, envs.make(TASK, 1).env, run.actor, jax.random.key(1_000), GAMES)
     return points(tuple(map(int, drawn))) | {"likeliest_moves": points(tuple(map(int, greedy)))}
 
 
@@ -184,7 +185,7 @@ def test_value(args: argparse.Namespace, stage: str) -> dict[str, Any]:
 
 def test_match(args: argparse.Namespace, name: str, kept: dict[str, Any], enough: Any, keep: Any) -> dict[str, Any] | None:
     """The player against itself otherwise set, a part at a time."""
-    run, game = fi.load(path_of(args, "player")), fi.envs.make(TASK, 1).env  # type: ignore[union-attr]
+    run, game = fi.load(path_of(args, "player")), envs.make(TASK, 1).env
     other = {"lambda_0": {"mix": 0.0}, "lambda_1": {"mix": 1.0}, "rl_prior": {"prior": "rl"}}[name]
     parts = kept.setdefault(f"parts_{name}", [])
     while len(parts) * PART < GAMES and enough():
