@@ -27,7 +27,7 @@ PYTHON = [code for language, code in BLOCK.findall(README) if language == "pytho
 # Where a system does not take CartPole.
 SMALL_TASKS: dict[str, Any] = {"tabular": "mdp:FrozenLake-v1", "ddpg": "jax:Pendulum-v1", "sac": "jax:Pendulum-v1", "ewc": pictures()}
 SMALL_TASKS |= {"ewc_dqn": "sequence:probe:action,probe:constant-reward", "mc_dropout": rows(), "maml": "meta:sinusoid"}
-SMALL_TASKS |= {"alphazero": "pgx:tic_tac_toe"}
+SMALL_TASKS |= dict.fromkeys(("alphago-sl", "alphago-rl", "alphago-value", "alphago", "alphazero"), "pgx:tic_tac_toe")
 STUDY_PAGES = {"ewc_dqn": ("ewc", "dqn")}
 COMMAND_LINES = [
     line.partition("#")[0].strip()
@@ -36,6 +36,11 @@ COMMAND_LINES = [
     for line in block.splitlines()
     if line.startswith("flatirons ") and not language
 ]
+
+
+def page_of(module: Any) -> str:
+    """A system's page; the stages of one paper share theirs."""
+    return f"docs/{systems.system_name(module).partition('-')[0]}.md"
 
 
 def loaded(path: Path) -> ModuleType:
@@ -89,8 +94,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("module", (*systems.SYSTEMS, *studies.STUDIES), ids=systems.system_name)
 def test_every_metric_is_explained(module: Any) -> None:
-    pages = STUDY_PAGES.get(systems.system_name(module), (systems.system_name(module),))
-    page = "".join((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in pages)
+    names = STUDY_PAGES.get(systems.system_name(module))
+    pages = [page_of(module)] if names is None else [f"docs/{name}.md" for name in names]
+    page = "".join((ROOT / name).read_text(encoding="utf-8") for name in pages)
     config = module.Config()
     source = SMALL_TASKS.get(systems.system_name(module), "jax:CartPole-v1")
     task = envs.make(source, config.num_envs) if isinstance(source, str) else source
@@ -98,13 +104,12 @@ def test_every_metric_is_explained(module: Any) -> None:
     assert "loss" in shapes
     explained = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
     missing = [name for name in shapes if not any(f"`{name}`" in cell for cell in explained)]
-    assert not missing, f"docs/{systems.system_name(module)}.md does not explain {missing}"
+    assert not missing, f"{page_of(module)} does not explain {missing}"
 
 
 def test_every_system_and_page_is_in_the_readme() -> None:
     for module in systems.SYSTEMS:
-        name = systems.system_name(module)
-        assert f"| `{name}` |" in README and f"docs/{name}.md" in README
+        assert f"| `{systems.system_name(module)}` |" in README and page_of(module) in README
 
 
 EXAMPLES = ("your_own_env", "your_own_network", "your_own_loss", "uncertainty_of_a_critic", "ewc_around_ppo", "maml_around_ppo")

@@ -78,8 +78,13 @@ def resnet_init(key: Key, spec: ArraySpec, num_actions: int, shape: Shape) -> di
 
 def resnet(params: Any, spec: ArraySpec, shape: Shape, obs: Any) -> tuple[jax.Array, jax.Array]:
     """`obs [..., rows, cols, planes]` to (logits `[..., A]`, value `[...]` in [-1, 1])."""
+    x, lead = trunk(params, spec, shape, obs), jnp.shape(obs)[:-3]
+    return policy_head(params, x).reshape(*lead, -1), value_head(params, x).reshape(lead)
+
+
+def trunk(params: Any, spec: ArraySpec, shape: Shape, obs: Any) -> jax.Array:
+    """Features of `obs [..., rows, cols, planes]`, all leading axes merged into one, in the layout that the heads take."""
     rows, cols, planes = spec.shape
-    lead = jnp.shape(obs)[:-3]
     x = jnp.asarray(obs).astype(jnp.float32).reshape(-1, rows, cols, planes)
     on_cpu = jax.default_backend() == "cpu"
     x = x.transpose(1, 2, 0, 3) if on_cpu else x
@@ -89,10 +94,18 @@ def resnet(params: Any, spec: ArraySpec, shape: Shape, obs: Any) -> tuple[jax.Ar
     for block in params["blocks"]:
         inner = jax.nn.relu(finish(block["first"], conv(x, block["first"]["w"])))
         x = jax.nn.relu(x + finish(block["second"], conv(inner, block["second"]["w"])))
-    logits = dense(params["policy"]["logits"], _head(params["policy"]["conv"], x, on_cpu))
-    hidden = jax.nn.relu(dense(params["value"]["hidden"], _head(params["value"]["conv"], x, on_cpu)))
-    value = jnp.tanh(dense(params["value"]["out"], hidden)[:, 0])
-    return logits.reshape(*lead, -1), value.reshape(lead)
+    return x
+
+
+def policy_head(params: Any, x: jax.Array) -> jax.Array:
+    """Logits `[batch, A]` of a trunk's features."""
+    return dense(params["policy"]["logits"], _head(params["policy"]["conv"], x, jax.default_backend() == "cpu"))
+
+
+def value_head(params: Any, x: jax.Array) -> jax.Array:
+    """Values `[batch]` in [-1, 1] of a trunk's features."""
+    hidden = jax.nn.relu(dense(params["value"]["hidden"], _head(params["value"]["conv"], x, jax.default_backend() == "cpu")))
+    return jnp.tanh(dense(params["value"]["out"], hidden)[:, 0])
 
 
 def _along(vector: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ import numpy as np
 
 from flatirons.data import rollout
 from flatirons.run import folder
+from flatirons.systems import system_name
 from flatirons.types import FlatironsError, HostTask, InGraphTask, Key, Task
 
 EPISODE_CAP = 27_000
@@ -37,7 +38,7 @@ def evaluate(system: Any, config: Any, task: Task, actor: Any, episodes: int, se
     """
     if episodes < 1:
         raise FlatironsError(f"episodes is {episodes}: give at least 1")
-    name = system.__name__.rsplit(".", 1)[-1]
+    name = system_name(system)
     if "score" in vars(system):
         return {"system": name, "task": task.name, "episodes": episodes, **system.score(config, task, actor, episodes, seed)}
     cap = task.spec.max_episode_steps or EPISODE_CAP

@@ -39,6 +39,7 @@ from flatirons.run.job import (
     make_config,
     name_of_task,
     owned,
+    read_record,
     record_budget,
     record_of,
     reopen,
@@ -161,6 +162,10 @@ def train(
                 return _train_each(job, workers=workers)
             like = state_like(job, made)
             _demand_room(job, like)
+            if job.from_run is None and hasattr(module, "STARTS_FROM"):
+                raise FlatironsError(
+                    f"{job.name} goes on from a run of {' or '.join(module.STARTS_FROM)}; give --from RUN (from_run=... in Python)"
+                )
             warm = None if job.from_run is None else _warm_start(job, like)
             folder.create(path, overwrite=overwrite)
             job.recorded = record_of(job, made, vmapped=seeds > 1)
@@ -347,11 +352,16 @@ def _warm_start(job: Job, like: Any) -> Callable[[Any], Any]:
     """A function that puts what another run learned into a fresh State: every leaf but those of its progress.
 
     Raises FlatironsError where one does not fit."""
-    other = reopen(Path(job.from_run or ""), env=job.source, network=vars(job.config).get("network"), system=job.system)
+    path = Path(job.from_run or "")
+    # A system of one's own is not found by its name.
+    same = path.is_dir() and read_record(path)["system"] == job.name
+    other = reopen(path, env=job.source, network=vars(job.config).get("network"), system=job.system if same else None)
     if other.seeds > 1:
         raise FlatironsError(f"{other.path} holds several seeds; start from one trained alone")
-    if other.name != job.name:
-        raise FlatironsError(f"{other.path} was trained with {other.name}, so {job.name} cannot start from it; give a run of {job.name}")
+    before = getattr(job.system, "STARTS_FROM", ())
+    if other.name not in (job.name, *before):
+        takes = " or ".join((*before, job.name))
+        raise FlatironsError(f"{other.path} was trained with {other.name}, so {job.name} cannot start from it; give a run of {takes}")
     made = other.make(other.config.num_envs, seed=other.seed, training=True)
     try:
         loaded = checkpoint.load_latest(other.path / folder.CHECKPOINTS, state_like(other, made))
@@ -360,6 +370,8 @@ def _warm_start(job: Job, like: Any) -> Callable[[Any], Any]:
             made.close()
     for warning in loaded.warnings:
         folder.warn(warning)
+    if other.name != job.name:
+        return _handed_on(job, other, loaded.tree, like)
     one = like if job.seeds == 1 else jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), like)
     taken: dict[str, list[Any]] = {}
     for name in like._fields:
@@ -388,6 +400,29 @@ def _warm_start(job: Job, like: Any) -> Callable[[Any], Any]:
             fields[name] = jax.tree.unflatten(layout, [put(f, leaf) for f, leaf in zip(fresh, leaves, strict=True)])
         return state._replace(**fields)
 
+    return start
+
+
+def _handed_on(job: Job, other: Job, theirs: Any, like: Any) -> Callable[[Any], Any]:
+    """The same where the other run is of an earlier stage: `job.system.handed` knows what becomes of its actor.
+
+    Raises FlatironsError where it does not fit."""
+    if name_of_task(other.source) != name_of_task(job.source):
+        raise FlatironsError(
+            f"{other.path} was trained on {name_of_task(other.source)}, not on {name_of_task(job.source)}; give the same task"
+        )
+    actor = jax.tree.map(owned, other.system.actor(theirs))
+
+    def start(state: Any) -> Any:
+        def one(state: Any) -> Any:
+            return job.system.handed(job.config, state, other.name, actor)
+
+        return one(state) if job.seeds == 1 else jax.vmap(one)(state)
+
+    found = jax.eval_shape(start, like)
+    if jax.tree.map(lambda x: (x.shape, x.dtype), found) != jax.tree.map(lambda x: (x.shape, x.dtype), like):
+        raise FlatironsError(f"the networks of {other.path} do not fit {job.name} with these settings; use the same blocks and channels")
+    folder.say([f"goes on from {other.path} ({other.name})"], quiet=job.quiet)
     return start
 
 

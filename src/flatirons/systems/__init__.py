@@ -7,15 +7,21 @@ import fnmatch
 from types import ModuleType
 from typing import Any
 
-from flatirons.systems import a3c, alphazero, ddpg, dqn, ewc, maml, mc_dropout, ppo, reinforce, sac, tabular, trpo
+from flatirons.systems import a3c, alphago, alphazero, ddpg, dqn, ewc, maml, mc_dropout, ppo, reinforce, sac, tabular, trpo
+from flatirons.systems.alphago import rl as alphago_rl
+from flatirons.systems.alphago import sl as alphago_sl
+from flatirons.systems.alphago import value as alphago_value
 from flatirons.types import FlatironsError
 
-SYSTEMS: tuple[ModuleType, ...] = (ppo, trpo, a3c, reinforce, dqn, ddpg, sac, alphazero, tabular, maml, ewc, mc_dropout)
+SYSTEMS: tuple[ModuleType, ...] = (
+    ppo, trpo, a3c, reinforce, dqn, ddpg, sac, alphago_sl, alphago_rl, alphago_value, alphago, alphazero, tabular, maml, ewc, mc_dropout,
+)  # fmt: skip
 
 
 def system_name(module: ModuleType) -> str:
-    """The name of a system: its file's."""
-    return module.__name__.rpartition(".")[2]
+    """The name of a system: its file's; of one within a folder here the folder's and its own (`alphago-sl`)."""
+    name = module.__name__
+    return name.removeprefix(f"{__name__}.").replace(".", "-") if name.startswith(f"{__name__}.") else name.rpartition(".")[2]
 
 
 def find(name: str) -> tuple[ModuleType, dict[str, Any], str | None]:
