@@ -1,8 +1,9 @@
-"""EWC around PPO: two tasks in turn on one network, without touching ppo.py.
+"""EWC around PPO: two tasks in turn on one policy, without touching ppo.py.
 
-Four numbers are shown. In the first task the right action is the place of the largest, in the second, which shows its numbers in four
-inputs of its own, that of the smallest. All later weights are shared, so that what the second task learns overwrites the first; with
-`core.fisher.anchored` around PPO's loss it is learned with those weights that the first has no use for.
+Four numbers are shown and four actions can be taken. In the first task the right one is the place of the largest number; the second shows
+its numbers in inputs of its own, and only the first two actions are ever right. The policy is linear, so that all they share is a bias for
+each action: PPO alone moves it away from the actions that the second task has no use for, and the first task suffers. With
+`core.fisher.anchored` around PPO's loss the bias stays, and what the second task needs goes into weights that the first does not use.
 
 Run: `python examples/ewc_around_ppo.py [decisions of each task] [seed]`.
 """
@@ -25,13 +26,13 @@ from flatirons.systems import ppo
 from flatirons.types import ArraySpec, Discrete
 
 EPISODE, NUMBERS = 10, 4
-STRENGTH = 300.0
-"""Lambda, for an F that is a mean over decisions, against a loss that is one too."""
+STRENGTH = 100.0
+"""Lambda, for an F that is a mean over decisions as the loss is."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pick:
-    """One stream: reward 1 where the action names the largest of four numbers, or with `second` the smallest, shown in inputs of its own."""
+    """One stream: reward 1 for the right action, in the first task or the `second`. The last of a task's five inputs is always 1."""
 
     second: bool
     obs_spec: ArraySpec = ArraySpec((2 * NUMBERS + 2,), "float32", -1.0, 1.0)
@@ -74,11 +75,10 @@ def information(config: Any, task: Any, state: Any) -> Any:
     return fisher.fisher_diagonal(log_pi, state.params, trees.as_rows((seen.obs, seen.action)))
 
 
-def main(steps: int = 16_384, seed: int = 0, strength: float = STRENGTH) -> dict[str, tuple[float, float]]:
+def main(steps: int = 32_768, seed: int = 0, strength: float = STRENGTH) -> dict[str, tuple[float, float]]:
     """Prints, and returns, the mean greedy return of both tasks after the first, and after the second without and with EWC."""
-    config = ppo.Config(
-        num_envs=16, num_steps=16, num_epochs=4, num_minibatches=4, hidden=(32,), learning_rate=3e-3, anneal_learning_rate=False, ent_coef=0.01
-    )
+    settings: dict[str, Any] = {"num_envs": 16, "num_steps": 16, "num_epochs": 4, "num_minibatches": 4, "learning_rate": 3e-3}
+    config = ppo.Config(hidden=(), ent_coef=0.01, anneal_learning_rate=False, **settings)
     first, second = (InGraph(Pick(which), config.num_envs) for which in (False, True))
     turns = max(1, steps // ppo.steps_per_turn(config))
     found = {}

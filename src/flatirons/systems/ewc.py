@@ -82,7 +82,15 @@ PRESETS = {
     "ewc-mnist": Preset(doc="Ten permuted MNIST tasks in a minute on one core: Adam, 500 updates each.", config={}, tasks=("data:mnist",)),
     "ewc-paper": Preset(
         doc="The paper's three tasks (figure 2A): plain SGD of 1e-3, two layers of 400, 20 passes over 60,000 images each, no dropout.",
-        config={"total_steps": 28_500, "num_tasks": 3, "task_steps": 9_500, "turn_steps": 500, "optimiser": "sgd", "learning_rate": 1e-3, "anneal_learning_rate": False},
+        config={
+            "total_steps": 28_500,
+            "num_tasks": 3,
+            "task_steps": 9_500,
+            "turn_steps": 500,
+            "optimiser": "sgd",
+            "learning_rate": 1e-3,
+            "anneal_learning_rate": False,
+        },
     ),
 }
 
