@@ -1,10 +1,11 @@
-"""EWC around PPO: two tasks in turn on one network, without touching ppo.py.
+"""EWC around PPO: two tasks in turn on one policy, without touching ppo.py.
 
-A number is shown together with the task's sign, +1 or -1; in the first task the right action says whether the number is positive, in the
-second whether it is negative. With `core.fisher.anchored` around PPO's loss, lambda says how firmly the first is held: a small one lets
-the second be learned in its place, a large one leaves no room for the second.
+Four numbers are shown and four actions can be taken. In the first task the right one is the place of the largest number; the second shows
+its numbers in inputs of its own, and only the first two actions are ever right. The policy is linear, so that all they share is a bias for
+each action: PPO alone moves it away from the actions that the second task has no use for, and the first task suffers. With
+`core.fisher.anchored` around PPO's loss the bias stays, and what the second task needs goes into weights that the first does not use.
 
-Run: `python examples/ewc_around_ppo.py [decisions of each task]`.
+Run: `python examples/ewc_around_ppo.py [decisions of each task] [seed]`.
 """
 
 from __future__ import annotations
@@ -24,27 +25,31 @@ from flatirons.run.evaluate import evaluate
 from flatirons.systems import ppo
 from flatirons.types import ArraySpec, Discrete
 
-EPISODE = 10
+EPISODE, NUMBERS = 10, 4
+STRENGTH = 100.0
+"""Lambda, for an F that is a mean over decisions as the loss is."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Sign:
-    """One stream: reward 1 where action 1 was taken for a number of the task's sign, or action 0 for another."""
+class Pick:
+    """One stream: reward 1 for the right action, in the first task or the `second`. The last of a task's five inputs is always 1."""
 
-    sign: float
-    obs_spec: ArraySpec = ArraySpec((2,), "float32", -1.0, 1.0)
-    action_spec: Discrete = Discrete(2)
+    second: bool
+    obs_spec: ArraySpec = ArraySpec((2 * NUMBERS + 2,), "float32", -1.0, 1.0)
+    action_spec: Discrete = Discrete(NUMBERS)
     max_episode_steps: int | None = EPISODE
 
     def init(self, key: jax.Array) -> jax.Array:
-        return jax.random.uniform(key, (), minval=-1.0, maxval=1.0)
+        return jax.random.uniform(key, (NUMBERS,), minval=-1.0, maxval=1.0)
 
     def step(self, key: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        reward = ((state * self.sign > 0) == (action == 1)).astype(jnp.float32)
-        return self.init(key), reward, jnp.bool_(False)
+        right = jnp.where(state[0] > 0.0, 0, 1) if self.second else jnp.argmax(state)
+        return self.init(key), (action == right).astype(jnp.float32), jnp.bool_(False)
 
     def observe(self, state: jax.Array) -> jax.Array:
-        return jnp.stack([state, jnp.float32(self.sign)])
+        shown = jnp.append(state, 1.0)
+        nothing = jnp.zeros_like(shown)
+        return jnp.concatenate([nothing, shown] if self.second else [shown, nothing])
 
     def legal(self, state: jax.Array) -> tuple[()]:
         return ()
@@ -52,7 +57,7 @@ class Sign:
 
 @functools.partial(jax.jit, static_argnames="task")
 def train(config: Any, task: Any, state: Any, anchor: Any, importance: Any, strength: Any, turns: Any) -> Any:
-    """So many turns of PPO with the anchored loss. What anchors is an argument, never a constant: both tasks share one program."""
+    """So many turns of PPO with the anchored loss. What anchors is an argument, never a constant: with and without are one program."""
     loss = fisher.anchored(ppo.loss, [anchor], [importance], strength)
     update = functools.partial(ppo.update, loss=loss)
     return jax.lax.fori_loop(0, turns, lambda _, state: ppo.step(config, task, state, update=update)[0], state)
@@ -60,43 +65,39 @@ def train(config: Any, task: Any, state: Any, anchor: Any, importance: Any, stre
 
 @functools.partial(jax.jit, static_argnames="task")
 def information(config: Any, task: Any, state: Any) -> Any:
-    """F of policy and value function: over the observations of one trajectory and the actions that the policy drew there (its own labels),
-    and of V as the mean of a Gaussian of variance 1, whose expected squared score is (dV / d theta)²."""
-    _, seen, _ = data.rollout(config, task, ppo.policy, ppo.actor(state), state.collector, 64)
-    obs, action = trees.as_rows((seen.obs, seen.action))
+    """F of the policy: over the observations it meets and the actions it draws there (its own labels). That of the value function, which
+    has a network of its own here and may be learned anew, is 0."""
+    _, seen, _ = data.rollout(config, task, ppo.policy, ppo.actor(state), state.collector, 128)
 
     def log_pi(params: Any, example: Any) -> jax.Array:
         return ppo.distribution(config, task, params, example[0][None], ()).log_prob(example[1][None])[0]
 
-    def value(params: Any, obs: Any) -> jax.Array:
-        return ppo.value(config, task, params, obs[None])[0]
-
-    of_policy = fisher.fisher_diagonal(log_pi, state.params, (obs, action))
-    of_value = fisher.fisher_diagonal(value, state.params, obs)
-    return jax.tree.map(jnp.add, of_policy, of_value)
+    return fisher.fisher_diagonal(log_pi, state.params, trees.as_rows((seen.obs, seen.action)))
 
 
-def main(steps: int = 8_192) -> None:
-    config = ppo.Config(
-        num_envs=16, num_steps=16, num_epochs=4, num_minibatches=4, hidden=(32,), learning_rate=3e-3, anneal_learning_rate=False
-    )
-    first, second = (InGraph(Sign(sign), config.num_envs) for sign in (1.0, -1.0))
+def main(steps: int = 32_768, seed: int = 0, strength: float = STRENGTH) -> dict[str, tuple[float, float]]:
+    """Prints, and returns, the mean greedy return of both tasks after the first, and after the second without and with EWC."""
+    settings: dict[str, Any] = {"num_envs": 16, "num_steps": 16, "num_epochs": 4, "num_minibatches": 4, "learning_rate": 3e-3}
+    config = ppo.Config(hidden=(), ent_coef=0.01, anneal_learning_rate=False, **settings)
+    first, second = (InGraph(Pick(which), config.num_envs) for which in (False, True))
     turns = max(1, steps // ppo.steps_per_turn(config))
+    found = {}
 
-    def scores(state: Any) -> str:
-        found = [evaluate(ppo, config, task.resized(20), ppo.actor(state), 20, 1)["mean"] for task in (first, second)]
-        return f"first task {found[0]:4.1f}, second task {found[1]:4.1f} of {EPISODE}"
+    def score(name: str, state: Any) -> None:
+        each = [evaluate(ppo, config, task.resized(20), ppo.actor(state), 20, 1)["mean"] for task in (first, second)]
+        print(f"{name:24} first task {each[0]:5.2f}, second task {each[1]:5.2f} of {EPISODE}")
+        found[name] = (each[0], each[1])
 
-    state = jax.jit(ppo.init, static_argnums=1)(config, first, jax.random.key(0))
+    state = jax.jit(ppo.init, static_argnums=1)(config, first, jax.random.key(seed))
     nothing = jax.tree.map(jnp.zeros_like, state.params)
     state = train(config, first, state, nothing, nothing, 0.0, turns)
-    print(f"after the first task:      {scores(state)}")
+    score("after the first", state)
     importance = information(config, first, state)
-    after = state._replace(collector=data.start(second, (), jax.random.key(1)))
-    for name, strength in (("without a penalty", 0.0), ("lambda 100", 100.0), ("lambda 1,000", 1_000.0)):
-        end = train(config, second, after, state.params, importance, strength, turns)
-        print(f"then the second, {name}: {scores(end)}")
+    after = state._replace(collector=data.start(second, (), jax.random.key(seed + 1)))
+    for name, each in (("after both, without EWC", 0.0), ("after both, with EWC", strength)):
+        score(name, train(config, second, after, state.params, importance, each, turns))
+    return found
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:2]))
+    main(*map(int, sys.argv[1:3]))

@@ -265,8 +265,13 @@ def test_the_gap_closed_and_the_sums_of_scores_by_hand():
     assert permuted["verdicts"] == {
         "gap_closed_reached": False, "gap_closed_aim": False, "online_within_a_point": True, "ewc_above_l2": True,
     }  # fmt: skip
+    assert [row["reached"] for row in permuted["rows"]] == [False, True, True]
+    assert permuted["rows"][0]["measured"] == "75.0% (75.0% to 75.0%)" and permuted["rows"][2]["measured"].startswith(
+        "85.0% / 75.0% / 70.0%"
+    )
     assert games["sums"] == {"sgd": [0.9], "ewc": [1.75], "l2": [0.75], "separate": [2.0]}
     assert games["ewc_minus_sgd"] == pytest.approx(0.85)
+    assert [row["measured"] for row in games["rows"]] == ["0.85 (0.85 to 0.85)", "1.75 / 0.75 / 0.90 / 2.00"]
     assert games["verdicts"] == {"above_sgd_reached": True, "above_l2_reached": True, "aim": False}
 
 

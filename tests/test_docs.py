@@ -112,7 +112,7 @@ def test_every_system_and_page_is_in_the_readme() -> None:
         assert f"| `{systems.system_name(module)}` |" in README and page_of(module) in README
 
 
-EXAMPLES = ("your_own_env", "your_own_network", "your_own_loss", "uncertainty_of_a_critic", "ewc_around_ppo", "maml_around_ppo")
+EXAMPLES = ("your_own_env", "your_own_network", "your_own_loss", "uncertainty_of_a_critic", "maml_around_ppo")
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -120,6 +120,14 @@ def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     loaded(ROOT / "examples" / f"{name}.py").main(1_024 if name != "your_own_network" else 2_048)
     assert capsys.readouterr().out.count("\n") >= 2
+
+
+def test_ewc_around_ppo_keeps_the_task_that_ppo_forgets(capsys: pytest.CaptureFixture[str]) -> None:
+    found = loaded(ROOT / "examples" / "ewc_around_ppo.py").main(16_384)
+    learned, without, held = (found[name] for name in ("after the first", "after both, without EWC", "after both, with EWC"))
+    assert capsys.readouterr().out.count("\n") == 3
+    assert learned[0] > 8.5 and without[0] < learned[0] - 1.0
+    assert held[0] > learned[0] - 0.5 and min(held[1], without[1]) > 9.0
 
 
 # ------------------------------------------------------------------------------------------------------------------- tables

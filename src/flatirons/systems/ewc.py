@@ -67,6 +67,9 @@ class Config:
     """Step size."""
     optimiser: Literal["adam", "sgd"] = "adam"
     """adam, begun anew with each task, or plain sgd as in the paper."""
+    anneal_learning_rate: bool = True
+    """Whether the step size falls to 0 over each task's updates (the paper's does not): a task is then left at its minimum, where F is the
+    curvature, and the next one's last steps are too small to shake what the penalty holds."""
     batch_size: int = 128
     """Images in a minibatch, drawn with replacement."""
     hidden: tuple[int, ...] = (400, 400)
@@ -79,7 +82,15 @@ PRESETS = {
     "ewc-mnist": Preset(doc="Ten permuted MNIST tasks in a minute on one core: Adam, 500 updates each.", config={}, tasks=("data:mnist",)),
     "ewc-paper": Preset(
         doc="The paper's three tasks (figure 2A): plain SGD of 1e-3, two layers of 400, 20 passes over 60,000 images each, no dropout.",
-        config={"total_steps": 28_500, "num_tasks": 3, "task_steps": 9_500, "turn_steps": 500, "optimiser": "sgd", "learning_rate": 1e-3},
+        config={
+            "total_steps": 28_500,
+            "num_tasks": 3,
+            "task_steps": 9_500,
+            "turn_steps": 500,
+            "optimiser": "sgd",
+            "learning_rate": 1e-3,
+            "anneal_learning_rate": False,
+        },
     ),
 }
 
@@ -281,17 +292,19 @@ def update(config: Config, task: Task, state: State, experience: Rows, *, loss: 
     held = config.mode in ("ewc", "online", "l2")
     anchored = information.anchored(loss, [state.anchor] * held, [state.fisher] * held, config.strength)
 
-    def one_minibatch(c: tuple[Any, Any], rows: Rows) -> tuple[tuple[Any, Any], Metrics]:
-        params, opt_state = c
+    def one_minibatch(c: tuple[Any, Any], inputs: tuple[Rows, jax.Array]) -> tuple[tuple[Any, Any], Metrics]:
+        (params, opt_state), (rows, rate) = c, inputs
         pixels = jnp.take_along_axis(state.data.images[rows.image], state.permutations[rows.task], axis=-1)
         batch = Batch(pixels.astype(jnp.float32) / 255.0, state.data.labels[rows.image])
         grads, metrics = jax.grad(functools.partial(anchored, config, task), has_aux=True)(params, batch)
         direction, opt_state = _optimiser(config).update(grads, opt_state)
-        return (optimisers.descend(params, direction, config.learning_rate), opt_state), metrics | {"grad_norm": trees.global_norm(grads)}
+        return (optimisers.descend(params, direction, rate), opt_state), metrics | {"grad_norm": trees.global_norm(grads)}
 
-    begins = state.updates % config.task_steps == 0
-    opt_state = trees.select(begins, _optimiser(config).init(state.params), state.opt_state)
-    (params, opt_state), metrics = jax.lax.scan(one_minibatch, (state.params, opt_state), experience)
+    begun = state.updates % config.task_steps
+    left = 1.0 - (begun + jnp.arange(config.turn_steps)) / config.task_steps
+    rates = config.learning_rate * (left if config.anneal_learning_rate else jnp.ones_like(left))
+    opt_state = trees.select(begun == 0, _optimiser(config).init(state.params), state.opt_state)
+    (params, opt_state), metrics = jax.lax.scan(one_minibatch, (state.params, opt_state), (experience, rates))
     state = state._replace(params=params, opt_state=opt_state, updates=state.updates + config.turn_steps)
     return state, jax.tree.map(jnp.mean, metrics)
 
@@ -349,9 +362,8 @@ def score(config: Config, task: Any, actor: Actor, episodes: int, seed: int) -> 
     """Accuracy on all test images under every permutation begun, "accuracy_0" and so on, and their "mean". Nothing is drawn, so that
     `episodes` and `seed` change nothing."""
     data = _data(task)
-    found = jax.jit(accuracies)(actor.params, actor.permutations, data.test_images, data.test_labels)
-    begun = max(1, int(actor.begun))
-    each = [float(x) for x in found[:begun]]
+    tested, begun = jax.jit(accuracies), max(1, int(actor.begun))
+    each = [float(tested(actor.params, actor.permutations[j : j + 1], data.test_images, data.test_labels)[0]) for j in range(begun)]
     return {"mean": sum(each) / begun, **{f"accuracy_{j}": x for j, x in enumerate(each)}}
 
 
