@@ -31,14 +31,10 @@ def play(config: Any, task: Any, theta: Any, goal: Any, key: Any) -> tuple[Any, 
     collector = collector._replace(env=collector.env._replace(inner=task.env.placed(goals, collector.env.inner)))
     actor = onpolicy.Actor(actor_critic.policy_params(theta), ())
     _, experience, _ = rollout.rollout(config, task, ppo.policy, actor, collector, HORIZON)
-    batch, _ = onpolicy.advantages(
-        config,
-        task,
-        onpolicy.Normaliser((), (), ()),
-        experience,
-        value=functools.partial(ppo.value, config, task, theta),
-        distribution=functools.partial(ppo.distribution, config, task, theta),
-    )
+    pi = ppo.distribution(config, task, theta, experience.obs, experience.legal)
+    value, next_value = (ppo.value(config, task, theta, obs) for obs in (experience.obs, experience.next_obs))
+    normaliser = onpolicy.Normaliser((), (), ())
+    batch = onpolicy.rows(onpolicy.advantages(config, normaliser, experience, experience.obs, pi, value, next_value)[0])
     return jax.lax.stop_gradient((batch, jnp.mean(jnp.sum(experience.reward, axis=0))))
 
 

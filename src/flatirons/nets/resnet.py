@@ -66,7 +66,7 @@ def resnet_init(key: Key, spec: ArraySpec, num_actions: int, shape: Shape) -> di
         at += count
 
     def normed(name: str, gain: float) -> dict[str, jax.Array]:
-        return layers[name] | {"gain": jnp.full(shape.channels, gain)}
+        return layers[name] | {"gain": jnp.full(shape.channels, gain, jnp.float32)}
 
     return {
         "stem": normed("stem", 1.0),
