@@ -1,4 +1,4 @@
-"""Moves, positions and records as people write them: known texts, round trips, python-chess and cshogi as witnesses, and bad input."""
+"""Moves, positions and records as people write them: known texts, round trips, python-chess as witness, and bad input."""
 
 from __future__ import annotations
 
@@ -183,21 +183,6 @@ def test_pgn_as_people_write_it() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------------ shogi
-
-
-def test_cshogi_agrees() -> None:
-    cshogi: Any = pytest.importorskip("cshogi", reason="cshogi, the second opinion, is not installed: pip install cshogi")
-    rng = np.random.default_rng(0)
-    board = cshogi.Board()
-    for ply in range(1, 121):
-        board.push(int(rng.choice(list(board.legal_moves))))
-        if board.is_game_over():
-            board.reset()
-        if ply % 30:
-            continue
-        ours = table("shogi", board.sfen())
-        assert set(notation.moves(ours.game, ours.board, ours.legal)) == {cshogi.move_to_usi(move) for move in board.legal_moves}
-        assert ours.text() == board.sfen()
 
 
 @pytest.mark.parametrize(
