@@ -55,16 +55,16 @@ class Config:
     """Side of the square in the middle whose pixels are permuted; 28 is all of them (the paper's figure 2C: 8 and 26)."""
     mode: Literal["ewc", "online", "l2", "sgd", "joint"] = "ewc"
     """What holds the parameters: see the top of the file."""
-    strength: float = 100.0
+    strength: float = 200.0
     """Lambda of equation 3."""
     decay: float = 1.0
     """What is left of F after another task, in mode online (gamma of Schwarz 2018)."""
-    labels: Literal["observed", "sampled", "expected"] = "expected"
+    labels: Literal["observed", "sampled", "expected"] = "sampled"
     """Whose labels F is an average over: the data's, drawn from the model, or every class by its probability (ten passes)."""
-    fisher_examples: int = 4_000
+    fisher_examples: int = 1_000
     """Training images that F is an average over, drawn with replacement; a multiple of 100."""
-    learning_rate: float = 1e-3
-    """Step size."""
+    learning_rate: float = 3e-3
+    """Step size, at the start of a task where it falls."""
     optimiser: Literal["adam", "sgd"] = "adam"
     """adam, begun anew with each task, or plain sgd as in the paper."""
     anneal_learning_rate: bool = True
