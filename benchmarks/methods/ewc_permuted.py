@@ -32,7 +32,7 @@ MODES: dict[str, dict[str, Any]] = {
     "joint": {"mode": "joint"},
     "ewc": {"mode": "ewc"},
     "online": {"mode": "online"},
-    "l2": {"mode": "l2", "strength": 0.1},
+    "l2": {"mode": "l2", "strength": 0.01},
 }
 
 
