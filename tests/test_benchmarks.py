@@ -239,7 +239,7 @@ def test_committed_results_have_the_agreed_fields(path):
         **{name: {"milliseconds", "milliseconds_at_roof", "ratio_to_roof"} for name in (*UPDATES, "sac_update_halfcheetah")},
     }
     if {"methods", "games"} & set(path.parts):
-        assert result.keys() >= HEADER - {"versions"} and result.keys() & {"rows", "verdicts"}
+        assert result.keys() >= HEADER - {"versions"} and result.keys() & {"rows", "verdicts", "reached"}
     else:
         wanted = kinds.get(path.parent.name, HEADER | others[path.stem] if path.stem in others else SPEED)
         assert result.keys() >= wanted
