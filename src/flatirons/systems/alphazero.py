@@ -134,7 +134,7 @@ PRESETS = {
         },
     ),
     "alphazero-tic-tac-toe": Preset(
-        doc="Tic-tac-toe within a minute on a laptop.",
+        doc="Tic-tac-toe in half a minute on a laptop; some seeds still lose a line of play.",
         config=_small(
             total_steps=102_400, num_envs=64, num_simulations=16, blocks=2, channels=32, buffer_size=2**14, learning_starts=1_024,
             batch_size=256, symmetries=True, temperature_plies=9,
@@ -142,14 +142,14 @@ PRESETS = {
         tasks=("pgx:tic_tac_toe",),
     ),
     "alphazero-connect-four": Preset(
-        doc="Connect four within an hour and a half on a laptop.",
+        doc="Connect four, sized for an hour and a half on a laptop; not measured yet.",
         config=_small(
             total_steps=716_800, num_envs=128, num_steps=8, gradient_steps=16, batch_size=256, value_mix=0.5, symmetries=True,
         ),
         tasks=("pgx:connect_four",),
     ),
     "alphazero-othello": Preset(
-        doc="Othello within two hours on a laptop.",
+        doc="Othello, sized for two hours on a laptop; not measured yet.",
         config=_small(symmetries=True),
         tasks=("pgx:othello",),
     ),
