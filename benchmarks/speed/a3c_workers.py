@@ -116,7 +116,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=40.0, help="how long one of them runs")
     parser.add_argument("--score", type=float, default=-17.0, help="the reference score")
     parser.add_argument("--budget", type=int, default=1_000_000, help="decisions after which a run to the score gives up")
-    parser.add_argument("--seeds", type=seed_list, default=[0, 1], help="of the runs to the score; an empty text leaves them out")
+    parser.add_argument(
+        "--seeds", type=lambda text: seed_list(text) if text else [], default=[0, 1], help="of the runs to the score; none: ''"
+    )
     parser.add_argument("--score-mode", default="processes", choices=["threads", "processes"], help="how the runs to the score race")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "a3c_workers")
     parser.add_argument("--out", type=Path, default=RESULTS / "speed", help="folder of the result file")

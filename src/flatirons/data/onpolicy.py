@@ -112,6 +112,18 @@ def advantages(
     return Batch(obs, experience.legal, experience.action, old_log_prob, old_value, advantage, advantage + old_value, old), normaliser
 
 
+def next_values(value: Callable[[Any], jax.Array], old_value: jax.Array, next_obs: Any, truncated: jax.Array) -> jax.Array:
+    """V of the true successors, `[T, B]`, for `advantages`; `value(obs [t, B, ...])` is theta_old's, `old_value [T, B]` its V(s).
+
+    A successor is the next row's state, or the end of an episode, whose value nobody reads; only where an episode was cut it is neither,
+    and then all are judged."""
+
+    def of_the_next_row() -> jax.Array:
+        return jnp.concatenate([old_value[1:], value(jax.tree.map(lambda x: x[-1:], next_obs))])
+
+    return jax.lax.cond(jnp.any(truncated), lambda: value(next_obs), of_the_next_row)
+
+
 def rows(batch: Batch) -> Batch:
     """A trajectory `[T, B, ...]` as rows `[T B, ...]`."""
     return spread(trees.as_rows(batch))

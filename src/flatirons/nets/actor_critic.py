@@ -94,6 +94,15 @@ def value(config: Any, task: Task, params: Any, obs: Any) -> jax.Array:
     return v(params, of(config, task).apply(params.get("value_torso", params["torso"]), obs))
 
 
+def judged(config: Any, task: Task, params: Any, obs: Any, legal: Any) -> tuple[distributions.Distribution, jax.Array]:
+    """pi(. | s) and V(s), as `distribution` and `value` have them. A shared torso is gone through once, and its gradient, which the sum of
+    both is, too."""
+    net = of(config, task)
+    features = net.apply(params["torso"], obs)
+    of_value = net.apply(params["value_torso"], obs) if "value_torso" in params else features
+    return pi(task, params, features, legal), v(params, of_value)
+
+
 # ------------------------------------------------------------------------------------------------------------- with a memory
 
 

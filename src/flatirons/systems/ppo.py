@@ -334,7 +334,7 @@ def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
 def _judged(config: Config, task: Task, params: Any, batch: Batch) -> tuple[Any, jax.Array]:
     """pi(. | s) and V(s) of each row of a batch; with a memory, of each row of its sequences."""
     if not config.lstm:
-        return distribution(config, task, params, batch.obs, batch.legal), value(config, task, params, batch.obs)
+        return actor_critic.judged(config, task, params, batch.obs, batch.legal)
     obs, first = onpolicy.over_time((batch.obs, batch.first))
     memories = actor_critic.unroll(config, task, params, obs, first, batch.memory)
     of_policy, of_value = onpolicy.over_time(actor_critic.features(memories))
@@ -405,8 +405,8 @@ def _seen_by_theta_old(config: Config, task: Task, state: State, experience: Tra
         # Where an episode was cut, too, its successor is valued with what was remembered of that episode.
         next_v = actor_critic.next_values(config, task, old, next_obs, memories)
     else:
-        pi = distribution(config, task, old, obs, experience.legal)
-        v, next_v = (value(config, task, old, x) for x in (obs, next_obs))
+        pi, v = actor_critic.judged(config, task, old, obs, experience.legal)
+        next_v = onpolicy.next_values(lambda x: value(config, task, old, x), v, next_obs, experience.truncated)
     batch, normaliser = onpolicy.advantages(config, state.normaliser, experience, obs, pi, v, next_v)
     if config.objective != "penalty":
         batch = batch._replace(old=())

@@ -287,7 +287,8 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
     key, key_vine, key_shuffle = jax.random.split(state.key, 3)
     obs, next_obs = (prepare(task, state.normaliser.obs, x) for x in (experience.obs, experience.next_obs))
     pi_old = distribution(config, task, state.params, obs, experience.legal)
-    v, next_v = (value(config, task, state.params, x) for x in (obs, next_obs))
+    v = value(config, task, state.params, obs)
+    next_v = onpolicy.next_values(lambda x: value(config, task, state.params, x), v, next_obs, experience.truncated)
     batch, normaliser = onpolicy.advantages(config, state.normaliser, experience, obs, pi_old, v, next_v)
     batch = onpolicy.rows(batch._replace(old=()))
     if config.normalise_advantage:
