@@ -11,15 +11,19 @@ AXIS = "envs"
 """The mesh's one axis: environments, and the rows that came from them."""
 
 
+def is_active() -> bool:
+    """Whether this is traced for several devices."""
+    return AXIS in jax.sharding.get_abstract_mesh().axis_names
+
+
 def spread(tree: Any) -> Any:
     """Cut the leading axis of each array over the devices of the mesh under which this is traced. The tree itself where there is no mesh;
     arrays whose rows the devices do not divide stay whole.
 
     It changes where things are computed and nothing else: the compiler adds up what the devices find."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if AXIS not in mesh.axis_names:
+    if not is_active():
         return tree
-    count = mesh.shape[AXIS]
+    count = jax.sharding.get_abstract_mesh().shape[AXIS]
 
     def one(x: Any) -> Any:
         return jax.lax.with_sharding_constraint(x, PartitionSpec(AXIS)) if x.ndim and x.shape[0] % count == 0 else x

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from flatirons.core import losses, optimisers, schedules, trees
+from flatirons.core.chunks import mean_over_chunks
 from flatirons.core.shuffle import minibatches, taken
 from flatirons.data import onpolicy
 from flatirons.data import rollout as data
@@ -346,7 +347,7 @@ def loss(config: Config, task: Task, params: Any, batch: Batch) -> tuple[jax.Arr
     pi, v = _judged(config, task, params, batch)
     advantage = batch.advantage
     if config.normalise_advantage:
-        advantage = (advantage - jnp.mean(advantage)) / (jnp.std(advantage) + 1e-8)
+        advantage = _standardised(advantage)
     log_ratio = pi.log_prob(batch.action) - batch.old_log_prob
     ratio = jnp.exp(log_ratio)
     if config.objective == "clip":
@@ -369,6 +370,19 @@ def loss(config: Config, task: Task, params: Any, batch: Batch) -> tuple[jax.Arr
         "approx_kl": jnp.mean(ratio - 1.0 - log_ratio),
         "clip_fraction": jnp.mean((jnp.abs(ratio - 1.0) > config.clip_eps).astype(jnp.float32)),
     }
+
+
+def _standardised(advantage: jax.Array) -> jax.Array:
+    return (advantage - jnp.mean(advantage)) / (jnp.std(advantage) + 1e-8)
+
+
+def _gradients(config: Config, task: Task, params: Any, batch: Batch, loss: Callable) -> tuple[Any, Metrics]:
+    """The gradient of the loss on a minibatch, and its metrics; many rows are gone through in parts, the advantages standardised before."""
+    if config.normalise_advantage and not config.lstm:
+        batch = batch._replace(advantage=_standardised(batch.advantage))
+        config = dataclasses.replace(cast(Any, config), normalise_advantage=False)
+    grad = jax.grad(functools.partial(loss, config, task), has_aux=True)
+    return grad(params, batch) if config.lstm else mean_over_chunks(functools.partial(grad, params), batch)
 
 
 def _optimiser(config: Config) -> optax.GradientTransformation:
@@ -429,7 +443,7 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
 
     def one_minibatch(c: tuple[Any, Any], indices: Any) -> tuple[tuple[Any, Any], Metrics]:
         params, opt_state = c
-        grads, metrics = jax.grad(functools.partial(loss, annealed, task), has_aux=True)(params, taken(batch, indices))
+        grads, metrics = _gradients(annealed, task, params, taken(batch, indices), loss)
         norm = trees.global_norm(grads)
         if config.max_grad_norm is not None:
             grads = optimisers.clip_by_global_norm(grads, norm, config.max_grad_norm)
