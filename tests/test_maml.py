@@ -434,6 +434,19 @@ def test_omniglot_holds_two_alphabets_out() -> None:
         envs.make("meta:omniglot", 1, training=False, ways=67)
 
 
+def test_other_pictures_than_a_run_began_with_are_refused(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = "0" * 64
+    monkeypatch.setattr(meta, "_omniglot", lambda *_: (meta.Pictures(fake_pictures(size=6).images, ("Invented",), files), ()))
+    settings = {"num_envs": 2, "shots": 1, "queries": 1, "network": "mlp", "hidden": (4,), "eval_queries": 1, "total_steps": 2}
+    run = fi.train("maml", "meta:omniglot", out=tmp_path / "run", env_options={"ways": 2}, stop_at=1, quiet=True, **settings)
+    assert run.step == 1
+    files = "1" * 64
+    with pytest.raises(FlatironsError, match="are not those that"):
+        fi.resume(tmp_path / "run", quiet=True)
+    files = "0" * 64
+    assert fi.resume(tmp_path / "run", quiet=True).step == 2
+
+
 # ------------------------------------------------------------------------------------------------------------------- bad input
 
 

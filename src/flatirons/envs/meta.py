@@ -128,10 +128,11 @@ class Sinusoid:
 
 
 class Pictures:
-    """Characters and their pictures, uint8 `[characters, pictures, height, width]`, 255 where there is ink; equal to itself alone."""
+    """Characters and their pictures, uint8 `[characters, pictures, height, width]`, 255 where there is ink; equal to itself alone. `sha256`
+    is that of the files they were read from, "" where they come from none."""
 
-    def __init__(self, images: np.ndarray, alphabets: tuple[str, ...]):
-        self.images, self.alphabets = images, alphabets
+    def __init__(self, images: np.ndarray, alphabets: tuple[str, ...], sha256: str = ""):
+        self.images, self.alphabets, self.sha256 = images, alphabets, sha256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -408,4 +409,4 @@ def _omniglot(data_dir: str | None, training: bool) -> tuple[Pictures, tuple[str
     chosen = of_training if training else ~of_training
     alphabets = tuple(name for name in names if (name not in HELD_OUT) == training)
     note = f"Omniglot: {int(chosen.sum())} characters of {', '.join(alphabets)} (files {sha256[:12]})"
-    return Pictures(np.ascontiguousarray(arrays["images"][chosen]), alphabets), (note,)
+    return Pictures(np.ascontiguousarray(arrays["images"][chosen]), alphabets, sha256), (note,)

@@ -20,7 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatirons import envs, studies, systems
+from flatirons.envs import meta
 from flatirons.envs.datasets import DataTask
+from flatirons.envs.ingraph import InGraph
 from flatirons.run import checkpoint, evaluate, folder
 from flatirons.systems import system_name
 from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, MultiDiscrete, Network, Spec, Task, TimeStep
@@ -256,12 +258,23 @@ def check_options(options: Options, seed: int, seeds: int, workers: int) -> Opti
 
 def demand_same_data(job: Job, made: Task) -> None:
     """Raises FlatironsError where a run that learns from data finds other files than it began with."""
-    recorded = job.recorded.get("data_sha256")
-    if recorded is not None and isinstance(made, DataTask) and made.sha256 != recorded:
+    recorded, found = job.recorded.get("data_sha256"), _data_sha256(made)
+    if recorded is not None and found is not None and found != recorded:
         raise FlatironsError(
-            f"the files of {made.name} are not those that {job.path} began with (SHA-256 {made.sha256[:12]}... where it recorded "
+            f"the files of {made.name} are not those that {job.path} began with (SHA-256 {found[:12]}... where it recorded "
             f"{recorded[:12]}...); put the old ones back, or begin a new run"
         )
+
+
+def _data_sha256(made: Task) -> str | None:
+    """The digest of the files that a task reads, None where it reads none."""
+    match made:
+        case DataTask():
+            return made.sha256
+        case InGraph(env=meta.Glyphs(pictures=pictures)):
+            return pictures.sha256
+        case _:
+            return None
 
 
 # ---------------------------------------------------------------------------------------------------------------- records
@@ -286,7 +299,7 @@ def record_of(job: Job, made: Task, *, vmapped: bool) -> dict[str, Any]:
         "env_options": job.env_options,
         "in_graph": made.in_graph,
         "spec": spec_to_json(made.spec),
-        "data_sha256": made.sha256 if isinstance(made, DataTask) else None,
+        "data_sha256": _data_sha256(made),
         "seed": job.seed,
         "seeds": job.seeds,
         "vmapped": vmapped,

@@ -291,7 +291,7 @@ class Trained:
             raise FlatironsError(f"{run.path} is a run of {run._job.name}, whose policy has no search to play games with; train alphazero")
         self.name, self.game, self.run = name, game, run
         settings = vars(run.config)
-        own = settings.get("play_simulations") or settings.get("num_simulations", 100)
+        own = settings.get("play_simulations") or settings.get("num_simulations", 0)  # a policy network has none
         self.simulations = int(own) if simulations is None else simulations
         self._task = acting_task(run._job)
         self._config, self._actor = on_device(run.config), run.actor
