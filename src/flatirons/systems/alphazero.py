@@ -134,9 +134,9 @@ PRESETS = {
         },
     ),
     "alphazero-tic-tac-toe": Preset(
-        doc="Tic-tac-toe in a minute on a laptop.",
+        doc="Tic-tac-toe in a minute or two on a laptop.",
         config=_small(
-            total_steps=204_800, num_envs=64, num_simulations=16, blocks=2, channels=32, buffer_size=2**14, learning_starts=1_024,
+            total_steps=409_600, num_envs=64, num_simulations=16, blocks=2, channels=32, buffer_size=2**14, learning_starts=1_024,
             batch_size=256, symmetries=True, temperature_plies=9,
         ),
         tasks=("pgx:tic_tac_toe",),
