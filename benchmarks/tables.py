@@ -13,6 +13,7 @@ A page asks for a table with a pair of markers, and what stands between them is 
     <!-- results:workers -->           A3C with one and with two actor-learners   <!-- /results -->
     <!-- results:environments -->      what more environments cost   <!-- /results -->
     <!-- results:checks:tabular -->    checks whose name begins so   <!-- /results -->
+    <!-- results:games:alphazero -->    board games, those of a page (see GAMES)   <!-- /results -->
 
 It also writes `src/flatirons/run/measured.json`, what `flatirons list SYSTEM` says a preset reaches, in how many hours.
 
@@ -30,7 +31,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKED = re.compile(
-    r"(<!-- results:(?P<kind>learning|speed|checks|values|updates|memory|table1|workers|environments)(?::(?P<name>[\w.-]+))? -->\n)"
+    r"(<!-- results:(?P<kind>learning|speed|checks|values|updates|memory|table1|workers|environments|games)(?::(?P<name>[\w.-]+))? -->\n)"
     r".*?(<!-- /results -->)",
     re.DOTALL,
 )
@@ -116,6 +117,82 @@ def checks(results: Sequence[dict[str, Any]]) -> str:
             shown = found if isinstance(found, str) else f"{found:,}" if isinstance(found, int) else f"{found:.2g}"
             rows.append([f"`{r['name']}`", part["what"], part["reach"], shown, "yes" if part["reached"] else "**no**"])
     return table(head, rows) + provenance(results)
+
+
+def yes(held: bool) -> str:
+    return "yes" if held else "**no**"
+
+
+def _tictactoe(r: dict[str, Any]) -> list[list[str]]:
+    bar = f"{r['reach']['losses']} lost, {r['reach']['seconds'] / 60:.0f} minutes"
+    seconds, losses = ([seed[name] for seed in r["seeds"]] for name in ("seconds", "losses"))
+    found = f"{', '.join(map(str, losses))} lost after {min(seconds):.0f} to {max(seconds):.0f} s ({len(losses)} seeds)"
+    return [["tic-tac-toe: lines of play lost, all replies, both sides", bar, found, yes(r["reached"])]]
+
+
+def _connect_four(r: dict[str, Any]) -> list[list[str]]:
+    head = f"connect four, seed {r['seed']}, {r['minutes']:.0f} minutes, {r['moves']:,} moves; {r['simulations']} simulations a move: "
+    return [
+        [
+            f"{head}{name}",
+            f"{part['reach']:.0%}",
+            f"{part['points']:.1%} ({part['wins']} won, {part['draws']} drawn, {part['losses']} lost)",
+            yes(part["reached"]),
+        ]
+        for name, part in r["matches"].items()
+    ]
+
+
+def _search_time(r: dict[str, Any]) -> list[list[str]]:
+    what = f"{r['network']}, batch {r['batch']}, {r['simulations']} simulations: time on top of the network's own"
+    return [
+        [
+            f"{kind} search, {what}",
+            f"{r['reach']:.0%}",
+            f"{part['overhead']:.1%} ({part['microseconds_a_simulation']:.0f} µs a simulation)",
+            yes(part["reached"]),
+        ]
+        for kind, part in r["searches"].items()
+    ]
+
+
+def _selfplay_time(r: dict[str, Any]) -> list[list[str]]:
+    middle = sorted(r["pairs"], key=lambda pair: pair["ratio"])[len(r["pairs"]) // 2]
+    shown = f"{middle['ours_simulations_a_second']:,.0f} and {middle['peer_simulations_a_second']:,.0f}, {r['ratio_median']:.1f}×"
+    what = "self-play, connect four: simulations a second, ours and OpenSpiel's AlphaZero"
+    return [[what, f"{r['reach']:.0f}×", shown, yes(r["reached"])]]
+
+
+def _honest(r: dict[str, Any]) -> list[list[str]]:
+    return [
+        [
+            f"`{row['a']}` against `{row['b']}`, {row['games']} games",
+            "–",
+            f"{row['score']:.1%} (Elo {row['elo_low']:+.0f} to {row['elo_high']:+.0f})",
+            "–",
+        ]
+        for row in r["rows"]
+    ]
+
+
+def _fuzz(r: dict[str, Any]) -> list[list[str]]:
+    return [[f"{row['protocol']}, {row['game']}: random commands", "all answered", f"{row['commands']:,}", "yes"] for row in r["rows"]]
+
+
+GAMES = {
+    "alphazero": {
+        "tictactoe": _tictactoe, "connect_four": _connect_four, "search_time": _search_time, "selfplay_time": _selfplay_time,
+    },
+    "games": {"honest": _honest, "fuzz": _fuzz},
+}  # fmt: skip
+"""The result files of a page, and how each becomes rows."""
+
+
+def games(results: Sequence[dict[str, Any]], page: str) -> str:
+    """One row for each thing that a page on board games shows."""
+    shown = [r for name in GAMES[page] for r in results if r["name"] == name]
+    rows = [row for r in shown for row in GAMES[page][r["name"]](r)]
+    return table(["what", "to reach", "measured", "reached"], rows) + provenance(shown) if rows else ""
 
 
 def flat(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -223,6 +300,7 @@ def fill(
     timed: Sequence[dict[str, Any]],
     checked: Sequence[dict[str, Any]] = (),
     curved: Sequence[dict[str, Any]] = (),
+    played: Sequence[dict[str, Any]] = (),
 ) -> str:
     """The page `text` with every marked table made anew."""
 
@@ -240,6 +318,8 @@ def fill(
         elif match["kind"] in PAGES_OWN:
             own = [r for r in (*timed, *curved) if r["name"] == PAGES_OWN_RESULT[match["kind"]]]
             body = PAGES_OWN[match["kind"]](own[0]) if own else NOTHING
+        elif match["kind"] == "games":
+            body = games(played, match["name"]) or NOTHING
         elif match["kind"] == "checks":
             chosen = [r for r in checked if name is None or r["name"].startswith(name)]
             body = checks(chosen) if chosen else NOTHING
@@ -311,13 +391,13 @@ def measured(learned: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    kinds = ("learning", "speed", "curves", "tabular", "methods")
-    learned, timed, curved, *checks = (load(ROOT / "benchmarks/results" / kind) for kind in kinds)
+    kinds = ("learning", "speed", "curves", "games", "tabular", "methods")
+    learned, timed, curved, played, *checks = (load(ROOT / "benchmarks/results" / kind) for kind in kinds)
     checked = [result for kind in checks for result in kind]
     behind = []
     for page in [ROOT / MEASURED, ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         old = page.read_text(encoding="utf-8") if page.exists() else ""
-        new = measured(learned) if page == ROOT / MEASURED else fill(old, learned, timed, checked, curved)
+        new = measured(learned) if page == ROOT / MEASURED else fill(old, learned, timed, checked, curved, played)
         if new != old:
             behind.append(str(page.relative_to(ROOT)))
             if "--check" not in arguments:
