@@ -235,11 +235,12 @@ def test_committed_results_have_the_agreed_fields(path):
         "num_envs": {"rows", "reached"},
         "a3c_workers": {"throughput", "time_to_score"},
         "ppo_table1": {"rows", "scores", "reached"},
+        "maml_sinusoid_torch": {"pairs", "ratio_median", "settings"},
         "dqn_replay_memory": {"frames", "replay_gb", "peak_gb", "above_replay_gb"},
         **{name: {"milliseconds", "milliseconds_at_roof", "ratio_to_roof"} for name in (*UPDATES, "sac_update_halfcheetah")},
     }
     if {"methods", "games"} & set(path.parts):
-        assert result.keys() >= HEADER - {"versions"} and result.keys() & {"rows", "verdicts", "reached"}
+        assert result.keys() >= HEADER - {"versions"} and result.keys() & {"rows", "verdicts", "reached", "searches"}
     else:
         wanted = kinds.get(path.parent.name, HEADER | others[path.stem] if path.stem in others else SPEED)
         assert result.keys() >= wanted
