@@ -29,16 +29,21 @@ if [ "$which" = all ] || [ "$which" = speed ]; then
     run benchmarks.speed.num_envs
     run benchmarks.speed.a3c_workers
     run benchmarks.speed.maml_sinusoid
+    run benchmarks.games.search_time
+    run benchmarks.games.selfplay_time
 fi
 if [ "$which" = all ] || [ "$which" = learning ]; then
     run benchmarks.tabular.run
     for method in maml_sinusoid maml_navigation maml_omniglot maml_halfcheetah; do
         run "benchmarks.methods.$method"
     done
-    run benchmarks.games.search_time
     run benchmarks.games.tictactoe
     run benchmarks.games.connect_four train
     run benchmarks.games.connect_four test
+    run benchmarks.games.ablations
+    run benchmarks.games.alphago train
+    run benchmarks.games.alphago test
+    run benchmarks.games.honest --out benchmarks/results/games/honest.json
     for row in $("$python" -c 'from benchmarks.learning.rows import ROWS; print(*ROWS)'); do
         run benchmarks.learning.run "$row"
     done
