@@ -205,6 +205,17 @@ def test_the_natural_gradient_takes_the_whole_step() -> None:
     assert float(metrics["kl"]) > 0.1, "no bound held it"
 
 
+def test_a_delta_that_falls_is_the_smaller_delta() -> None:
+    """Three quarters on the way, a step is the one that a quarter of delta allows, bit for bit."""
+    settings = SMALL | {"total_steps": 4 * SMALL["num_envs"] * SMALL["num_steps"]}
+    config, task = trpo.Config(**settings, delta=0.02, anneal_delta=True), envs.make("jax:CartPole-v1", 4)
+    state = trpo.init(config, task, jax.random.key(0))._replace(updates=jnp.int32(3))
+    found, metrics = jax.jit(trpo.step, static_argnums=(0, 1))(config, task, state)
+    expected, _ = jax.jit(trpo.step, static_argnums=(0, 1))(dataclasses.replace(config, delta=0.005, anneal_delta=False), task, state)
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+    assert 0.0 < float(metrics["kl"]) <= 0.005
+
+
 def test_the_expected_improvement_is_the_gradient_along_the_step() -> None:
     # For a tiny delta the surrogate is linear, and its rise is g . step = sqrt(2 delta g^T F^-1 g).
     config, task, state = _collected("jax:Pendulum-v1", delta=1e-5, damping=1e-2, cg_iterations=50)

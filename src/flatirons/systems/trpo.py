@@ -11,6 +11,7 @@ Without the last shrinking it is the natural policy gradient with a step of cons
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flatirons.core import losses, optimisers, trees, trust_region
+from flatirons.core import losses, optimisers, schedules, trees, trust_region
 from flatirons.core.shuffle import minibatches, permutation, taken
 from flatirons.data import onpolicy, vine
 from flatirons.data import rollout as data
@@ -54,6 +55,8 @@ class Config:
     """Decisions of each environment per iteration."""
     delta: float = 0.01
     """Bound on the mean KL divergence of old and new policy (equation 14)."""
+    anneal_delta: bool = False
+    """Let delta fall linearly to 0 at total_steps (not in the paper), so that the last steps cannot undo much."""
     line_search: bool = True
     """Shrink the step until the objective improves and the constraint holds; without it the full step is taken (natural gradient)."""
     backtrack_ratio: float = 0.8
@@ -127,18 +130,19 @@ PRESETS = {
         tasks=("CartPole-v*", "jax:CartPole-v*"),
     ),
     "trpo-pendulum": Preset(
-        doc="Tuned for Pendulum: a short horizon, rewards normalised, larger steps, less noise, a value function fitted for longer.",
+        doc="Tuned for Pendulum: a short horizon, rewards normalised, larger steps that shrink, a value function fitted for longer.",
         config={
             "total_steps": 100_000,
             "num_envs": 4,
             "num_steps": 500,
             "gamma": 0.9,
             "gae_lambda": 0.9,
-            "delta": 0.03,
+            "delta": 0.05,
+            "anneal_delta": True,
             "value_epochs": 20,
             "learning_rate": 3e-3,
             "normalise_reward": True,
-            "initial_log_std": -1.0,
+            "initial_log_std": -0.5,
         },
         tasks=("Pendulum-v*", "jax:Pendulum-v*"),
     ),
@@ -297,7 +301,11 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
         centred = batch.advantage - jnp.mean(batch.advantage)
         batch = batch._replace(advantage=centred / (jnp.std(batch.advantage) + 1e-8))
     sampled = _vine(config, cast(InGraphTask, task), state, experience, key_vine) if config.vine_actions else batch._replace(target=())
-    theta, metrics = _policy_step(config, task, state.params, sampled, functools.partial(loss, config, task))
+    bound = config.delta
+    if config.anneal_delta:
+        bound = schedules.linear(bound, 0.0, schedules.fraction(state.updates, config.total_steps // steps_per_turn(config)))
+    narrowed: Any = dataclasses.replace(cast(Any, config), delta=bound)
+    theta, metrics = _policy_step(narrowed, task, state.params, sampled, functools.partial(loss, config, task))
     values, opt_state, fitted = _fit_values(config, state, batch, key_shuffle, functools.partial(loss, config, task))
     metrics = fitted | metrics | onpolicy.value_metrics(batch) | {"loss": metrics["loss"] + fitted["loss"]}
     normaliser = onpolicy.seen(config, task, normaliser, experience.obs)
