@@ -126,7 +126,7 @@ PRESETS = {
     ),
     "trpo-classic": Preset(
         doc="Tuned for short classic-control tasks with discrete actions.",
-        config={"total_steps": 100_000, "num_envs": 8, "num_steps": 125, "gae_lambda": 0.98, "damping": 1e-3},
+        config={"total_steps": 100_000, "num_envs": 8, "num_steps": 125, "gae_lambda": 0.98, "damping": 1e-3, "anneal_delta": True},
         tasks=("CartPole-v*", "jax:CartPole-v*"),
     ),
     "trpo-pendulum": Preset(
