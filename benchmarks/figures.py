@@ -231,6 +231,8 @@ def a3c_workers(results: Path, place: Path) -> None:
     """Mnih 2016, figure 4: the return of training episodes over the clock, with one and with two actor-learners."""
     found = result(results / "speed", "a3c_workers")
     methods = list(dict.fromkeys(run["method"] for run in found["time_to_score"]))
+    if not methods:
+        raise Missing("runs to a score in a3c_workers.json, which has throughput alone")
     figure, panels = plt.subplots(1, len(methods), figsize=(4.2 * len(methods), 3.6), layout="constrained", squeeze=False, sharey=True)
     for axes, method in zip(panels[0], methods, strict=True):
         for run in found["time_to_score"]:
