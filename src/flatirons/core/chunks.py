@@ -14,10 +14,10 @@ ROWS = 4096
 """Rows of one part."""
 
 
-def mean_over_chunks(f: Callable[[Any], Any], rows: Any, *, size: int = ROWS) -> Any:
-    """The mean of `f(part)` over equal parts of `rows` `[n, ...]`, each of `size` rows; `f(rows)` where they do not divide, on an
+def mean_over_chunks(f: Callable[[Any], Any], rows: Any, *, size: int | None = None) -> Any:
+    """The mean of `f(part)` over equal parts of `rows` `[n, ...]`, each of `size` (ROWS) rows; `f(rows)` where they do not divide, on an
     accelerator, and where the rows are cut over several devices. For an `f` that is itself a mean over its rows, it is `f(rows)`."""
-    n = jax.tree.leaves(rows)[0].shape[0]
+    n, size = jax.tree.leaves(rows)[0].shape[0], size or ROWS
     if n <= size or n % size or jax.default_backend() != "cpu" or spread.is_active():
         return f(rows)
     parts = jax.tree.map(lambda x: x.reshape((n // size, size, *x.shape[1:])), rows)

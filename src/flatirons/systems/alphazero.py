@@ -144,7 +144,7 @@ PRESETS = {
         tasks=("pgx:tic_tac_toe",),
     ),
     "alphazero-connect-four": Preset(
-        doc="Connect four in an hour and a quarter on one core of a laptop.",
+        doc="Connect four in an hour and a half on one core of a laptop.",
         config=_small(
             total_steps=819_200, num_envs=128, num_steps=8, num_simulations=16, blocks=4, channels=48, gradient_steps=16, batch_size=256,
             value_mix=0.5, symmetries=True,

@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flatirons.core import losses, optimisers, schedules, trees
-from flatirons.core.chunks import mean_over_chunks
+from flatirons.core import chunks, losses, optimisers, schedules, trees
 from flatirons.core.shuffle import minibatches, taken
 from flatirons.data import onpolicy
 from flatirons.data import rollout as data
@@ -377,12 +376,16 @@ def _standardised(advantage: jax.Array) -> jax.Array:
 
 
 def _gradients(config: Config, task: Task, params: Any, batch: Batch, loss: Callable) -> tuple[Any, Metrics]:
-    """The gradient of the loss on a minibatch, and its metrics; many rows are gone through in parts, the advantages standardised before."""
-    if config.normalise_advantage and not config.lstm:
+    """The gradient of the loss on a minibatch, and its metrics. Very many rows are gone through in parts, the advantages standardised
+    before, over all of them."""
+    grad = jax.grad(functools.partial(loss, config, task), has_aux=True)
+    if config.lstm or len(batch.advantage) <= chunks.ROWS:
+        return grad(params, batch)
+    if config.normalise_advantage:
         batch = batch._replace(advantage=_standardised(batch.advantage))
         config = dataclasses.replace(cast(Any, config), normalise_advantage=False)
-    grad = jax.grad(functools.partial(loss, config, task), has_aux=True)
-    return grad(params, batch) if config.lstm else mean_over_chunks(functools.partial(grad, params), batch)
+        grad = jax.grad(functools.partial(loss, config, task), has_aux=True)
+    return chunks.mean_over_chunks(functools.partial(grad, params), batch)
 
 
 def _optimiser(config: Config) -> optax.GradientTransformation:
