@@ -59,6 +59,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 
+def yes(held: Any) -> str:
+    """The last column of a table."""
+    return "yes" if held else "**no**"
+
+
 def seeds_of(result: dict[str, Any]) -> int:
     seeds = result.get("seeds", result.get("means", []))
     return seeds if isinstance(seeds, int) else len(seeds)
@@ -79,7 +84,7 @@ def learning(results: Sequence[dict[str, Any]]) -> str:
         span = f" ({number(low)} to {number(high)})" if low is not None else ""
         worst = number(min(r["means"])) if r.get("means") else "–"
         measured = [number(r["mean"]) + span, worst]
-        reached = "–" if r.get("reach") is None else "yes" if r.get("reached") else "**no**"
+        reached = "–" if r.get("reach") is None else yes(r.get("reached"))
         bars = [number(r.get("reach")), number(r.get("aim")), reached]
         measured[0] += " (success)" if r.get("measure") == "success" else ""
         run = [f"`{r['name']}`", r["task"], f"{r['total_steps']:,}", str(seeds_of(r))]
@@ -115,12 +120,8 @@ def checks(results: Sequence[dict[str, Any]]) -> str:
         for part in r["rows"]:
             found = part["measured"]
             shown = found if isinstance(found, str) else f"{found:,}" if isinstance(found, int) else f"{found:.2g}"
-            rows.append([f"`{r['name']}`", part["what"], part["reach"], shown, "yes" if part["reached"] else "**no**"])
+            rows.append([f"`{r['name']}`", part["what"], part["reach"], shown, yes(part["reached"])])
     return table(head, rows) + provenance(results)
-
-
-def yes(held: bool) -> str:
-    return "yes" if held else "**no**"
 
 
 def _tictactoe(r: dict[str, Any]) -> list[list[str]]:

@@ -251,7 +251,7 @@ def test_transfer_and_forgetting_by_hand() -> None:
 # --------------------------------------------------------------------------------------------------------- the system
 
 SETTINGS: dict[str, Any] = {
-    "num_tasks": 2, "task_steps": 150, "turn_steps": 75, "total_steps": 300, "hidden": (30,), "batch_size": 32, "fisher_examples": 200,
+    "num_tasks": 2, "task_steps": 150, "turn_steps": 75, "total_steps": 300, "hidden": (30,), "batch_size": 64, "fisher_examples": 200,
     "learning_rate": 2e-2, "anneal_learning_rate": False, "eval_examples": 500, "strength": 100.0, "labels": "expected",
 }  # fmt: skip
 
@@ -288,9 +288,9 @@ def _learned(held: bool, digits: bool = False) -> tuple[Any, list[Any], list[Any
 def test_ewc_remembers_digits_that_sgd_forgets() -> None:
     _, states, found = _learned(True, digits=True)
     _, _, plain = _learned(False, digits=True)
-    assert plain[1]["accuracy_0"] > 0.75 and plain[3]["accuracy_1"] > 0.75
+    assert plain[1]["accuracy_0"] > 0.8 and plain[3]["accuracy_1"] > 0.8
     assert found[3]["accuracy_0"] > plain[3]["accuracy_0"] + 0.15
-    assert found[3]["accuracy_0"] > found[1]["accuracy_0"] - 0.06 and found[3]["accuracy_1"] > 0.7
+    assert found[3]["accuracy_0"] > found[1]["accuracy_0"] - 0.06 and found[3]["accuracy_1"] > 0.75
     scores = np.asarray(states[-1].scores)
     assert found[3]["backward_transfer"] == pytest.approx(scores[1, 0] - scores[0, 0], abs=1e-6)
     assert plain[3]["forgetting"] > found[3]["forgetting"] and found[3]["total_score"] == pytest.approx(scores[1].sum())

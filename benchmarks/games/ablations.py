@@ -3,14 +3,13 @@
     python -m benchmarks.games.ablations [--minutes 15] [--seeds 0,1] [--only NAME ...]
 
 Every variant is the game's preset with one thing changed, and trains until its own clock (compiling included) passes so many minutes;
-what is finished is kept in `--runs`. Then each plays, with 100 simulations, all 49 openings of two plies in both colours against minimax
+called again it goes on from `--runs`. Then each plays, with 100 simulations, all 49 openings of two plies in both colours against minimax
 of depth 5 and against the preset as it is, of the same seed. Intervals are of 95 %, over the games.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import jax
 
 import flatirons as fi
+from benchmarks.games.alphago import points
 from benchmarks.games.connect_four import SIMULATIONS, looking_ahead, match, network
 from benchmarks.record import RESULTS, ROOT, header, versions, write
 from flatirons.run import folder
@@ -36,21 +36,15 @@ def trained(name: str, seed: int, minutes: float, runs: Path) -> Any:
     """The variant's run, trained for so long by its own clock."""
     path = runs / f"{name.replace(' ', '-')}-seed{seed}"
     enough = lambda run, metrics: metrics["seconds"] < 60 * minutes  # noqa: E731
-    if (path / folder.SUMMARY).exists():
-        return fi.load(path)
     if (path / folder.CONFIG).exists():
         return fi.resume(path, callbacks=[enough], quiet=True)
     return fi.train("alphazero", "pgx:connect_four", seed=seed, out=path, callbacks=[enough], quiet=True, **VARIANTS[name])
 
 
 def over_seeds(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Matches of several seeds as one: wins, draws, losses, share of points with its interval, and each seed's."""
+    """Matches of several seeds as one, and each seed's share of points."""
     wins, draws, losses = (sum(part[what] for part in parts) for what in ("wins", "draws", "losses"))
-    num = wins + draws + losses
-    mean = (wins + 0.5 * draws) / num
-    width = 1.96 * math.sqrt(max(0.0, (wins + 0.25 * draws) / num - mean**2) / num)
-    found = {"wins": wins, "draws": draws, "losses": losses, "points": mean, "ci95": [mean - width, mean + width]}
-    return found | {"seeds": [part["points"] for part in parts]}
+    return points((wins, draws, losses)) | {"seeds": [part["points"] for part in parts]}
 
 
 def main() -> None:

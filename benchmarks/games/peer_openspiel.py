@@ -31,7 +31,7 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     game = pyspiel.load_game("connect_four")
     config = alpha_zero.Config(
-        game="connect_four", path=job["folder"], learning_rate=1e-3, weight_decay=1e-4, decouple_weight_decay=False, train_batch_size=256,
+        game="connect_four", path=".", learning_rate=1e-3, weight_decay=1e-4, decouple_weight_decay=False, train_batch_size=256,
         replay_buffer_size=2**16, replay_buffer_reuse=True, max_steps=0, checkpoint_freq=0, actors=1, evaluators=0, evaluation_window=1,
         eval_levels=1, uct_c=1.25, max_simulations=job["simulations"], policy_alpha=1.0, policy_epsilon=0.25, temperature=1.0,
         temperature_drop=15, nn_model="resnet", nn_width=job["channels"], nn_depth=job["blocks"],

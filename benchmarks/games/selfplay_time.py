@@ -14,16 +14,15 @@ import concurrent.futures
 import json
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.learning.run import ONE_THREAD
-from benchmarks.record import OURS, PEER_JAX, RESULTS, ROOT, clean_environment, header, versions, write
-from benchmarks.speed.measure import MARK, answer, measure
+from benchmarks.record import OURS, PEER_JAX, RESULTS, header, versions, write
+from benchmarks.speed.measure import answer, measure
+from benchmarks.speed.versus import measurement
 
 SETTINGS = {"blocks": 3, "channels": 64, "simulations": 32}
 REACH, AIM = 10.0, 30.0
@@ -40,7 +39,7 @@ def ours(job: dict[str, Any]) -> None:
     from flatirons.systems import alphazero
 
     started = time.perf_counter()
-    config = alphazero.Config(
+    config: Any = alphazero.Config(
         blocks=job["blocks"], channels=job["channels"], num_simulations=job["simulations"], policy_channels=2, value_channels=1,
         value_hidden=job["channels"], num_envs=64, num_steps=16, buffer_size=2**14, temperature_plies=15, dirichlet_alpha=1.0,
         learning_starts=2**30, gradient_steps=1,
@@ -60,24 +59,11 @@ def ours(job: dict[str, Any]) -> None:
     answer(found | {"games": played, "moves": found["steps"], "versions": versions(("flatirons", "jax", "jaxlib", "numpy", "pgx", "mctx"))})
 
 
-def run(python: Path, module: str, job: dict[str, Any], **environment: str) -> dict[str, Any]:
-    """One process's answer."""
-    if not python.exists():
-        raise SystemExit(f"{python.relative_to(ROOT)} is missing: run `make install` (ours), `make peers` (the peers)")
-    with tempfile.TemporaryDirectory() as scratch:
-        command = [str(python), "-m", module, json.dumps(job | {"folder": scratch})]
-        done = subprocess.run(command, cwd=scratch, env=clean_environment(**environment), capture_output=True, text=True)
-    answers = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
-    if done.returncode or not answers:
-        raise SystemExit(f"{module} failed with status {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    return json.loads(answers[-1].removeprefix(MARK))
-
-
 def of_openspiel(job: dict[str, Any]) -> dict[str, Any]:
     """Its actors, one a core, at the same time: what they did together."""
     cores = len(os.sched_getaffinity(0))
     with concurrent.futures.ThreadPoolExecutor(cores) as pool:
-        one = lambda _: run(PEER_JAX, "benchmarks.games.peer_openspiel", job, XLA_FLAGS=ONE_THREAD, OMP_NUM_THREADS="1")  # noqa: E731
+        one = lambda _: measurement(PEER_JAX, "benchmarks.games.peer_openspiel", job, XLA_FLAGS=ONE_THREAD, OMP_NUM_THREADS="1")  # noqa: E731
         parts = list(pool.map(one, range(cores)))
     rate = lambda name: sum(part[name] / part["seconds"] for part in parts)  # noqa: E731
     return {"games_a_second": rate("games"), "moves_a_second": rate("moves"), "parts": parts}
@@ -94,7 +80,7 @@ def main() -> None:
     trials = {api: of_openspiel(SETTINGS | {"api": api, "seconds": args.seconds / 2})["moves_a_second"] for api in ("nnx", "linen")}
     api = max(trials, key=lambda name: trials[name])
     for seed in range(args.pairs):
-        mine = run(OURS, "benchmarks.games.selfplay_time", SETTINGS | {"seed": seed, "seconds": args.seconds})
+        mine = measurement(OURS, "benchmarks.games.selfplay_time", SETTINGS | {"seed": seed, "seconds": args.seconds})
         theirs = of_openspiel(SETTINGS | {"api": api, "seconds": args.seconds})
         known = {"ours": mine["versions"], "peer": theirs["parts"][0]["versions"]}
         moves = {"ours": mine["moves"] / mine["seconds"], "peer": theirs["moves_a_second"]}

@@ -17,4 +17,4 @@ install() {
 install .venv-peers-torch benchmarks/peers/torch.txt
 install .venv-peers-jax benchmarks/peers/jax.txt
 .venv-peers-torch/bin/python -c 'import gymnasium, sb3_contrib, stable_baselines3, torch; gymnasium.make("HalfCheetah-v5").reset(); print("torch peers: stable-baselines3", stable_baselines3.__version__, "torch", torch.__version__)'
-.venv-peers-jax/bin/python -c 'import gymnax, rejax, sbx; from importlib.metadata import version; print("jax peers:", *(f"{name} {version(name)}" for name in ("jax", "gymnax", "rejax", "sbx-rl")))'
+.venv-peers-jax/bin/python -c 'import gymnax, pyspiel, rejax, sbx; from importlib.metadata import version; print("jax peers:", *(f"{name} {version(name)}" for name in ("jax", "gymnax", "rejax", "sbx-rl", "open_spiel")))'

@@ -26,13 +26,14 @@ def arguments(doc: str | None) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measurement(python: Path, module: str, job: dict[str, Any]) -> dict[str, Any]:
-    """Run one measurement in its own process and return what it answered. Exits with the process's own words where it failed."""
+def measurement(python: Path, module: str, job: dict[str, Any], **environment: str) -> dict[str, Any]:
+    """Run one measurement in its own process, in an empty folder and with `environment` besides, and return what it answered. Exits with
+    the process's own words where it failed."""
     if not python.exists():
         raise SystemExit(f"{python.relative_to(ROOT)} is missing: run `make install` (ours), `make peers` (the peers)")
     command = [str(python), "-m", module, json.dumps(job)]
     with tempfile.TemporaryDirectory() as scratch:
-        done = subprocess.run(command, cwd=scratch, env=clean_environment(), capture_output=True, text=True)
+        done = subprocess.run(command, cwd=scratch, env=clean_environment(**environment), capture_output=True, text=True)
     answers = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
     if done.returncode or not answers:
         raise SystemExit(f"{module} failed with status {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")

@@ -378,14 +378,12 @@ def _standardised(advantage: jax.Array) -> jax.Array:
 def _gradients(config: Config, task: Task, params: Any, batch: Batch, loss: Callable) -> tuple[Any, Metrics]:
     """The gradient of the loss on a minibatch, and its metrics. Very many rows are gone through in parts, the advantages standardised
     before, over all of them."""
-    grad = jax.grad(functools.partial(loss, config, task), has_aux=True)
-    if config.lstm or len(batch.advantage) <= chunks.ROWS:
-        return grad(params, batch)
-    if config.normalise_advantage:
+    in_parts = not config.lstm and len(batch.advantage) > chunks.ROWS
+    if in_parts and config.normalise_advantage:
         batch = batch._replace(advantage=_standardised(batch.advantage))
         config = dataclasses.replace(cast(Any, config), normalise_advantage=False)
-        grad = jax.grad(functools.partial(loss, config, task), has_aux=True)
-    return chunks.mean_over_chunks(functools.partial(grad, params), batch)
+    grad = functools.partial(jax.grad(functools.partial(loss, config, task), has_aux=True), params)
+    return chunks.mean_over_chunks(grad, batch) if in_parts else grad(batch)
 
 
 def _optimiser(config: Config) -> optax.GradientTransformation:
