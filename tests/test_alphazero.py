@@ -85,7 +85,7 @@ def test_results_go_back_along_their_games() -> None:
             replay,
             positions.Rows(
                 obs=np.zeros((*lead, 1, 1, 1), np.uint8), policy=np.zeros((*lead, 2), np.float32), legal=np.ones((*lead, 2), bool),
-                value=np.broadcast_to(written[:, None], lead), **rows,
+                value=np.broadcast_to(written[:, None], lead), settled=np.ones(lead, bool), **rows,
             ),
             longest,
         )  # fmt: skip
@@ -236,10 +236,41 @@ def test_turned_positions_are_learnt_from() -> None:
     game = task().env
     board, action = (jnp.asarray(x) for x in game.symmetries)
     obs = jnp.arange(18).reshape(1, 3, 3, 2)
-    sample = positions.Sample(obs, jnp.arange(9.0)[None], jnp.ones((1, 9), bool), jnp.zeros(1), jnp.zeros(1))
+    sample = positions.Sample(obs, jnp.arange(9.0)[None], jnp.ones((1, 9), bool), jnp.zeros(1), jnp.ones(1, bool), jnp.zeros(1))
     turned = positions.turned(sample, board[1:2], action[1:2])
     np.testing.assert_array_equal(turned.obs[0, ..., 0], np.rot90(np.arange(0, 18, 2).reshape(3, 3)))
     np.testing.assert_array_equal(turned.policy[0].reshape(3, 3), np.rot90(np.arange(9.0).reshape(3, 3)))
+
+
+# ------------------------------------------------------------------------------------------------------- random openings
+
+
+def test_random_openings_are_as_long_as_drawn_and_their_results_do_not_count() -> None:
+    config = dataclasses.replace(SMALL, opening_plies=3, value_mix=0.0, learning_starts=1)
+    state, _ = started(config)
+    seen = []
+    for _ in range(8):
+        state, _ = _step(config, state)
+    replay = jax.device_get(state.replay)
+    steps = 8 * SMALL.num_steps
+    for b in range(SMALL.num_envs):
+        begins = np.concatenate([[0], np.flatnonzero(replay.end[:steps, b])[:-1] + 1])
+        for begin, after in zip(begins, np.flatnonzero(replay.end[:steps, b]) + 1, strict=True):
+            settled = replay.settled[begin:after, b]
+            assert list(settled) == sorted(settled), "random moves come first"
+            seen.append(int((~settled).sum()))
+    assert set(seen) == {0, 1, 2, 3}
+
+    def watched(config: Any, task: Any, params: Any, batch: Any) -> Any:
+        total, metrics = alphazero.loss(config, task, params, batch)
+        return total, metrics | {"target": batch.value}
+
+    def targets(settled: bool) -> np.ndarray:
+        marked = state.replay._replace(settled=jnp.full_like(state.replay.settled, settled), value=jnp.full_like(state.replay.value, 0.25))
+        at = state._replace(replay=marked)
+        return np.unique(alphazero.step(config, task(), at, update=functools.partial(alphazero.update, loss=watched))[1]["target"])
+
+    assert 0.25 in targets(False) and 0.25 not in targets(True)
 
 
 # ------------------------------------------------------------------------------------------------- gating, resignation

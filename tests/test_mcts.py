@@ -219,6 +219,18 @@ def test_it_blocks_a_win(game: Any, kind: str) -> None:
         assert np.where(found.visits > 0, found.q, 1.0).min() < -0.1, "what does not block loses"
 
 
+def test_a_win_in_one_is_seen_without_the_network() -> None:
+    seeing = mcts.seeing_wins(C4, blank)
+    mine, theirs = position(C4, [0, 1, 0, 1, 0, 1]), position(C4, [0, 1, 0, 1, 0, 1, 6])
+    full = position(C4, [0, 1, 0, 0, 1, 0, 1, 1, 0, 0])  # the first column is full: stones there are not legal, and win nothing
+    ended = position(C4, [0, 1, 0, 1, 0, 1, 0])
+    states = jax.tree.map(lambda *x: jnp.concatenate(x), mine, theirs, full, ended)
+    found = jax.jit(lambda states: seeing(None, jax.random.key(0), states))(states)
+    np.testing.assert_array_equal(found.value, [1.0, 1.0, 0.0, 0.0])
+    np.testing.assert_array_equal(jnp.argmax(found.logits, axis=1)[:2], [0, 1])
+    assert float(jnp.min(found.logits[:2])) == mcts.UNTHINKABLE and not np.any(np.asarray(found.logits[2:]))
+
+
 def test_signs_turn_with_every_ply() -> None:
     # X threatens 2 and 6 at once: whatever O does, X wins.
     found, _ = find(TTT, "fork")

@@ -19,7 +19,8 @@ class Positions(NamedTuple):
     """obs `[R, B, *obs]`; policy float32 `[R, B, A]`; legal bool `[R, B, A]`; value float32 `[R, B]`, the search's for the player to move;
     player int32 `[R, B]`; end bool `[R, B]`: the game ended with this move; result float32 `[R, B]`: for player 0, where it did; outcome
     float32 `[R, B]`: z, for the player to move, known where the game is finished. written int32: rows ever written. finished int32 `[B]`:
-    rows ever written up to each stream's last end."""
+    rows ever written up to each stream's last end. settled bool `[R, B]`: nothing but play decided the game from here, so that z judges the
+    position."""
 
     obs: Any
     policy: Any
@@ -28,13 +29,14 @@ class Positions(NamedTuple):
     player: Any
     end: Any
     result: Any
+    settled: Any
     outcome: Any
     written: Any
     finished: Any
 
 
 class Rows(NamedTuple):
-    """What a stretch of T moves adds: the first seven fields of `Positions`, `[T, B, ...]`."""
+    """What a stretch of T moves adds: the first eight fields of `Positions`, `[T, B, ...]`."""
 
     obs: Any
     policy: Any
@@ -43,6 +45,7 @@ class Rows(NamedTuple):
     player: Any
     end: Any
     result: Any
+    settled: Any
 
 
 class Sample(NamedTuple):
@@ -52,6 +55,7 @@ class Sample(NamedTuple):
     policy: Any
     legal: Any
     value: Any
+    settled: Any
     outcome: Any
 
 
@@ -67,6 +71,7 @@ def create(spec: ArraySpec, num_actions: int, num_envs: int, capacity: int) -> P
         player=zeros.astype(jnp.int32),
         end=zeros.astype(bool),
         result=zeros,
+        settled=zeros.astype(bool),
         outcome=zeros,
         written=jnp.int32(0),
         finished=jnp.zeros(num_envs, jnp.int32),

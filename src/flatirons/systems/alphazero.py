@@ -57,6 +57,8 @@ class Config:
     """tau, by which moves are drawn from the visits at the start of a game; with gumbel the scale of its noise."""
     temperature_plies: int = 30
     """Moves of a game, of both players, that are drawn so; later the most visited is played."""
+    opening_plies: int = 0
+    """Up to so many random moves begin a game of self-play, so that positions which good play avoids are learnt too; 0 as in the paper."""
     max_considered: int = 16
     """gumbel: moves considered at the root."""
     c_visit: float = 50.0
@@ -103,6 +105,9 @@ class Config:
     """Turn or mirror each position at random as it is learnt from."""
     leaf_symmetries: bool = False
     """Turn or mirror each position at random as the search judges it (AlphaGo Zero)."""
+    see_wins: bool = False
+    """Try all moves of each position that the search judges, and find a win there by the rules instead of by the network; for games with
+    few moves."""
     gate_every: int = 0
     """Turns between two matches of the newest network against the best; 0: the newest plays (AlphaZero)."""
     gate_games: int = 400
@@ -258,6 +263,8 @@ def grow(
 ) -> tuple[mcts.Analysis, mcts.Tree]:
     """The same with the tree, None where there are no simulations."""
     evaluate, explores = evaluator(config, game), exploring is not False
+    if config.see_wins and num_simulations:
+        evaluate = mcts.seeing_wins(game, evaluate)
     if num_simulations == 0:
         return mcts.look(game, evaluate, params, key, states), None
     temperature = jnp.where(exploring, config.temperature, 0.0) if explores else 0.0
@@ -293,6 +300,8 @@ def check(config: Config, task: Task) -> None:
             raise FlatironsError(f"{name}={getattr(config, name)} must be at least 1")
     if (config.symmetries or config.leaf_symmetries) and len(game.symmetries.board) == 1:
         raise FlatironsError(f"{task.name} has no symmetries; leave out symmetries and leaf_symmetries")
+    if config.opening_plies < 0:
+        raise FlatironsError(f"opening_plies={config.opening_plies} must not be negative")
     if config.gate_every and (config.gate_games < 2 or config.gate_games % 2):
         raise FlatironsError(f"gate_games={config.gate_games} must be an even number: each side moves first in half of them")
     positions.check(config.num_envs, config.buffer_size, config.num_steps, game.longest)
@@ -328,15 +337,17 @@ def _play_simulations(config: Config) -> int:
 
 
 class Memory(NamedTuple):
-    """What is remembered of a running game, for resignation: whether it is played on in any case, bool `[B]`, and the lowest that each
-    player's value has been, float32 `[B, 2]`."""
+    """What is remembered of a running game: how many random moves it begins with, int32 `[B]`; for resignation whether it is played on
+    in any case, bool `[B]`, and the lowest that each player's value has been, float32 `[B, 2]`."""
 
+    opening: Any
     plays_on: Any
     lowest: Any
 
 
 def _reset(config: Config, num_envs: int) -> Any:
-    return Memory(jnp.zeros(num_envs, bool), jnp.ones((num_envs, 2))) if config.resign else ()
+    resignation = (jnp.zeros(num_envs, bool), jnp.ones((num_envs, 2))) if config.resign else ((), ())
+    return Memory(jnp.zeros(num_envs, jnp.int32) if config.opening_plies else (), *resignation)
 
 
 def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
@@ -360,9 +371,16 @@ def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
         if greedy:
             return found.action, carry, ()
         player = jax.vmap(game.player)(states)
-        extras = {"policy": found.policy, "value": found.value, "player": player}
+        action, settled = found.action, jnp.ones(player.shape, bool)
+        if config.opening_plies:
+            key_length, key_move = jax.random.split(jax.random.fold_in(key, 0))
+            length = jax.random.randint(key_length, player.shape, 0, config.opening_plies + 1)
+            carry = carry._replace(opening=jnp.where(timestep.first, length, carry.opening))
+            settled = timestep.model.steps >= carry.opening
+            action = jnp.where(settled, action, contest.random_move(game, key_move, states))
+        extras = {"policy": found.policy, "value": found.value, "player": player, "settled": settled}
         if not config.resign:
-            return found.action, carry, extras
+            return action, carry, extras
         plays_on = jax.random.uniform(key_resign, player.shape) < config.resign_playing_on
         plays_on = jnp.where(timestep.first, plays_on, carry.plays_on)
         lowest = jnp.where(timestep.first[:, None], 1.0, carry.lowest)
@@ -370,8 +388,8 @@ def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
         level = jnp.maximum(found.value, jnp.max(jnp.where(found.visits > 0, found.q, -1.0), axis=-1))
         mine = jax.nn.one_hot(player, 2, dtype=bool)
         lowest = jnp.where(mine, jnp.minimum(lowest, level[:, None]), lowest)
-        action = jnp.where((level < actor.resign_below) & ~plays_on, RESIGN, found.action)
-        return action, Memory(plays_on, lowest), extras | {"plays_on": plays_on, "lowest": lowest}
+        action = jnp.where((level < actor.resign_below) & ~plays_on & settled, RESIGN, action)
+        return action, Memory(carry.opening, plays_on, lowest), extras | {"plays_on": plays_on, "lowest": lowest}
 
     return Policy(functools.partial(_reset, config) if not greedy else lambda num_envs: (), act)
 
@@ -413,8 +431,9 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
     game, extras = _game(task), experience.extras
     result = jnp.where(extras["player"] == 0, experience.reward, -experience.reward)
     rows = positions.Rows(
-        experience.obs, extras["policy"], experience.legal, extras["value"], extras["player"], experience.terminated, result
-    )
+        experience.obs, extras["policy"], experience.legal, extras["value"], extras["player"], experience.terminated, result,
+        extras["settled"],
+    )  # fmt: skip
     replay = positions.add(state.replay, rows, game.longest)
     turns = state.turns + 1
     known = jnp.sum(positions.counts(replay))
@@ -427,7 +446,9 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
         sampled = positions.read_at(replay, slots[i], streams[i])
         if config.symmetries:
             sampled = positions.turned(sampled, *_turns(game, jax.random.fold_in(key_turn, i), config.batch_size))
-        target = (1.0 - config.value_mix) * sampled.outcome + config.value_mix * sampled.value
+        # A random move that follows says nothing of the position: there the search's value alone counts.
+        mix = jnp.where(sampled.settled, config.value_mix, 1.0)
+        target = (1.0 - mix) * sampled.outcome + mix * sampled.value
         batch = Batch(sampled.obs, sampled.legal, sampled.policy, target)
         grads, metrics = jax.grad(functools.partial(loss, config, task), has_aux=True)(params, batch)
         direction, opt_state = _optimiser(config).update(grads, opt_state)
