@@ -164,13 +164,13 @@ PRESETS = {
         tasks=("CartPole-v*", "jax:CartPole-v*"),
     ),
     "a3c-minatar": Preset(
-        doc="For MinAtar's games: two actor-learners with sixteen environments each.",
+        doc="For MinAtar's games: two actor-learners with four environments each.",
         config={
             "total_steps": 1_000_000,
-            "num_envs": 32,
+            "num_envs": 8,
             "actor_learners": 2,
             "num_steps": 5,
-            "learning_rate": 1e-3,
+            "learning_rate": 3e-3,
             "rmsprop_eps": 1e-5,
             "max_grad_norm": 0.5,
         },

@@ -151,8 +151,8 @@ PRESETS = {
     "alphazero-connect-four": Preset(
         doc="Connect four in an hour and a half on one core of a laptop.",
         config=_small(
-            total_steps=819_200, num_envs=128, num_steps=8, num_simulations=16, blocks=4, channels=48, gradient_steps=16, batch_size=256,
-            value_mix=0.5, symmetries=True,
+            total_steps=768_000, num_envs=128, num_steps=8, num_simulations=16, blocks=4, channels=48, gradient_steps=16, batch_size=256,
+            value_mix=0.5, symmetries=True, opening_plies=4, see_wins=True,
         ),
         tasks=("pgx:connect_four",),
     ),
