@@ -67,6 +67,8 @@ class Config:
     """gumbel: weight of Q, which lies in [-1, 1], in the policy that is learnt. More makes much of small differences between guesses."""
     play_c_scale: float = 1.0
     """gumbel: the same when it plays for good, with more simulations and nothing to be learnt from it."""
+    play_max_considered: int = 0
+    """gumbel: moves considered at the root when it plays for good; fewer are looked into further. 0: as many as in self-play."""
     blocks: int = 19
     """Residual blocks."""
     channels: int = 256
@@ -152,7 +154,7 @@ PRESETS = {
         doc="Connect four in an hour and a half on one core of a laptop.",
         config=_small(
             total_steps=768_000, num_envs=128, num_steps=8, num_simulations=16, blocks=4, channels=48, gradient_steps=16, batch_size=256,
-            value_mix=0.5, symmetries=True, opening_plies=4, see_wins=True,
+            value_mix=0.5, symmetries=True, opening_plies=4, see_wins=True, play_max_considered=4,
         ),
         tasks=("pgx:connect_four",),
     ),
@@ -269,8 +271,9 @@ def grow(
         return mcts.look(game, evaluate, params, key, states), None
     temperature = jnp.where(exploring, config.temperature, 0.0) if explores else 0.0
     if config.search == "gumbel":
+        considered = config.max_considered if explores else config.play_max_considered or config.max_considered
         return mcts.gumbel_search(
-            game, evaluate, params, key, states, num_simulations=num_simulations, scale=temperature, max_considered=config.max_considered,
+            game, evaluate, params, key, states, num_simulations=num_simulations, scale=temperature, max_considered=considered,
             c_visit=config.c_visit, c_scale=config.c_scale if explores else config.play_c_scale,
         )  # fmt: skip
     noise = (config.dirichlet_alpha, config.dirichlet_fraction) if explores else None
