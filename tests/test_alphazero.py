@@ -246,29 +246,29 @@ def test_turned_positions_are_learnt_from() -> None:
 
 
 def test_random_openings_are_as_long_as_drawn_and_their_results_do_not_count() -> None:
-    config = dataclasses.replace(SMALL, opening_plies=3, value_mix=0.0, learning_starts=1)
-    state, _ = started(config)
-    seen = []
-    for _ in range(8):
-        state, _ = _step(config, state)
-    replay = jax.device_get(state.replay)
-    steps = 8 * SMALL.num_steps
-    for b in range(SMALL.num_envs):
-        begins = np.concatenate([[0], np.flatnonzero(replay.end[:steps, b])[:-1] + 1])
-        for begin, after in zip(begins, np.flatnonzero(replay.end[:steps, b]) + 1, strict=True):
-            settled = replay.settled[begin:after, b]
-            assert list(settled) == sorted(settled), "random moves come first"
-            seen.append(int((~settled).sum()))
-    assert set(seen) == {0, 1, 2, 3}
+    config = dataclasses.replace(SMALL, opening_plies=3, value_mix=0.0, learning_starts=1, gradient_steps=1)
 
     def watched(config: Any, task: Any, params: Any, batch: Any) -> Any:
         total, metrics = alphazero.loss(config, task, params, batch)
         return total, metrics | {"target": batch.value}
 
+    step = jax.jit(lambda state: alphazero.step(config, task(), state, update=functools.partial(alphazero.update, loss=watched)))
+    state = alphazero.init(config, task(), jax.random.key(0))
+    turns = 8
+    for _ in range(turns):
+        state, _ = step(state)
+    replay, drawn = jax.device_get(state.replay), set()
+    for b in range(SMALL.num_envs):
+        after = np.flatnonzero(replay.end[: turns * SMALL.num_steps, b]) + 1
+        for begin, end in zip([0, *after[:-1]], after, strict=True):
+            settled = list(replay.settled[begin:end, b])
+            assert settled == sorted(settled), "random moves come first"
+            drawn.add(settled.count(False))
+    assert drawn == {0, 1, 2, 3}
+
     def targets(settled: bool) -> np.ndarray:
-        marked = state.replay._replace(settled=jnp.full_like(state.replay.settled, settled), value=jnp.full_like(state.replay.value, 0.25))
-        at = state._replace(replay=marked)
-        return np.unique(alphazero.step(config, task(), at, update=functools.partial(alphazero.update, loss=watched))[1]["target"])
+        marked = replay._replace(settled=np.full_like(replay.settled, settled), value=np.full_like(replay.value, 0.25))
+        return np.asarray(step(state._replace(replay=marked))[1]["target"])
 
     assert 0.25 in targets(False) and 0.25 not in targets(True)
 
