@@ -170,7 +170,7 @@ PRESETS = {
             "num_envs": 8,
             "actor_learners": 2,
             "num_steps": 5,
-            "learning_rate": 3e-3,
+            "learning_rate": 5e-3,
             "rmsprop_eps": 1e-5,
             "max_grad_norm": 0.5,
         },
