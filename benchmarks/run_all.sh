@@ -26,6 +26,7 @@ if [ "$which" = all ] || [ "$which" = speed ]; then
     run benchmarks.speed.replay_memory
     run benchmarks.speed.ppo_atari_sb3
     run benchmarks.speed.trpo_sb3
+    run benchmarks.speed.sac_halfcheetah
     run benchmarks.speed.num_envs
     run benchmarks.speed.a3c_workers
     run benchmarks.speed.maml_sinusoid
@@ -43,11 +44,16 @@ if [ "$which" = all ] || [ "$which" = learning ]; then
     run benchmarks.games.ablations
     run benchmarks.games.alphago train
     run benchmarks.games.alphago test
+    run benchmarks.games.mistakes minimax:5 "runs/benchmarks/connect-four-seed0?simulations=100" --out benchmarks/results/games/mistakes.json
+    run benchmarks.games.perft
+    run benchmarks.games.fuzz
     run benchmarks.games.honest --out benchmarks/results/games/honest.json
     for row in $("$python" -c 'from benchmarks.learning.rows import ROWS; print(*ROWS)'); do
         run benchmarks.learning.run "$row"
     done
     run benchmarks.learning.max_q
+    run benchmarks.learning.sac_and_sb3
+    run benchmarks.learning.estimates
     run benchmarks.methods.mc_dropout_uci
     run benchmarks.methods.mc_dropout_figures
     run benchmarks.methods.thompson

@@ -29,6 +29,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flatirons import studies
+from flatirons.systems import system_name
+
 ROOT = Path(__file__).resolve().parent.parent
 MARKED = re.compile(
     r"(<!-- results:(?P<kind>learning|speed|checks|values|updates|memory|table1|workers|environments|games)(?::(?P<name>[\w.-]+))? -->\n)"
@@ -77,7 +80,19 @@ def minutes(seconds: Any) -> str:
 
 def learning(results: Sequence[dict[str, Any]]) -> str:
     """One row per benchmark: return of the final greedy policy, its interval over seeds, the bar, and the time a seed took."""
-    head = ["benchmark", "task", "decisions", "seeds", "return (95 % interval)", "worst seed", "to reach", "aim", "reached", "min/seed"]
+    head = [
+        "benchmark",
+        "task",
+        "preset",
+        "decisions",
+        "seeds",
+        "return (95 % interval)",
+        "worst seed",
+        "to reach",
+        "aim",
+        "reached",
+        "min/seed",
+    ]
     rows = []
     for r in results:
         low, high = r.get("ci95") or (None, None)
@@ -87,7 +102,8 @@ def learning(results: Sequence[dict[str, Any]]) -> str:
         reached = "–" if r.get("reach") is None else yes(r.get("reached"))
         bars = [number(r.get("reach")), number(r.get("aim")), reached]
         measured[0] += " (success)" if r.get("measure") == "success" else ""
-        run = [f"`{r['name']}`", r["task"], f"{r['total_steps']:,}", str(seeds_of(r))]
+        preset = r.get("preset") or r["system"]
+        run = [f"`{r['name']}`", r["task"], f"`{preset}`", f"{r['total_steps']:,}", str(seeds_of(r))]
         rows.append([*run, *measured, *bars, minutes(r.get("seconds_per_seed"))])
     return table(head, rows) + provenance(results)
 
@@ -119,7 +135,7 @@ def checks(results: Sequence[dict[str, Any]]) -> str:
     for r in results:
         for part in r["rows"]:
             found = part["measured"]
-            shown = found if isinstance(found, str) else f"{found:,}" if isinstance(found, int) else f"{found:.2g}"
+            shown = found if isinstance(found, str) else f"{found:,}" if isinstance(found, int) else f"{found:,.4g}"
             rows.append([f"`{r['name']}`", part["what"], part["reach"], shown, yes(part["reached"])])
     return table(head, rows) + provenance(results)
 
@@ -180,11 +196,82 @@ def _fuzz(r: dict[str, Any]) -> list[list[str]]:
     return [[f"{row['protocol']}, {row['game']}: random commands", "all answered", f"{row['commands']:,}", "yes"] for row in r["rows"]]
 
 
+def _perft(r: dict[str, Any]) -> list[list[str]]:
+    return [
+        [
+            f"perft, {row['game']}{', ' + row['position'] if row['position'] else ''}, depth {len(row['published'])}",
+            f"{row['published'][-1]:,}",
+            f"{row['ours'][-1]:,}",
+            yes(row["equal"]),
+        ]
+        for row in r["rows"]
+    ]
+
+
+def _mistakes(r: dict[str, Any]) -> list[list[str]]:
+    """Each set against minimax of depth 5 on the same positions, where it was measured too."""
+    bars = {(row["phase"], row["difficulty"]): row["percent"] for row in r["rows"] if row["player"] == "minimax:5"}
+    rows = []
+    for row in r["rows"]:
+        bar = bars.get((row["phase"], row["difficulty"])) if row["player"] != "minimax:5" else None
+        what = f"connect four, mistakes of `{row['player']}`: {row['phase']}, {row['difficulty']} ({row['positions']} positions)"
+        verdict = "–" if bar is None else yes(row["percent"] < bar or row["percent"] == bar == 0)
+        rows.append([what, "–" if bar is None else f"below {bar:.1f}%" if bar else "0.0%", f"{row['percent']:.1f}%", verdict])
+    return rows
+
+
+def share(part: dict[str, Any]) -> str:
+    """A match's share of points with its interval."""
+    low, high = part["ci95"]
+    return f"{part['points']:.1%} ({low:.1%} to {high:.1%})"
+
+
+def _ablations(r: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for name, row in r["rows"].items():
+        head = f"connect four, {r['minutes']:g} minutes, {len(r['seeds'])} seeds, {name}: against "
+        rows += [[head + opponent, "–", share(row[opponent]), "–"] for opponent in ("minimax-5", "preset") if opponent in row]
+    return rows
+
+
+def _alphago(r: dict[str, Any]) -> list[list[str]]:
+    shown = {
+        "sl": lambda line: f"{line['ratio']:.2f}× ({line['test']['sl']:.1%} and {line['test']['rollout']:.1%})",
+        "rl": share,
+        "value": lambda line: f"{line['share_of_constant']:.0%} ({line['test']['mse']:.3f} of {line['constant_mse']:.3f})",
+        "value_gap": lambda line: f"{line['gap']:.3f} ({line['gap_ci95'][0]:.3f} to {line['gap_ci95'][1]:.3f})",
+        "lambda_0": share,
+        "lambda_1": share,
+        "whole_games": lambda line: f"gap {line['gap']:.3f}",
+        "rl_prior": share,
+    }
+    what = {
+        "sl": "p_σ's top-1 accuracy over p_π's",
+        "rl": "p_ρ against p_σ, 400 games",
+        "value": "v_θ's error, share of the best constant's",
+        "value_gap": "v_θ's error: test less training",
+        "lambda_0": "λ = 0.5 against λ = 0",
+        "lambda_1": "λ = 0.5 against λ = 1",
+        "whole_games": "v_θ learnt from whole games: test less training",
+        "rl_prior": "p_σ as the prior against p_ρ",
+    }
+    rows = []
+    for name, words in what.items():
+        line = r["lines"].get("value" if name == "value_gap" else name)
+        if line is None:
+            continue
+        bar, sign = r["bars"].get(name, {}).get("reach"), "at most" if name in ("value", "value_gap") else "at least"
+        rows.append([words, f"{sign} {bar:g}" if bar else "–", shown[name](line), yes(r["reached"][name]) if bar else "–"])
+    return rows
+
+
 GAMES = {
     "alphazero": {
-        "tictactoe": _tictactoe, "connect_four": _connect_four, "search_time": _search_time, "selfplay_time": _selfplay_time,
+        "tictactoe": _tictactoe, "connect_four": _connect_four, "mistakes": _mistakes, "ablations": _ablations,
+        "search_time": _search_time, "selfplay_time": _selfplay_time,
     },
-    "games": {"honest": _honest, "fuzz": _fuzz},
+    "alphago": {"alphago": _alphago},
+    "games": {"honest": _honest, "fuzz": _fuzz, "perft": _perft},
 }  # fmt: skip
 """The result files of a page, and how each becomes rows."""
 
@@ -213,7 +300,10 @@ def settings_words(settings: Any) -> str:
     if isinstance(settings, str):
         return settings
     known = settings if isinstance(settings, dict) else {}
-    return ", ".join(f"{k} {v}" for k, v in known.items() if isinstance(v, int | float | str))[:90] or "–"
+    words = [f"{k} {v}" for k, v in known.items() if isinstance(v, int | float | str)]
+    while len(", ".join(words)) > 90:
+        words.pop()
+    return ", ".join(words) or "–"
 
 
 def provenance(results: Sequence[dict[str, Any]]) -> str:
@@ -308,7 +398,7 @@ def fill(
     def made(match: re.Match[str]) -> str:
         name = match["name"]
         if match["kind"] == "learning":
-            chosen = [r for r in learned if name is None or name in r["system"].split("-")]  # presets are named after their system
+            chosen = [r for r in learned if name is None or name == system_name(studies.find(r["system"])[0])]
             body = learning(chosen) if chosen else NOTHING
         elif match["kind"] == "values":
             body = values([r for r in learned if r.get("values") and all(r["values"])]) or NOTHING

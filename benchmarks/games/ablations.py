@@ -3,7 +3,8 @@
     python -m benchmarks.games.ablations [--minutes 15] [--seeds 0,1] [--only NAME ...]
 
 Every variant is the game's preset with one thing changed, and trains until its own clock (compiling included) passes so many minutes;
-called again it goes on from `--runs`. Then each plays, with 100 simulations, all 49 openings of two plies in both colours against minimax
+called again it goes on from `--runs`. `total_steps` is near what a core plays in that time, so that the learning rate falls as in a whole
+run. Then each plays, with 100 simulations, all 49 openings of two plies in both colours against minimax
 of depth 5 and against the preset as it is, of the same seed. Intervals are of 95 %, over the games.
 """
 
@@ -22,9 +23,11 @@ from benchmarks.games.connect_four import SIMULATIONS, looking_ahead, match, net
 from benchmarks.record import RESULTS, ROOT, header, versions, write
 from flatirons.run import folder
 
+MOVES = {"total_steps": 122_880}
 VARIANTS: dict[str, dict[str, Any]] = {
     "preset": {},
-    "with gating": {"gate_every": 50, "gate_games": 100},
+    # A match every 8,192 moves, thirteen or so in all; fewer and the games would be the untrained network's for long.
+    "with gating": {"gate_every": 8, "gate_games": 40},
     "without symmetries": {"symmetries": False},
     "without noise": {"temperature_plies": 0},
     "puct": {"search": "puct", "dirichlet_alpha": 1.0},
@@ -38,7 +41,7 @@ def trained(name: str, seed: int, minutes: float, runs: Path) -> Any:
     enough = lambda run, metrics: metrics["seconds"] < 60 * minutes  # noqa: E731
     if (path / folder.CONFIG).exists():
         return fi.resume(path, callbacks=[enough], quiet=True)
-    return fi.train("alphazero", "pgx:connect_four", seed=seed, out=path, callbacks=[enough], quiet=True, **VARIANTS[name])
+    return fi.train("alphazero", "pgx:connect_four", seed=seed, out=path, callbacks=[enough], quiet=True, **MOVES | VARIANTS[name])
 
 
 def over_seeds(parts: list[dict[str, Any]]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ BARS = {
     "lambda_0": (0.60, 0.95),
     "lambda_1": (0.60, 0.95),
 }
-WHOLE = {"whole_games": True, "total_steps": 7 * 128 * 66, "learning_starts": 45_000, "gradient_steps": 3_200}
+WHOLE = {"whole_games": True, "total_steps": 7 * 128 * 66, "buffer_size": 2**17, "learning_starts": 45_000, "gradient_steps": 3_200}
 """As many positions and updates as the preset has, from a sixtieth of the games; all updates come when the positions are there."""
 STAGES = {
     "sl": ("alphago-sl", None, {}),
@@ -97,7 +97,7 @@ def state_of(path: Path) -> tuple[Any, Any, Any]:
 
 def interval(mean: float, variance: float, count: int) -> list[float]:
     width = 1.96 * math.sqrt(variance / count)
-    return [mean - width, mean + width]
+    return [float(mean - width), float(mean + width)]
 
 
 def points(score: tuple[int, int, int]) -> dict[str, Any]:

@@ -96,6 +96,8 @@ ROWS: dict[str, Row] = {
     "ddpg-pendulum": Row(system="ddpg", task="Pendulum-v1", budget=20_000, seeds=5, reach=-200, aim=-150),
     "ddpg-inverted-pendulum": Row(system="ddpg", task="InvertedPendulum-v5", budget=100_000, seeds=5, reach=950, aim=1000),
     "ddpg-halfcheetah": Row(system="ddpg", task="HalfCheetah-v5", budget=100_000, seeds=5, reach=3800, aim=4340),
+    "ddpg-paper-pendulum": Row(system="ddpg-paper", task="Pendulum-v1", budget=20_000, seeds=5),
+    "ddpg-paper-inverted-pendulum": Row(system="ddpg-paper", task="InvertedPendulum-v5", budget=100_000, seeds=5),
     "ddpg-paper-halfcheetah": Row(system="ddpg-paper", task="HalfCheetah-v5", budget=100_000, seeds=5),
     "sac-pendulum": Row(system="sac", task="Pendulum-v1", budget=20_000, seeds=5, reach=-160, aim=-150),
     "sac-inverted-pendulum": Row(
@@ -103,6 +105,7 @@ ROWS: dict[str, Row] = {
     ),
     "sac-halfcheetah": Row(system="sac", task="HalfCheetah-v5", budget=100_000, seeds=5, reach=5470, aim=6285),
     "sac-hopper": Row(system="sac", task="Hopper-v5", budget=100_000, seeds=5, reach=1164, aim=2337),
+    "sac-halfcheetah-1m": Row(system="sac", task="HalfCheetah-v5", budget=1_000_000, seeds=1, aim=11_460),
     # With what the preset for HalfCheetah has, so that the two papers' algorithms are what differs.
     "sac-2018-halfcheetah": Row(
         system="sac-2018",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from benchmarks.methods.maml_common import at_least, at_most, header, over_seeds, save, scored, trained
+from benchmarks.methods.maml_common import arguments, at_least, at_most, header, over_seeds, save, scored, trained
 
 TASKS = 40
 
@@ -19,20 +19,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=50)
-    args = parser.parse_args()
+    args = arguments(parser)
     began = header("maml_halfcheetah", "benchmarks.methods.maml_halfcheetah")
     task, seconds = "meta:halfcheetah-direction", []
     scores: list[dict[str, Any]] = []
     for seed in range(args.seeds):
-        run, spent = trained("maml-halfcheetah-direction", task, seed, total_steps=args.steps)
+        run, spent = trained(args.runs, "maml-halfcheetah-direction", task, seed, total_steps=args.steps)
         seconds.append(spent)
         scores.append(scored(run, task, TASKS, 1_000 + seed))
         print(f"seed {seed}: {scores[-1]['return_after']} in {spent:.0f} s", flush=True)
     after = over_seeds(scores, "return_after")
     rows = [at_least("return after 1 step", 0.0, after["1"]), at_most("return before it", 0.0, after["0"])]
     save(
+        args.out,
         "maml_halfcheetah",
-        "benchmarks.methods.maml_halfcheetah",
         began,
         rows,
         seeds=args.seeds,

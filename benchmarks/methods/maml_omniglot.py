@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.methods.maml_common import at_least, at_most, header, over_seeds, save, scored, trained
+from benchmarks.methods.maml_common import arguments, at_least, at_most, header, over_seeds, save, scored, trained
 from flatirons import envs
 from flatirons.core import optimisers
 from flatirons.core.adapt import adapt
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 5])
     parser.add_argument("--steps", type=int, default=None, help="meta-iterations; the preset's unless given")
     parser.add_argument("--pretraining", type=int, default=10_000, help="updates of the pre-trained network")
-    args = parser.parse_args()
+    args = arguments(parser)
     task, budget = "meta:omniglot", {} if args.steps is None else {"total_steps": args.steps}
     for shots in args.shots:
         began = header(f"maml_omniglot_5way_{shots}shot", "benchmarks.methods.maml_omniglot")
@@ -118,7 +118,9 @@ def main() -> None:
         others: dict[str, list[float]] = {"nearest picture": [], "fine-tuned": []}
         for seed in range(args.seeds):
             for name, first_order in (("maml", False), ("first order", True)):
-                run, spent = trained("maml-omniglot-laptop", task, seed, shots=shots, queries=shots, first_order=first_order, **budget)
+                run, spent = trained(
+                    args.runs, "maml-omniglot-laptop", task, seed, shots=shots, queries=shots, first_order=first_order, **budget
+                )
                 seconds[name].append(spent)
                 found[name].append(scored(run, task, TASKS, 1_000 + seed, eval_queries=QUERIES))
                 print(f"{shots}-shot, seed {seed}, {name}: {found[name][-1]['accuracy_after']} in {spent:.0f} s", flush=True)
@@ -134,8 +136,8 @@ def main() -> None:
             at_most("first order: how far below", FIRST_ORDER_WITHIN, exact - first),
         ]
         save(
+            args.out,
             f"maml_omniglot_5way_{shots}shot",
-            "benchmarks.methods.maml_omniglot",
             began,
             rows,
             seeds=args.seeds,

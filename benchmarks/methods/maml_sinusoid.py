@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from benchmarks.methods.maml_common import at_least, at_most, header, over_seeds, save, scored, trained
+from benchmarks.methods.maml_common import arguments, at_least, at_most, header, over_seeds, save, scored, trained
 
 REACH = {"1": 0.67, "5": 0.38, "10": 0.35}
 AIM = {"1": 0.5, "5": 0.3, "10": 0.25}
@@ -24,18 +24,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=70_000)
-    args = parser.parse_args()
+    args = arguments(parser)
     began = header("maml_sinusoid", "benchmarks.methods.maml_sinusoid")
     task, seconds = "meta:sinusoid", []
     scores: list[dict[str, Any]] = []
     ten_shot: list[dict[str, Any]] = []
     fine_tuned: dict[float, list[dict[str, Any]]] = {rate: [] for rate in RATES}
     for seed in range(args.seeds):
-        run, spent = trained("maml-sinusoid", task, seed, total_steps=args.steps)
+        run, spent = trained(args.runs, "maml-sinusoid", task, seed, total_steps=args.steps)
         seconds.append(spent)
         scores.append(scored(run, task, TASKS, 1_000 + seed, **TEST))
         ten_shot.append(scored(run, task, TASKS, 1_000 + seed, eval_steps=(0, 1, 5, 10)))
-        run, _ = trained("maml-sinusoid-pretrained", task, seed, total_steps=args.steps)
+        run, _ = trained(args.runs, "maml-sinusoid-pretrained", task, seed, total_steps=args.steps)
         for rate in RATES:
             fine_tuned[rate].append(scored(run, task, TASKS, 1_000 + seed, inner_rate=rate, **TEST))
         print(f"seed {seed}: {scores[-1]['mse_after']} in {spent:.0f} s", flush=True)
@@ -49,8 +49,8 @@ def main() -> None:
     rows += [at_most("K = 10 after 1 step: below K = 5's", mse["1"], ten["1"])]
     rows += [at_most("minutes for the training of one seed (aim 2)", 6.0, sum(seconds) / len(seconds) / 60)]
     save(
+        args.out,
         "maml_sinusoid",
-        "benchmarks.methods.maml_sinusoid",
         began,
         rows,
         seeds=args.seeds,

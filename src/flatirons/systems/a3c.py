@@ -143,7 +143,7 @@ PRESETS = {
         config=ATARI | {"lstm": 256},
     ),
     "a3c-continuous": Preset(
-        doc="The paper's settings for continuous actions: networks of their own for policy and value, entropy at 1e-4.",
+        doc="For continuous actions: as in the paper's section 9 networks of their own for policy and value, entropy at 1e-4.",
         config={"share_torso": False, "ent_coef": 1e-4, "hidden": (200,), "num_envs": 16, "actor_learners": 16},
     ),
     "async-q": Preset(
@@ -214,7 +214,7 @@ PRESETS = {
             "method": "nstep-q",
             "num_envs": 8,
             "actor_learners": 2,
-            "learning_rate": 1e-2,
+            "learning_rate": 5e-3,
             "target_every": 2_000,
             "epsilon_steps": 50_000,
         },

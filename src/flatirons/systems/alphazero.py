@@ -389,7 +389,8 @@ def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
         lowest = jnp.where(timestep.first[:, None], 1.0, carry.lowest)
         # Both the root's value and its best child's must be hopeless.
         level = jnp.maximum(found.value, jnp.max(jnp.where(found.visits > 0, found.q, -1.0), axis=-1))
-        mine = jax.nn.one_hot(player, 2, dtype=bool)
+        # Where a random move follows nobody may resign, and nothing is learnt of resigning.
+        mine = jax.nn.one_hot(player, 2, dtype=bool) & settled[:, None]
         lowest = jnp.where(mine, jnp.minimum(lowest, level[:, None]), lowest)
         action = jnp.where((level < actor.resign_below) & ~plays_on & settled, RESIGN, action)
         return action, Memory(carry.opening, plays_on, lowest), extras | {"plays_on": plays_on, "lowest": lowest}
