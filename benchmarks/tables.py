@@ -220,6 +220,17 @@ def _mistakes(r: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
+def _two_hours(r: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for opponent, row in r["matches"].items():
+        what = (
+            f"{r['game']}, seed {r['seed']}, {r['minutes']:.0f} minutes, {r['moves']:,} moves; {r['simulations']} simulations: {opponent}"
+        )
+        found = f"{row['score']:.1%} ({row['wins']} won, {row['draws']} drawn, {row['losses']} lost)"
+        rows.append([what, *((f"{row['reach']:.0%}", found, yes(row["reached"])) if "reach" in row else ("–", found, "–"))])
+    return rows
+
+
 def share(part: dict[str, Any]) -> str:
     """A match's share of points with its interval."""
     low, high = part["ci95"]
@@ -268,6 +279,7 @@ def _alphago(r: dict[str, Any]) -> list[list[str]]:
 GAMES = {
     "alphazero": {
         "tictactoe": _tictactoe, "connect_four": _connect_four, "mistakes": _mistakes, "ablations": _ablations,
+        **{f"two_hours_{game}": _two_hours for game in ("othello", "gardner_chess", "animal_shogi", "go_9x9")},
         "search_time": _search_time, "selfplay_time": _selfplay_time,
     },
     "alphago": {"alphago": _alphago},
