@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -248,7 +249,61 @@ def a3c_workers(results: Path, place: Path) -> None:
     save(figure, place)
 
 
+CURVES = {
+    "ddpg": ("ddpg-pendulum", "ddpg-inverted-pendulum", "ddpg-halfcheetah"),
+    "sac": ("sac-pendulum", "sac-inverted-pendulum", "sac-halfcheetah", "sac-hopper", "sac-fetch-reach"),
+    "a3c": ("a3c-cartpole-threads", "async-nstep-q-classic-threads", "a3c-minatar-breakout", "a3c-pendulum"),
+    "trpo": ("trpo-cartpole", "trpo-pendulum", "trpo-hopper", "trpo-halfcheetah"),
+    "ppo": ("ppo-hopper", "ppo-walker2d", "ppo-pong"),
+}
+"""The rows of a page whose training is drawn."""
+
+
+def learning_curves(page: str, results: Path, place: Path) -> None:
+    """Return of training episodes, exploration and all, with the bar that the final greedy policy is held to; those rows that are there."""
+    found = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in (results / "learning" / f"{row}.json" for row in CURVES[page])
+        if path.exists()
+    ]
+    found = [row for row in found if row.get("curves")]
+    if not found:
+        raise Missing("the learning rows of " + page)
+    figure, panels = plt.subplots(1, len(found), figsize=(3.4 * len(found), 3.2), layout="constrained", squeeze=False)
+    for axes, row in zip(panels[0], found, strict=True):
+        band(axes, list(row["curves"].values()), "episode_return", BLUE, f"mean of {len(row['curves'])} seeds, and their span")
+        # FetchReach's bar is a share of successes, which is no return.
+        if row.get("reach") is not None and row.get("measure") != "success":
+            axes.axhline(row["reach"], color="grey", linestyle=":", label="to be reached")
+        axes.set(title=f"{row['preset'] or row['system']}\n{row['task']}", xlabel="decisions, millions")
+        axes.title.set_size(9)
+    panels[0][0].set_ylabel("return of training episodes")
+    panels[0][0].legend(frameon=False, fontsize=8)
+    save(figure, place)
+
+
+def sinusoid(results: Path, place: Path) -> None:
+    """Finn 2017, figure 3: the error on 600 new sinusoids after steps of gradient descent on five points."""
+    found = result(results / "methods", "maml_sinusoid")
+    steps = sorted(map(int, found["scores"][0]["mse_after"]))
+    figure, axes = plt.subplots(figsize=(5.4, 3.6), layout="constrained")
+    for score in found["scores"]:
+        means, widths = ([score[what][str(n)] for n in steps] for what in ("mse_after", "ci95"))
+        axes.errorbar(steps, means, yerr=widths, color=BLUE, capsize=2)
+    axes.plot([], [], color=BLUE, label=f"MAML, {len(found['scores'])} seeds (95 % interval over tasks)")
+    finite = {
+        rate: [after[str(n)] for n in steps] for rate, after in found["fine_tuned"].items() if np.isfinite(list(after.values())).all()
+    }
+    rate = min(finite, key=lambda name: finite[name][-1])
+    axes.plot(steps, finite[rate], color=ORANGE, marker="o", label=f"pre-trained on all tasks, its best rate ({rate})")
+    axes.set(xlabel="gradient steps on five points", ylabel="mean squared error", ylim=(0, None))
+    axes.legend(frameon=False, fontsize=8)
+    save(figure, place)
+
+
 ALL = {
+    **{f"{page}_curves": functools.partial(learning_curves, page) for page in CURVES},
+    "maml_sinusoid": sinusoid,
     "ppo_table1": ppo_table1,
     "a3c_workers": a3c_workers,
     "tabular_maximisation_bias": maximisation_bias,

@@ -286,7 +286,14 @@ def test_the_gap_closed_and_the_sums_of_scores_by_hand():
 def test_figures_are_drawn_from_result_files_alone(tmp_path):
     """Every figure of the docs from made-up results of the shape the benchmarks write, and none where a file is absent."""
     curve = [{"step": step, "episode_return": None if step == 10 else 1.0, "q_value": 0.5} for step in (10, 20, 30)]
-    row = {"curves": {"0": curve, "1": curve}, "values": [{"discounted_return": 2.0}] * 2}
+    row = {
+        "curves": {"0": curve, "1": curve},
+        "system": "x",
+        "preset": None,
+        "task": "y",
+        "reach": 1.0,
+        "values": [{"discounted_return": 2.0}] * 2,
+    }
     for name in ROWS:
         record.write(tmp_path / "learning" / f"{name}.json", row)
     points = [{"step": 10, "held_out_max_q": 0.1, "episode_return": None}, {"step": 20, "held_out_max_q": 0.2, "episode_return": 1.0}]
@@ -306,6 +313,12 @@ def test_figures_are_drawn_from_result_files_alone(tmp_path):
     turned = {"angles": [0, 30], "probabilities": [[[0.1] * 10] * 2] * 3, "pictures": [[[0.0] * 4] * 4] * 2}
     arms = {"thompson": {"mean_reward_of_25_batches": [[0.1, 0.2, 0.3]] * 2}, "greedy": {"mean_reward_of_25_batches": [[0.1, 0.2]] * 2}}
     sampled = {"arms": arms, "settings": {"threshold": 1.0}}
+    after = {"0": 3.0, "1": 1.0}
+    adapted = {
+        "scores": [{"mse_after": after, "ci95": {"0": 0.1, "1": 0.1}}],
+        "fine_tuned": {"0.1": after, "1": {"0": 3.0, "1": float("nan")}},
+    }
+    record.write(tmp_path / "methods" / "maml_sinusoid.json", adapted)
     for name, found in (("co2", curve), ("rotated-digit", turned), ("thompson", sampled)):
         record.write(tmp_path / "methods" / f"mc-dropout-{name}.json", found)
     for name, draw in figures.ALL.items():

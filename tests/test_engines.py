@@ -87,8 +87,30 @@ def test_gtp_superko_is_illegal() -> None:
 
 def test_gtp_handicap_and_files(tmp_path: Path) -> None:
     session = Gtp(Uniform(games.make("go_9x9")))
-    assert session.answer("fixed_handicap 4") == "= C3 G7 G3 C7\n\n" and session.table.turn == 1
+    assert session.answer("fixed_handicap 4") == "= C3 G7 C7 G3\n\n" and session.table.turn == 1
     assert session.answer("fixed_handicap 2") == "? board not empty\n\n"
+    # GTP 2, 4.1.1: the third stone stands in the upper left corner, after it the edges from the left, from below.
+    nine = ["C3", "G7", "C7", "G3", "C5", "G5", "E3", "E7", "E5"]
+    for asked, placed in (
+        (2, nine[:2]),
+        (3, nine[:3]),
+        (5, [*nine[:4], "E5"]),
+        (6, nine[:6]),
+        (7, [*nine[:6], "E5"]),
+        (8, nine[:8]),
+        (9, nine),
+    ):
+        session.answer("clear_board")
+        assert session.answer(f"fixed_handicap {asked}") == f"= {' '.join(placed)}\n\n"
+    assert session.table.words[::2] == nine
+    session.answer("clear_board")
+    assert session.answer("fixed_handicap 10") == session.answer("fixed_handicap 1") == "? invalid number of stones\n\n"
+    # An engine may place fewer than it is asked to, where it is the one that chooses.
+    assert session.answer("place_free_handicap 1") == "? invalid number of stones\n\n"
+    assert session.answer("place_free_handicap") == session.answer("place_free_handicap ²") == "? handicap not an integer\n\n"
+    assert session.answer("place_free_handicap 20") == f"= {' '.join(nine)}\n\n" and session.table.words[::2] == nine
+    session.answer("clear_board")
+    assert session.answer("place_free_handicap 3") == "= C3 G7 C7\n\n"
     session.answer("clear_board")
     assert session.answer("set_free_handicap A1 A1") == "? bad vertex list\n\n" and not session.table.actions
     for line in ("play b E5", "play w C3", "play b G7"):
@@ -255,6 +277,52 @@ def test_thinking_answers_in_time_from_the_last_search() -> None:
     thinking.think(slow, state, 0, Limit(seconds=0.3), pace)
     assert 0.05 <= time.monotonic() - began < 1.0 and len(pace.seen) >= 2
     assert thinking.allot(60) == pytest.approx(2.0) and thinking.allot(60, 2.0) == pytest.approx(3.6) and thinking.allot(1, moves=1) == 0.5
+
+
+class PolicyNetwork(Uniform):
+    """Chooses the last legal move, and cannot search."""
+
+    def __init__(self, game: games.Game) -> None:
+        super().__init__(game, simulations=0)
+        self.asked: list[int] = []
+
+    def think(self, state: Any, key: Any, simulations: int) -> players.Thought:
+        self.asked.append(simulations)
+        if simulations:
+            raise FlatironsError("a policy network plays without a search")
+        legal = np.asarray(state.legal)
+        nothing = np.zeros(len(legal))
+        return players.Thought(int(np.flatnonzero(legal)[-1]), nothing.astype(np.int32), nothing, legal / legal.sum(), 0.0, 0.0)
+
+
+def test_a_policy_network_moves_under_a_clock() -> None:
+    network = PolicyNetwork(games.make("go_9x9"))
+    session = Gtp(network)
+    for settings in ("time_settings 60 0 0", "time_settings 0 10 5", "time_left w 30 0"):
+        session.answer("clear_board")
+        assert session.answer(settings) == "=\n\n" and session.answer("genmove w") == "= pass\n\n"
+    assert set(network.asked) == {0}
+
+    for name, usi, goes in (
+        ("chess", False, ("movetime 50", "wtime 1000 btime 1000", "depth 3")),
+        ("animal_shogi", True, ("btime 1000 wtime 1000 byoyomi 100",)),
+    ):
+        talk = Session(name, usi=usi)
+        talk.uci.thinker = network = PolicyNetwork(games.make(name))
+        assert "option name Simulations type spin default 0 min 0 max 1000000" in talk.say("usi" if usi else "uci")
+        assert talk.say("isready") == ["readyok"]
+        last = notation.move_text(talk.uci.game, talk.uci.table.board, int(np.flatnonzero(talk.uci.table.legal)[-1]))
+        for go in goes:
+            talk.heard.clear()
+            talk.say("position startpos", f"go {go}")
+            assert talk.wait("bestmove") == f"bestmove {last}" and not any("error" in line for line in talk.heard)
+        talk.heard.clear()
+        talk.say("go infinite")
+        talk.wait("info")
+        time.sleep(0.1)
+        assert not any(line.startswith("bestmove") for line in talk.heard), "an endless analysis is answered when it is stopped"
+        talk.say("stop")
+        assert talk.wait("bestmove") == f"bestmove {last}" and set(network.asked) == {0}
 
 
 # ----------------------------------------------------------------------------------------------------------- others' engines

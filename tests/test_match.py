@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -199,8 +200,73 @@ def test_games_whose_player_fails_are_void_and_said(tmp_path: Path) -> None:
     assert "void: b: it died" in (place / "games.sgf").read_text()
     saved = json.loads((place / "match.json").read_text())
     assert saved["void"] == 14 and len(saved["played"]) == 98 and saved["a"] == "a"
-    with pytest.raises(FlatironsError, match=r"void.*the match was stopped"):
-        match.play(game("connect_four"), Scripted("a"), Scripted("b", wrong=range(7)), 98)
+
+
+def test_a_match_stops_once_too_many_games_are_void(tmp_path: Path) -> None:
+    # All of B's first moves fail: half of the games, so that the others are not played on.
+    found = match.play(game("connect_four"), Scripted("a"), Scripted("b", wrong=range(7)), 98)
+    assert found.stopped == "49 of 98 games are void, the last because b: it died"
+    assert [one.fault for one in found.played] == [match.UNFINISHED, "b: it died"] * 49
+    assert found.summary()["games"] == 0 and found.summary()["void"] == 98 and "98 are void" in match.in_words(found)
+    # Those that were finished stay on record, also where few go on side by side.
+    late = match.play(game("connect_four"), Scripted("a"), Scripted("b", wrong=[2]), 98, at_once=2)
+    assert late.stopped == "4 games on end are void, the last because b: it died"
+    assert [one.result is None for one in late.played] == [False] * 28 + [True] * 70
+    assert {one.fault for one in late.played[32:]} == {match.NOT_BEGUN} and late.summary()["games"] == 28
+    place = match.save(late, game("connect_four"), tmp_path / "m", 1.0)
+    assert json.loads((place / "match.json").read_text())["stopped"] == late.stopped
+    assert [one.actions for one in records.load(game("connect_four"), [place / "games.sgf"])] == [one.actions for one in late.played]
+
+
+ENGINE = r"""
+import pathlib, sys, time
+asked = pathlib.Path(sys.argv[0]).with_suffix(".asked")
+for line in sys.stdin:
+    if line.startswith("genmove"):
+        before = len(asked.read_text()) if asked.exists() else 0
+        asked.write_text("x" * (before + 1))
+        if before >= GOOD_FOR:
+            FAIL
+        print("= resign\n", flush=True)
+    else:
+        print("=\n", flush=True)
+"""
+
+
+def _failing(place: Path, good_for: int, fail: str) -> tuple[str, Path]:
+    """(the command of an engine that resigns so many games and then fails, the file with one letter for each move it was asked for)."""
+    engine = place / f"engine{good_for}.py"
+    engine.write_text(ENGINE.replace("GOOD_FOR", str(good_for)).replace("FAIL", fail))
+    return f"{sys.executable} {engine}", engine.with_suffix(".asked")
+
+
+def test_an_engine_that_hangs_is_not_waited_for_in_every_game(tmp_path: Path) -> None:
+    command, asked = _failing(tmp_path, 0, "time.sleep(60)")
+    hanging, other = players.player(f"gtp:{command}?timeout=0.4", game("go_9x9")), players.player("random", game("go_9x9"))
+    try:
+        found = match.play(game("go_9x9"), hanging, other, 20)
+    finally:
+        hanging.close()
+    assert len(asked.read_text()) == 3 and "10 of 20 games are void" in found.stopped and "hangs" in found.stopped
+    assert found.summary()["void"] == 20 and sum("hangs" in one.fault for one in found.played) == 10
+
+
+def test_an_engine_that_dies_midway_leaves_the_finished_games_on_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command, asked = _failing(tmp_path, 5, "sys.exit(7)")
+    options = ["--game", "go_9x9", "--games", "20", "--at-once", "4", "--out", "m"]
+    assert main(["match", f"gtp:{command}", "random", *options]) == 1
+    said = capsys.readouterr()
+    found = json.loads(said.out.splitlines()[-1])
+    # Games 1 to 4 were lost, and one of the next four; its three others failed, and twelve were not begun.
+    assert found["losses"] == found["games"] == 5 and found["void"] == 15 and len(asked.read_text()) == 8
+    assert "flatirons: the match was stopped: 3 of 4 games are void" in said.err and "on record in m" in said.err
+    assert "games void by that: 12" in said.err and "2 games are void: gtp:" in said.err and "exit status 7" in said.err
+    saved = json.loads(Path("m/match.json").read_text())
+    assert [one["result"] for one in saved["played"]].count(-1.0) == 5 and len(saved["played"]) == 20 and "3 of 4" in saved["stopped"]
+    assert len(records.load(game("go_9x9"), [Path("m/games.sgf")])) == 20
 
 
 def test_resigning_loses() -> None:
@@ -308,6 +374,19 @@ def test_a_run_sits_down_to_a_game(monkeypatch: pytest.MonkeyPatch) -> None:
     thought, lines = one.lines(state, jax.random.key(0), 3, 2)
     assert thought.action == 7 and thought.value == 0.5 and thought.visits[7] == 21 and [line.actions for line in lines] == [(7,), (6,)]
     assert one.simulations == 7 and one.choose(players.one(state), jax.random.key(0)).actions.tolist() == [7]
+    assert players.simulations_range(one) == (0, players.MOST_SIMULATIONS)
+    # A policy network: its settings name no simulations.
+    network = run("pgx:tic_tac_toe", SimpleNamespace(analyse=thinks))
+    network.config = SimpleNamespace(learning_rate=0.1)
+    bare = players.Trained(network, game("tic_tac_toe"), "runs/x", 0)
+    assert bare.simulations == 0 and players.simulations_range(bare) == (0, 0)
+    assert bare.choose(players.one(state), jax.random.key(0)).actions.tolist() == [7]
+    with pytest.raises(FlatironsError, match="a policy network that plays without a search"):
+        bare.simulations = 10
+    with pytest.raises(FlatironsError, match="a policy network that plays without a search"):
+        players.Trained(network, game("tic_tac_toe"), "runs/x", 10)
+    network.config = SimpleNamespace(num_simulations=7, play_simulations=20)
+    assert players.Trained(network, game("tic_tac_toe"), "runs/x").simulations == 20
     with pytest.raises(FlatironsError, match=r"runs/x was trained on pgx:hex, and the game is tic_tac_toe"):
         players.Trained(run("pgx:hex", SimpleNamespace(analyse=thinks)), game("tic_tac_toe"), "runs/x")
     with pytest.raises(FlatironsError, match="a run of some-system, whose policy has no search"):

@@ -18,7 +18,7 @@ import web_standin
 
 pytest.importorskip("pgx", reason="needs flatirons[games]")
 
-from flatirons import envs
+from flatirons import envs, types
 from flatirons.envs import games, notation
 from flatirons.run import boards, cli, web
 from flatirons.types import FlatironsError
@@ -337,6 +337,44 @@ def test_the_command_serves_until_it_is_stopped(tmp_path: Any, monkeypatch: pyte
     (tmp_path / "config.json").write_text(json.dumps({"env": "CartPole-v1"}))
     assert cli.run("play", [str(tmp_path), "--port", "0"]) == 2
     assert "board games" in capsys.readouterr().err
+
+
+def test_people_are_played_with_the_search_that_is_for_them() -> None:
+    def who(play_simulations: int, **options: Any) -> web.Opponent:
+        config = SimpleNamespace(num_simulations=16, play_simulations=play_simulations)
+        return web.Opponent(web_standin, config, envs.make("pgx:tic_tac_toe", 1), {}, **options)
+
+    assert who(48).simulations == 48 and 48 in who(48).choices and 16 not in who(48).choices
+    assert who(0).simulations == 16 and who(48, simulations=7).simulations == 7
+
+
+@types.config
+class PolicyNetwork:
+    channels: int = 16
+
+
+def test_a_policy_network_is_played_without_a_search() -> None:
+    asked = []
+
+    def analyse(*inputs: Any, num_simulations: int) -> Any:
+        asked.append(num_simulations)
+        if num_simulations:
+            raise FlatironsError("a policy network plays without a search")
+        return web_standin.analyse(*inputs, num_simulations=0)
+
+    system, task = SimpleNamespace(analyse=analyse, __name__="flatirons.systems.alphago.sl"), envs.make("pgx:tic_tac_toe", 1)
+    who = web.Opponent(system, PolicyNetwork(), task, {})
+    who.prepare()
+    assert who.simulations == 0 and who.choices == [0] and who.ready == {0} and not who.preparing
+    table = web.Table(who)
+    game = table.new({"side": 1})
+    moved = table.engine({"game": game["game"], "ply": 0})
+    assert moved["moves"][0]["action"] == 0 and moved["thought"]["simulations"] == 0 and set(asked) == {0}
+    with pytest.raises(web.Refusal, match="choose one of 0"):
+        table.hint({"game": game["game"], "ply": 1, "simulations": 100})
+    with pytest.raises(FlatironsError, match=r"simulations is 100, .* is a policy network"):
+        web.Opponent(system, PolicyNetwork(), task, {}, simulations=100)
+    assert web.Opponent(system, PolicyNetwork(), task, {}, simulations=0).choices == [0]
 
 
 def test_the_search_is_compiled_once_and_beforehand() -> None:

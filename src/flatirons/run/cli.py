@@ -633,7 +633,7 @@ def suite(arguments: list[str]) -> int:
 
 
 def match(arguments: list[str]) -> int:
-    """`flatirons match A B [--game GAME] [--games N] [--json]`; exit status 1 when a game is void."""
+    """`flatirons match A B [--game GAME] [--games N] [--json]`; exit status 1 when a game is void, also where too many are and it stops."""
     parser = _parser(
         "match",
         "Play games between two players, colours swapped and openings varied, and say the Elo difference. A player is a run folder "
@@ -649,6 +649,7 @@ def match(arguments: list[str]) -> int:
     parser.add_argument("--out", metavar="FOLDER", help="where the records go (default: matches/GAME-A-B)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     chosen = parser.parse(arguments)
+    from collections import Counter
     from time import monotonic
 
     from flatirons.envs import notation
@@ -676,9 +677,13 @@ def match(arguments: list[str]) -> int:
         b.close()
     place = Path(chosen.out) if chosen.out else matches.default_place(game.name, chosen.a, chosen.b)
     matches.save(found, game, place, monotonic() - began)
-    faults = [one.fault for one in found.played if one.fault]
-    for fault in faults[:3]:
-        print(f"flatirons: a game is void: {fault}", file=sys.stderr)
+    faults = Counter(one.fault for one in found.played if one.fault)
+    if found.stopped:
+        cut = sum(faults.pop(fault, 0) for fault in (matches.UNFINISHED, matches.NOT_BEGUN))
+        print(f"flatirons: the match was stopped: {found.stopped}", file=sys.stderr)
+        print(f"flatirons: games void by that: {cut}; what was finished is on record in {place}", file=sys.stderr)
+    for fault, count in faults.most_common(3):
+        print(f"flatirons: {'a game is' if count == 1 else f'{count} games are'} void: {fault}", file=sys.stderr)
     if not chosen.json:
         print(("\n" if shown[0] >= 0 and sys.stderr.isatty() else "") + f"{matches.in_words(found)}\nrecords: {place}")
     print(matches.line(found))

@@ -54,7 +54,7 @@ class Gtp:
         }  # fmt: skip
         if self.is_go:
             self.commands |= {
-                "fixed_handicap": self._fixed_handicap, "place_free_handicap": self._fixed_handicap,
+                "fixed_handicap": self._fixed_handicap, "place_free_handicap": self._place_free_handicap,
                 "set_free_handicap": self._set_free_handicap, "final_status_list": self._final_status_list,
                 "kgs-genmove_cleanup": self._genmove,
             }  # fmt: skip
@@ -249,11 +249,12 @@ class Gtp:
     # -- handicap
 
     def _fixed_handicap(self, words: list[str]) -> str:
-        if not words or not words[0].isdigit():
+        if not words or not words[0].isdecimal():
             raise Refused("handicap not an integer")
         size = self.game.board.rows
         near, far, middle = (2, size - 3, size // 2) if size < 13 else (3, size - 4, size // 2)
-        corners = [(near, near), (far, far), (far, near), (near, far)]
+        # In the order of GTP 2, 4.1.1 (D4, Q16, D16, Q4 on 19x19): the controller puts its stones there without asking.
+        corners = [(near, near), (far, far), (near, far), (far, near)]
         sides = [(near, middle), (far, middle), (middle, near), (middle, far)]
         count = int(words[0])
         if not 2 <= count <= 9:
@@ -265,6 +266,11 @@ class Gtp:
             points.append((middle, middle))
         # Columns from the left, rows from the bottom.
         return self._set_free_handicap([f"{'ABCDEFGHJKLMNOPQRST'[col]}{row + 1}" for col, row in points])
+
+    def _place_free_handicap(self, words: list[str]) -> str:
+        # Fewer stones than asked for are allowed (GTP 2, 4.1.2), and the controller counts them; there are nine star points.
+        many = bool(words) and words[0].isdecimal() and int(words[0]) > 9
+        return self._fixed_handicap(["9"] if many else words)
 
     def _set_free_handicap(self, words: list[str]) -> str:
         if self.table.actions:

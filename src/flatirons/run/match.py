@@ -1,7 +1,8 @@
 """`flatirons match A B`: games between two players, colours swapped, openings varied, Elo with its interval, records kept.
 
 All games go on side by side, so that a search serves many of them at once. One referee, the rules of `envs.games`, ends and scores them.
-A game whose player failed (an engine that died, hung, or moved illegally) is void: it counts for nobody, and is said.
+A game whose player failed (an engine that died, hung, or moved illegally) is void: it counts for nobody, and is said. Once too many are,
+the match stops: what was finished stays on record, and the rest is void too.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ from flatirons.types import FlatironsError, Key
 AT_ONCE = 256
 """Games side by side."""
 _OPENING_PLIES = {"tic_tac_toe": 1, "connect_four": 2, "hex": 1, "gardner_chess": 2, "animal_shogi": 2}
+_TOO_MANY = 3
+"""Fewer void games than this never stop a match."""
+UNFINISHED = "the match was stopped before the game ended"
+NOT_BEGUN = "the match was stopped before the game began"
 _Z = 1.959964
 """The normal quantile of a 95 % interval."""
 
@@ -46,12 +51,13 @@ class Played:
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """Games between A and B."""
+    """Games between A and B. stopped: why not all of them were played to an end; empty where they were, or failed each by itself."""
 
     game: str
     players: tuple[str, str]
     seed: int
     played: tuple[Played, ...]
+    stopped: str = ""
 
     def summary(self) -> dict[str, Any]:
         """The last line of `flatirons match --json`: {"games", "wins", "draws", "losses", "score", "elo", "elo_low", "elo_high"} for A, and
@@ -145,7 +151,8 @@ def play(
 ) -> Match:  # fmt: skip
     """Play `games` games: each opening twice, A and B each moving first once. `progress` is called with (finished, games).
 
-    Raises FlatironsError where games is odd or below 2, and where an engine fails in three games on end.
+    The match stops where three games or more, and half of those that go on side by side, are void, and after three or more on end of which
+    none that began together was finished: the remaining games are void then too. Raises FlatironsError where games is odd or below 2.
     """
     if games < 2 or games % 2:
         raise FlatironsError(f"games is {games}: each opening is played with both colours, so give an even number from 2 up")
@@ -154,18 +161,29 @@ def play(
     played: list[Played] = []
     key = jax.random.key(seed)
     size = max(2, at_once - at_once % 2)
+    stopped, in_vain = "", 0
     for begin in range(0, games, size):
         done = len(played)
-        played += _side_by_side(
+        found, stopped = _side_by_side(
             game, a, b, pairs[begin : begin + size], jax.random.fold_in(key, begin),
             lambda count, done=done: progress(done + count, games) if progress is not None else None,
         )  # fmt: skip
-    return Match(game.name, (a.name, b.name), seed, tuple(played))
+        played += found
+        # Few games side by side can all be void without being too many: an engine that has died for good is noticed here.
+        in_vain = 0 if any(one.result is not None for one in found) else in_vain + len(found)
+        if not stopped and in_vain >= _TOO_MANY:
+            stopped = f"{in_vain} games on end are void, the last because {found[-1].fault}"
+        if stopped:
+            break
+    played += [Played(number, first, None, (), fault=NOT_BEGUN) for number, _, first in pairs[len(played) :]]
+    cut = any(one.fault in (UNFINISHED, NOT_BEGUN) for one in played)
+    return Match(game.name, (a.name, b.name), seed, tuple(played), stopped if cut else "")
 
 
 def _side_by_side(
     game: Game, a: Player, b: Player, pairs: Sequence[tuple[int, tuple[int, ...], bool]], key: Key, progress: Callable[[int], None]
-) -> list[Played]:
+) -> tuple[list[Played], str]:
+    """(the games, why they were stopped or ""). `pairs` are (number of the opening, opening, whether A moves first)."""
     count = len(pairs)
     states = starts(game, count)
     histories: list[list[int]] = [[] for _ in pairs]
@@ -178,11 +196,11 @@ def _side_by_side(
         states = step(states, actions)
         for history, action in zip(histories, actions, strict=True):
             history.append(int(action))
-    turn = 0
+    turn, stopped = 0, ""
     while True:
         over = np.asarray(states.terminated) | np.isin(np.arange(count), list(faults))
         progress(int(over.sum()))
-        if over.all():
+        if over.all() or stopped:
             break
         # Both halves are asked in every ply: A moves in the games that it began while B moves in the others.
         a_moves = a_first == (np.asarray(states.player) == 0)
@@ -193,7 +211,8 @@ def _side_by_side(
                 chosen = _ask(one, states, asked, int(mask.sum()), jax.random.fold_in(key, 2 * turn + who), histories)
                 actions[asked] = chosen[0]
                 faults |= {int(asked[i]): f"{one.name}: {why}" for i, why in chosen[1].items()}
-        _demand_sense(faults, count)
+        if len(faults) >= max(_TOO_MANY, count // 2):
+            stopped = f"{len(faults)} of {count} games are void, the last because {list(faults.values())[-1]}"
         turn += 1
         for i in np.flatnonzero(~over):
             if i in faults:
@@ -204,14 +223,16 @@ def _side_by_side(
                 histories[i].append(int(actions[i]))
         # Where a game is void its action is not looked at: it stays where it was.
         states = step(states, np.where(np.isin(np.arange(count), list(faults)) | over, 0, actions))
+    faults |= {int(i): UNFINISHED for i in np.flatnonzero(~over)}
     outcome = np.asarray(states.outcome)
-    return [
+    played = [
         Played(
             number, bool(first), None if i in faults else float(outcome[i]) * (1.0 if first else -1.0) + 0.0,
             tuple(histories[i]), i in resigned, faults.get(i, ""),
         )
         for i, (number, _, first) in enumerate(pairs)
     ]  # fmt: skip
+    return played, stopped
 
 
 def _ask(
@@ -223,13 +244,6 @@ def _ask(
     rows = np.concatenate([asked, np.full(size - len(asked), asked[0])])
     actions, wrong = one.choose(jax.tree.map(lambda x: x[rows], states), key, [histories[i] for i in asked])
     return np.asarray(actions)[: len(asked)], wrong
-
-
-def _demand_sense(faults: dict[int, str], count: int) -> None:
-    if len(faults) >= max(3, count // 2):
-        raise FlatironsError(
-            f"{len(faults)} of {count} games are void, the last because {list(faults.values())[-1]}; the match was stopped"
-        )
 
 
 # ----------------------------------------------------------------------------------------------------------------- records
@@ -262,7 +276,7 @@ def save(match: Match, game: Game, place: Path, seconds: float) -> Path:
         place / "match.json",
         {
             "game": match.game, "a": match.players[0], "b": match.players[1], "seed": match.seed, **match.summary(), "seconds": seconds,
-            "played": facts_of, **folder.surroundings(),
+            "stopped": match.stopped or None, "played": facts_of, **folder.surroundings(),
         },
     )  # fmt: skip
     return place

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatirons.envs import evaluation, notation
-from flatirons.envs.games import Game, GameState
+from flatirons.envs.games import RESIGN, Game, GameState
 from flatirons.envs.ingraph import EnvState
 from flatirons.plan import minimax, uct
 from flatirons.run import engines, folder, train
@@ -31,6 +31,9 @@ from flatirons.types import FlatironsError, Key
 
 # A search keeps 12 bytes an edge; more games than fit are searched in parts.
 _TREE_BYTES = 512_000_000
+MOST_SIMULATIONS = 1_000_000
+_FAILURES_ON_END = 3
+"""After so many an engine is not asked again in the same call: each that hangs costs its whole time-out."""
 
 
 class Chosen(NamedTuple):
@@ -76,10 +79,17 @@ class Line(NamedTuple):
 
 
 class Thinker(Player, Protocol):
-    """A player whose search can be looked at, with any number of simulations; `simulations` is its own."""
+    """A player whose search can be looked at, with any number of simulations."""
 
     game: Game
-    simulations: int
+
+    @property
+    def simulations(self) -> int:
+        """A move's, where nobody asks for another number."""
+        ...
+
+    @simulations.setter
+    def simulations(self, simulations: int) -> None: ...
 
     def think(self, state: GameState, key: Key, simulations: int) -> Thought:
         """Search ONE position."""
@@ -270,7 +280,15 @@ class External:
         """See Player."""
         if not histories:
             raise FlatironsError(f"{self.name} follows games, not positions; give their moves")
-        return Chosen(*engines.choose_all(self.engine, histories))
+        actions, faults, on_end, last = np.full(len(histories), RESIGN, np.int32), {}, 0, ""
+        for i, history in enumerate(histories):
+            if on_end < _FAILURES_ON_END:
+                chosen, wrong = engines.choose_all(self.engine, [history])
+                actions[i], last = chosen[0], wrong.get(0, "")
+                on_end = on_end + 1 if last else 0
+            if last:
+                faults[i] = last
+        return Chosen(actions, faults)
 
     def close(self) -> None:
         """See Player."""
@@ -290,11 +308,25 @@ class Trained:
         if "analyse" not in vars(run.system):
             raise FlatironsError(f"{run.path} is a run of {run._job.name}, whose policy has no search to play games with; train alphazero")
         self.name, self.game, self.run = name, game, run
-        settings = vars(run.config)
-        own = settings.get("play_simulations") or settings.get("num_simulations", 0)  # a policy network has none
-        self.simulations = int(own) if simulations is None else simulations
+        own = own_simulations(run.config)
+        self.searches, self._simulations = own is not None, own or 0
+        if simulations is not None:
+            self.simulations = simulations
         self._task = acting_task(run._job)
         self._config, self._actor = on_device(run.config), run.actor
+
+    @property
+    def simulations(self) -> int:
+        """See Thinker; 0 and nothing else where `searches` is False, as of a policy network."""
+        return self._simulations
+
+    @simulations.setter
+    def simulations(self, simulations: int) -> None:
+        if simulations and not self.searches:
+            raise FlatironsError(
+                f"{self.run.path} is a run of {self.run._job.name}, a policy network that plays without a search; leave the simulations out"
+            )
+        self._simulations = simulations
 
     def analyse(self, states: GameState, key: Key, simulations: int) -> Any:
         """The system's Analysis of a batch."""
@@ -324,6 +356,22 @@ class Trained:
 
     def close(self) -> None:
         """See Player."""
+
+
+def own_simulations(config: Any) -> int | None:
+    """Simulations a move that a run with these settings plays with, in evaluations and against people; None of a policy network, whose
+    system has no search."""
+    settings = vars(config)
+    if "num_simulations" not in settings:
+        return None
+    return int(settings.get("play_simulations") or settings["num_simulations"] or 0)
+
+
+def simulations_range(thinker: Thinker) -> tuple[int, int]:
+    """The least and the most simulations a move that may be asked of it. Only a run has something to say without any."""
+    if isinstance(thinker, Trained):
+        return 0, MOST_SIMULATIONS if thinker.searches else 0
+    return min(1, thinker.simulations), MOST_SIMULATIONS
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

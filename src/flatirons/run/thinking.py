@@ -112,7 +112,9 @@ class Thinking:
 
     def _think(self) -> None:
         limit, own = self._limit, self._thinker.simulations
-        deepening = limit.simulations is None and (limit.endless or limit.seconds is not None)
+        # Without simulations there is nothing to deepen: a network says the same however long it is asked, and a policy network knows no
+        # search at all.
+        deepening = own > 0 and limit.simulations is None and (limit.endless or limit.seconds is not None)
         began = time.monotonic()
         simulations = max(1, own // GROWTH) if deepening else limit.simulations if limit.simulations is not None else own
         while True:
@@ -126,9 +128,9 @@ class Thinking:
                     self._report(thought, simulations, now - began)
             more = simulations * GROWTH
             late = limit.seconds is not None and now - began + self._pace.expected(more) > limit.seconds
-            if not deepening or self._stop.is_set() or late:
+            if self._stop.is_set() or late:
                 break
-            if more > MOST:
+            if not deepening or more > MOST:
                 if limit.endless:
                     self._stop.wait()
                 break

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from typing import TextIO
 
 from flatirons.envs import notation
-from flatirons.run.players import Thinker, Thought
+from flatirons.run.players import Thinker, Thought, simulations_range
 from flatirons.run.thinking import Limit, Pace, Thinking, allot, ranked
 from flatirons.types import FlatironsError
 
@@ -74,7 +74,8 @@ class Uci:
         prefix = "USI" if self.usi else "UCI"
         self.say(f"id name Flatirons {version('flatirons')} ({self.thinker.name})")
         self.say("id author the Flatirons authors")
-        self.say(f"option name Simulations type spin default {self.thinker.simulations} min 1 max 1000000")
+        least, most = simulations_range(self.thinker)
+        self.say(f"option name Simulations type spin default {self.thinker.simulations} min {least} max {most}")
         self.say("option name MultiPV type spin default 1 min 1 max 100")
         if self.game.name in ("gardner_chess", "animal_shogi"):
             variant = "gardner" if self.game.name == "gardner_chess" else "dobutsu"
@@ -93,9 +94,9 @@ class Uci:
         name, _, value = text.removeprefix("name").strip().partition(" value ")
         name, value = name.strip().lower().replace("_", ""), value.strip()
         if name in ("simulations", "multipv"):
-            most = 1_000_000 if name == "simulations" else 100
-            if not value.isdigit() or not 1 <= int(value) <= most:
-                raise FlatironsError(f"{value!r} is no whole number from 1 to {most}, as {name} must be")
+            least, most = simulations_range(self.thinker) if name == "simulations" else (1, 100)
+            if not value.isdigit() or not least <= int(value) <= most:
+                raise FlatironsError(f"{value!r} is no whole number from {least} to {most}, as {name} must be")
             if name == "multipv":
                 self.multipv = int(value)
             else:
@@ -189,7 +190,7 @@ class Uci:
         if "infinite" in words:
             return Limit(endless=True)
         if "nodes" in numbers:
-            return Limit(simulations=max(1, min(numbers["nodes"], 1_000_000)))
+            return Limit(simulations=min(max(1, numbers["nodes"]), simulations_range(self.thinker)[1]))
         if "movetime" in numbers:
             return Limit(seconds=max(0.001, numbers["movetime"] / 1000))
         # White begins in chess, and black, which USI calls b, in shogi.

@@ -26,7 +26,7 @@ import numpy as np
 
 from flatirons import envs
 from flatirons.envs import games, notation
-from flatirons.run import boards, folder, train
+from flatirons.run import boards, folder, players, train
 from flatirons.run.doctor import display
 from flatirons.run.job import on_device
 from flatirons.systems import system_name
@@ -36,7 +36,7 @@ PAGE = Path(__file__).with_name("page.html")
 PORT = 8000
 """Tried first; where it is taken, any free one."""
 SIMULATIONS = (0, 10, 50, 100, 200, 400, 800)
-"""Simulations a move that can be chosen in the page, beside the run's own. 0 is the network alone."""
+"""Simulations a move that can be chosen in the page, beside the run's own. 0 is the network alone, and all there is of a policy network."""
 RULES = -1
 """Stands for the rules among what is being compiled."""
 MAX_GAMES = 32
@@ -73,7 +73,8 @@ class Opponent:
     """A system with its actor, asked about one position at a time; compiled once for each number of simulations.
 
     `system` needs `analyse(config, task, actor, model, key, *, num_simulations)`; `task` is the in-graph task of a board game with one
-    stream. Raises FlatironsError for a system without a search, and a task that is no board game.
+    stream. It plays with the settings' `play_simulations`, or else `num_simulations`; where they have neither, as a policy network's, with
+    0 alone. Raises FlatironsError for a system without `analyse`, simulations of a policy network, and a task that is no board game.
     """
 
     def __init__(
@@ -97,9 +98,13 @@ class Opponent:
         if not isinstance(game, games.Game):
             raise FlatironsError(f"the page cannot draw {task.name}; it draws {', '.join(games.GAMES)}")
         self.game, self.look = game, boards.LOOKS[game.name]
-        own = vars(config).get("num_simulations") if simulations is None else simulations
-        self.simulations = own if isinstance(own, int) else 100
-        self.choices = sorted({*SIMULATIONS, self.simulations})
+        own = players.own_simulations(config)
+        if own is None and simulations:
+            raise FlatironsError(
+                f"simulations is {simulations}, and {system_name(system)} is a policy network that plays without a search; leave them out"
+            )
+        self.simulations = (own or 0) if simulations is None else simulations
+        self.choices = [0] if own is None else sorted({*SIMULATIONS, self.simulations})
         self.who, self.label = who, label
         self.ready: set[int] = set()
         self.preparing: set[int] = set()
@@ -147,7 +152,7 @@ class Opponent:
         self.preparing.add(RULES)
         notation.stepper(self.game)(start, np.int32(np.flatnonzero(start.legal)[0]))
         self.preparing.discard(RULES)
-        for simulations in (0, self.simulations):
+        for simulations in sorted({0, self.simulations}):
             self.think(start, simulations)
 
 
