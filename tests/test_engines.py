@@ -107,6 +107,7 @@ def test_gtp_handicap_and_files(tmp_path: Path) -> None:
     assert session.answer("fixed_handicap 10") == session.answer("fixed_handicap 1") == "? invalid number of stones\n\n"
     # An engine may place fewer than it is asked to, where it is the one that chooses.
     assert session.answer("place_free_handicap 1") == "? invalid number of stones\n\n"
+    assert session.answer("boardsize ²") == session.answer("boardsize " + "9" * 5_000) == "? boardsize not an integer\n\n"
     assert session.answer("place_free_handicap") == session.answer("place_free_handicap ²") == "? handicap not an integer\n\n"
     assert session.answer("place_free_handicap 20") == f"= {' '.join(nine)}\n\n" and session.table.words[::2] == nine
     session.answer("clear_board")
@@ -210,6 +211,7 @@ def test_uci_refuses_and_goes_on() -> None:
     assert "unknown command" in session.say("xyzzy")[0] and session.say("", "   ") == []
     assert "no FEN" in session.say("position fen nonsense/")[0] and "of what" in session.say("position")[0]
     assert "no whole number" in session.say("setoption name MultiPV value many")[0]
+    assert "no whole number" in session.say("setoption name MultiPV value ²")[0]
     assert "no option" in session.say("setoption name Colour value blue")[0]
     assert session.say("setoption name MultiPV value 3", "setoption name UCI_Variant value chess", "setoption name Hash value 16") == []
     assert "plays chess" in session.say("setoption name UCI_Variant value atomic")[0]

@@ -269,6 +269,20 @@ def test_an_engine_that_dies_midway_leaves_the_finished_games_on_record(
     assert len(records.load(game("go_9x9"), [Path("m/games.sgf")])) == 20
 
 
+def test_an_engine_whose_program_goes_away_voids_its_games_alone(tmp_path: Path) -> None:
+    _failing(tmp_path, 2, "pathlib.Path(sys.argv[0]).with_suffix('').unlink(); sys.exit(7)")
+    program = tmp_path / "engine2"
+    program.write_text(f"#!/bin/sh\nexec {sys.executable} {tmp_path}/engine2.py\n")
+    program.chmod(0o755)
+    engine, other = players.player(f"gtp:{program}", game("go_9x9")), players.player("random", game("go_9x9"))
+    try:
+        found = match.play(game("go_9x9"), engine, other, 8, at_once=2)
+    finally:
+        engine.close()
+    faults = [one.fault for one in found.played]
+    assert faults[:2] == ["", ""] and "exit status 7" in faults[2] and "is not installed" in faults[3], faults
+
+
 def test_resigning_loses() -> None:
     found = match.play(game("connect_four"), Scripted("a", resigns=True), Scripted("b"), 14)
     assert found.summary()["losses"] == 14 and all(one.resigned for one in found.played)

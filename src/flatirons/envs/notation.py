@@ -451,7 +451,7 @@ def from_position_text(game: Game, text: str) -> GameState:
         raise wrong("each side needs one king")
     rest = fields[2:]
     numbers = rest[1:] if name in SHOGI else rest[2:]
-    if any(not number.isdigit() for number in numbers):
+    if any(not is_whole(number) for number in numbers):
         raise wrong(f"{' '.join(numbers)!r} should be counts of moves")
     state = _chess_state(game, cells, turn, rest, wrong) if name in CHESS else _shogi_state(game, cells, turn, rest, wrong)
     state = jax.tree.map(np.asarray, state)
@@ -460,6 +460,11 @@ def from_position_text(game: Game, text: str) -> GameState:
     if any(abs(int(cells[decode(game, now, int(action)).target])) == king for action in legal):
         raise wrong("the king of the side that has moved could be taken")
     return state
+
+
+def is_whole(text: str) -> bool:
+    """Whether `int` reads it as a whole number from 0 up. `str.isdigit` alone says so of a superscript and of more digits than int takes."""
+    return text.isascii() and text.isdigit() and len(text) < 19
 
 
 def _placed(game: Game, text: str, wrong: Callable[[str], FlatironsError]) -> np.ndarray:
@@ -471,7 +476,7 @@ def _placed(game: Game, text: str, wrong: Callable[[str], FlatironsError]) -> np
     for r, line in enumerate(lines):
         c = 0
         for token in re.findall(r"\+?[A-Za-z]|\d|.", line):
-            if token.isdigit():
+            if is_whole(token):
                 c += int(token)
                 continue
             if token.upper() not in letters:

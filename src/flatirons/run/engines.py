@@ -127,6 +127,7 @@ class Engine:
         locate(shlex.split(self.command)[0])
         self.program: Program | None = None
         self.told: list[int] | None = None
+        self.greeted = False
 
     # -- what it plays
 
@@ -137,12 +138,16 @@ class Engine:
                 self.program = Program(self.command, self.timeout_s)
                 self.told = None
                 self._greet()
+                self.greeted = True
             table = notation.Table(self.game)
             for action in actions:
                 table.play(action)
             return self._gtp_move(table) if self.kind == "gtp" else self._uci_move(table)
-        except EngineError:
+        except FlatironsError as error:
             self.close()
+            if self.greeted and not isinstance(error, EngineError):
+                # It could play once, and its program has gone since: this game is void, and those before it stay.
+                raise EngineError(str(error)) from None
             raise
 
     def close(self) -> None:
@@ -190,7 +195,7 @@ class Engine:
             raise FlatironsError(f"the engine {self.command!r} does not play {self.game.name}; fairy-stockfish does")
         for name, value in self.options.items():
             if name in ("nodes", "movetime", "depth"):
-                if not value.isdigit():
+                if not notation.is_whole(value):
                     raise FlatironsError(f"{name}={value!r} is no whole number")
                 continue
             if known and name.lower() not in {other.lower() for other in known}:

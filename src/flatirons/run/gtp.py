@@ -65,7 +65,7 @@ class Gtp:
         if not plain:
             return ""
         words = plain.split()
-        number = words.pop(0) if words[0].isdigit() else ""
+        number = words.pop(0) if notation.is_whole(words[0]) else ""
         if not words:
             return f"?{number} a number is no command\n\n"
         command = self.commands.get(words[0])
@@ -83,7 +83,7 @@ class Gtp:
         return ""
 
     def _boardsize(self, words: list[str]) -> str:
-        if not words or not words[0].isdigit():
+        if not words or not notation.is_whole(words[0]):
             raise Refused("boardsize not an integer")
         if int(words[0]) != self.game.board.rows:
             raise Refused("unacceptable size")
@@ -221,7 +221,7 @@ class Gtp:
         found = records.load(self.game, [Path(words[0])])[0]
         until = len(found.actions)
         if len(words) > 1:
-            if not words[1].isdigit():
+            if not notation.is_whole(words[1]):
                 raise Refused("move number not an integer")
             until = max(0, int(words[1]) - 1)
         self.table = notation.Table(self.game)
@@ -249,7 +249,7 @@ class Gtp:
     # -- handicap
 
     def _fixed_handicap(self, words: list[str]) -> str:
-        if not words or not words[0].isdecimal():
+        if not words or not notation.is_whole(words[0]):
             raise Refused("handicap not an integer")
         size = self.game.board.rows
         near, far, middle = (2, size - 3, size // 2) if size < 13 else (3, size - 4, size // 2)
@@ -269,7 +269,7 @@ class Gtp:
 
     def _place_free_handicap(self, words: list[str]) -> str:
         # Fewer stones than asked for are allowed (GTP 2, 4.1.2), and the controller counts them; there are nine star points.
-        many = bool(words) and words[0].isdecimal() and int(words[0]) > 9
+        many = bool(words) and notation.is_whole(words[0]) and int(words[0]) > 9
         return self._fixed_handicap(["9"] if many else words)
 
     def _set_free_handicap(self, words: list[str]) -> str:

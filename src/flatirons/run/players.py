@@ -458,6 +458,6 @@ def _options(spec: str) -> tuple[str, dict[str, str]]:
 
 
 def _whole(spec: str, text: str, least: int) -> int:
-    if not text.isdigit() or int(text) < least:
+    if not notation.is_whole(text) or int(text) < least:
         raise FlatironsError(f"{text!r} of the player {spec!r} must be a whole number, at least {least}")
     return int(text)

@@ -95,7 +95,7 @@ class Uci:
         name, value = name.strip().lower().replace("_", ""), value.strip()
         if name in ("simulations", "multipv"):
             least, most = simulations_range(self.thinker) if name == "simulations" else (1, 100)
-            if not value.isdigit() or not least <= int(value) <= most:
+            if not notation.is_whole(value) or not least <= int(value) <= most:
                 raise FlatironsError(f"{value!r} is no whole number from {least} to {most}, as {name} must be")
             if name == "multipv":
                 self.multipv = int(value)
