@@ -463,7 +463,7 @@ def from_position_text(game: Game, text: str) -> GameState:
 
 
 def is_whole(text: str) -> bool:
-    """Whether `int` reads it as a whole number from 0 up. `str.isdigit` alone says so of a superscript and of more digits than int takes."""
+    """Whether `int` reads it as a whole number from 0 up; `str.isdigit` alone says so of superscripts and of more digits than int takes."""
     return text.isascii() and text.isdigit() and len(text) < 19
 
 
