@@ -410,3 +410,14 @@ def test_the_engines_of_debian_play(tmp_path: Path) -> None:
     if not found:
         pytest.skip("none of gnugo, stockfish and fairy-stockfish is installed")
     assert np.isfinite(list(found.values())).all()
+
+
+def test_a_chick_on_the_last_row_promotes_whatever_the_engine_says() -> None:
+    game = games.make("animal_shogi")
+    moves = "2c2b 1a2b C*3c 2b1a 2d1c C*2d 1d2d 3a3b 3d2c 3b3c 2d1d C*3a C*3b 3c2c 1c2c E*1c"
+    table = notation.table(game, f"startpos moves {moves}")
+    known = notation.moves(game, table.board, table.legal, fairy=True)
+    engine = engines.Engine("uci", sys.executable, game, {})
+    assert engine._legal(table, "a3a4", known) == engine._legal(table, "a3a4+", known) == known["a3a4+"]
+    with pytest.raises(engines.EngineError, match="not legal after 2c2b"):
+        engine._legal(table, "a3a2", known)

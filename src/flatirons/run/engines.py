@@ -275,6 +275,9 @@ class Engine:
     def _legal(self, table: notation.Table, word: str, known: Mapping[str, int]) -> int:
         if word in known:
             return known[word]
+        if f"{word}+" in known:
+            # Fairy-Stockfish may leave a chick on the last row as it is; by the rules of animal shogi it promotes there by itself.
+            return known[f"{word}+"]
         try:
             return notation.parse_move(self.game, table.board, table.legal, word)
         except FlatironsError:
