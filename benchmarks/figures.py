@@ -282,6 +282,16 @@ def learning_curves(page: str, results: Path, place: Path) -> None:
     save(figure, place)
 
 
+def pusher(results: Path, place: Path) -> None:
+    """Lillicrap 2016's reason: the same arm with seven continuous joints, and with each cut in three for DQN."""
+    figure, axes = plt.subplots(figsize=(5.4, 3.6), layout="constrained")
+    for row, colour, label in (("ddpg-pusher", BLUE, "DDPG, seven real numbers"), ("dqn-pusher-cut", ORANGE, "DQN, one of 2,187 actions")):
+        band(axes, list(result(results / "learning", row)["curves"].values()), "episode_return", colour, label)
+    axes.set(xlabel="decisions, millions", ylabel="return of training episodes, Pusher-v5")
+    axes.legend(frameon=False, fontsize=8)
+    save(figure, place)
+
+
 def sinusoid(results: Path, place: Path) -> None:
     """Finn 2017, figure 3: the error on 600 new sinusoids after steps of gradient descent on five points."""
     found = result(results / "methods", "maml_sinusoid")
@@ -303,6 +313,7 @@ def sinusoid(results: Path, place: Path) -> None:
 
 ALL = {
     **{f"{page}_curves": functools.partial(learning_curves, page) for page in CURVES},
+    "ddpg_pusher": pusher,
     "maml_sinusoid": sinusoid,
     "ppo_table1": ppo_table1,
     "a3c_workers": a3c_workers,
