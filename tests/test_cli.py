@@ -228,7 +228,11 @@ def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
         one = capsys.readouterr().out
         assert all(f.name in one for f in dataclasses.fields(module.Config))
         assert one.count("expected") >= len(module.PRESETS) and one.count("hours") >= len(module.PRESETS)
-    assert all(task in shown for task in ("jax:", "pgx:", "ALE/", "probe:", "envpool:", "minatar-breakout"))
+    assert all(f"  {family} " in shown for family in listing.tasks())
+    prefixes = [word.removesuffix("NAME") for word in listing.tasks() if word.endswith(":NAME")]
+    assert {"jax:", "pgx:", "mdp:", "probe:", "data:", "meta:", "envpool:", "pixels:", "discrete:"} <= set(prefixes)
+    assert all(task in shown for task in ("ALE/", "no-velocity:", "sequence:", "minatar-breakout"))
+    assert all(task in shown for task in ("Fetch", "HandManipulate", "AntMaze", "navigation", "mnist"))
 
 
 def test_actions_of_a_system() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces as gs
 
-from flatirons import envs
+from flatirons import envs, systems
 from flatirons.data import hindsight
 from flatirons.data import replay as memory
 from flatirons.envs import robotics
@@ -159,6 +159,21 @@ def test_the_threshold_rule_is_read_off_the_environment() -> None:
     dense = Threshold()
     dense.reward_type = "dense"
     assert robotics.goal_reward(dense) is None and robotics.goal_reward(gymnasium.make("CartPole-v1").unwrapped) is None
+
+
+def test_a_rule_with_rotations_is_not_taken_for_a_distance() -> None:
+    pytest.importorskip("gymnasium_robotics")
+    task: Any = envs.make("HandManipulateBlockRotateZ-v1", 1)
+    assert set(hindsight.GOALS) <= set(task.spec.obs)
+    with pytest.raises(FlatironsError, match="what reward of HandManipulateBlockRotateZ-v1 another goal would have earned"):
+        sac.check(sac.Config(her_goals=4), task)
+    task.close()
+
+
+def test_goals_are_exchanged_by_itself_only_where_their_reward_is_known() -> None:
+    sparse = [f"Fetch{name}-v4" for name in ("Reach", "Push", "Slide", "PickAndPlace")]
+    assert {systems.choose_preset(sac, name) for name in sparse} == {"sac-her"}
+    assert {systems.choose_preset(sac, name.replace("-", "Dense-")) for name in sparse} == {None}
 
 
 def test_fetch_steps_under_mujoco_4_and_its_reward_is_our_rule() -> None:

@@ -44,12 +44,18 @@ def test_a_decision_lasts_repeat_steps_of_the_environment() -> None:
     task: Any = envs.make("pixels:Pendulum-v1", 1, seed=7, repeat=4, stack=2)
     plain = gymnasium.make("Pendulum-v1").unwrapped
     plain.reset(seed=envs.host.env_seeds(7, 1)[0])
-    assert task.spec.max_episode_steps == 50
+    assert task.spec.max_episode_steps == 50 and task.spec.frames_per_step == 4
     for turn in range(50):
         outcome, _ = task.step(np.array([[0.5]], np.float32))
         expected = sum(float(plain.step(np.array([0.5], np.float32))[1]) for _ in range(4))
         assert float(outcome.reward[0]) == pytest.approx(expected, rel=1e-5)
         assert bool(outcome.truncated[0]) == (turn == 49)
+
+
+def test_the_steps_within_decisions_are_counted_as_frames() -> None:
+    assert envs.make("pixels:Pendulum-v1", 1).spec.frames_per_step == 3
+    assert envs.make("pixels:Pendulum-v1", 1, repeat=1).spec.frames_per_step == 1
+    assert envs.make("discrete:Pendulum-v1", 1).spec.frames_per_step == envs.make("Pendulum-v1", 1).spec.frames_per_step == 1
 
 
 def test_a_replay_stores_each_picture_once() -> None:

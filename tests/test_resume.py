@@ -22,12 +22,34 @@ from flatirons import envs
 from flatirons.run import checkpoint, loop, train
 from flatirons.types import FlatironsError
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "ppo": {"num_envs": 2, "num_steps": 8, "num_epochs": 2, "num_minibatches": 2, "hidden": (8,), "total_steps": 320},
-    "dqn": {
-        "num_envs": 2, "train_every": 8, "gradient_steps": 2, "batch_size": 4, "buffer_size": 64, "learning_starts": 16, "hidden": (8,),
-        "total_steps": 320,
-    },
+OFF_POLICY = {
+    "num_envs": 2, "train_every": 8, "gradient_steps": 2, "batch_size": 4, "buffer_size": 64, "learning_starts": 16, "hidden": (8,),
+    "total_steps": 320,
+}  # fmt: skip
+PENDULUM = "jax:Pendulum-v1"
+# By preset or system: a task in-graph, and settings; half of total_steps is a whole number of turns.
+SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ppo": (CARTPOLE, {"num_envs": 2, "num_steps": 8, "num_epochs": 2, "num_minibatches": 2, "hidden": (8,), "total_steps": 320}),
+    "dqn": (CARTPOLE, OFF_POLICY),
+    # Noise and random actions that end in the second half, a policy that lags behind, decisions of the parameters before.
+    "ddpg": (PENDULUM, OFF_POLICY | {"noise": "ou", "twin": True, "policy_delay": 2, "random_steps": 176}),
+    "sac": (PENDULUM, OFF_POLICY | {"random_steps": 176, "overlap": True}),
+    "a3c": (CARTPOLE, {"num_envs": 4, "actor_learners": 2, "num_steps": 8, "lstm": 4, "hidden": (8,), "total_steps": 320}),
+    "async-sarsa": (
+        CARTPOLE,
+        {
+            "num_envs": 4, "actor_learners": 2, "num_steps": 8, "network": "mlp", "hidden": (8,), "target_every": 96, "epsilon_steps": 200,
+            "total_steps": 320,
+        },
+    ),
+    "trpo": (
+        PENDULUM,
+        {
+            "num_envs": 2, "num_steps": 8, "value_minibatches": 2, "hidden": (8,), "normalise_obs": True, "normalise_reward": True,
+            "anneal_delta": True, "total_steps": 320,
+        },
+    ),
+    "reinforce": (PENDULUM, {"num_envs": 2, "num_steps": 80, "hidden": (8,), "total_steps": 960}),
 }  # fmt: skip
 
 
@@ -37,13 +59,13 @@ def same_rows(a: Any, b: Any) -> None:
     assert sum(row["episodes"] for row in a.metrics) == sum(row["episodes"] for row in b.metrics)
 
 
-@pytest.mark.parametrize("system", ["ppo", "dqn"])
+@pytest.mark.parametrize("system", SETTINGS)
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, system):
     """2N in one go against N, a stop, a resume from the files alone, and N more."""
-    settings = SETTINGS[system]
+    task, settings = SETTINGS[system]
     total = settings["total_steps"]
-    whole = fi.train(system, CARTPOLE, out=tmp_path / "whole", quiet=True, **settings)
-    half = fi.train(system, CARTPOLE, out=tmp_path / "half", stop_at=total // 2, quiet=True, **settings)
+    whole = fi.train(system, task, out=tmp_path / "whole", quiet=True, **settings)
+    half = fi.train(system, task, out=tmp_path / "half", stop_at=total // 2, quiet=True, **settings)
     assert half.step == total // 2
     resumed = fi.resume(tmp_path / "half", quiet=True)
     assert resumed.step == whole.step == total
@@ -265,7 +287,7 @@ def test_kill_9_at_random_moments_loses_nothing(tmp_path):
 
 
 def test_workers_train_seeds_side_by_side(tmp_path):
-    settings = {**SETTINGS["ppo"], "total_steps": 32}
+    settings = {**SETTINGS["ppo"][1], "total_steps": 32}
     group = fi.train("ppo", "CartPole-v1", seeds=2, workers=2, out=tmp_path / "group", stop_at=16, quiet=True, **settings)
     assert [run.step for run in group.runs] == [16, 16]
     group = fi.resume(tmp_path / "group", workers=2, quiet=True)

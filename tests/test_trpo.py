@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from flatirons import envs
-from flatirons.core import distributions, trust_region
+from flatirons.core import distributions, normalise, trust_region
 from flatirons.data import onpolicy, vine
 from flatirons.data import rollout as data
 from flatirons.envs.ingraph import EnvState, InGraph
@@ -305,6 +305,76 @@ class Forbidding(Walk):
 
     def legal(self, state: Any) -> Any:
         return jnp.array([True, False]) | (state == 0)
+
+
+def test_the_value_at_a_branch_end_is_in_the_rewards_own_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With normalised rewards V is in deviations of the return. Action 1 ends the episode in state 2 and costs it the V that follows."""
+    task = InGraph(Walk(max_episode_steps=6), 4)
+    settings = {"num_envs": 4, "num_steps": 16, "vine_actions": 2, "vine_states": 64, "vine_steps": 1, "value_minibatches": 1}
+    config = trpo.Config(**settings, hidden=(4,), gamma=0.9, value_epochs=1, normalise_reward=True)
+    state = trpo.init(config, task, jax.random.key(0))
+    state.params["value"] = jax.tree.map(jnp.zeros_like, state.params["value"]) | {"b": jnp.array([7.0])}
+    # Something was seen before, so that the moments before this iteration and after it differ.
+    before = normalise.observe(normalise.start(()), jnp.array([4.0, -2.0, 6.0, 0.0]))
+    state = state._replace(normaliser=onpolicy.Normaliser((), before, jnp.arange(4.0)))
+    found: list[Any] = []
+    plain = vine.q_estimates
+
+    def spying(task: Any, policy: Any, value: Any, key: Any, states: Any, *rest: Any) -> Any:
+        q = plain(task, policy, value, key, states, *rest)
+        found.extend((states.inner, q))
+        return q
+
+    def update(config: Any, task: Any, state: Any, experience: Any) -> Any:
+        found.append(experience)
+        return trpo.update(config, task, state, experience)
+
+    @jax.jit
+    def seen_in_a_turn(state: Any) -> tuple[Any, ...]:
+        trpo.step(config, task, state, update=update)
+        return tuple(found)
+
+    monkeypatch.setattr(vine, "q_estimates", spying)
+    experience, states, q = jax.tree.map(np.asarray, seen_in_a_turn(state))
+    reward = experience.reward.astype(np.float64)
+    running, sums = np.arange(4.0), [4.0, -2.0, 6.0, 0.0]
+    for t, ended in enumerate(experience.terminated | experience.truncated):
+        running = reward[t] + 0.9 * running
+        sums.extend(running)
+        running = running * ~ended
+    deviation = np.std(sums)
+    assert abs(deviation - 1.0) > 0.1 and abs(deviation - np.std(sums[:4])) > 0.1
+    assert set(states.tolist()) == {0.0, 1.0, 2.0}
+    np.testing.assert_allclose(q[0] - q[1], np.where(states == 2.0, 0.9 * 7.0 * deviation, 0.0), rtol=1e-4, atol=1e-4)
+
+
+def test_all_environments_enter_a_thinned_fisher_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are time-major: with as many environments as rows that are passed over, a stride would meet one environment alone."""
+    for num_envs, num_steps, every in ((50, 40, 10), (4, 12, 4), (3, 20, 10), (8, 25, 3)):
+        rows: Any = trpo.fisher_rows(trpo.Config(num_envs=num_envs, fisher_every=every), num_envs * num_steps)
+        step, env = np.divmod(rows, num_envs)
+        assert set(env.tolist()) == set(range(num_envs))
+        assert all((np.diff(step[env == b]) == every).all() for b in range(num_envs)), "evenly over time in each"
+        assert abs(len(rows) - num_envs * num_steps // every) <= num_envs
+    assert trpo.fisher_rows(trpo.Config(num_envs=4), 128) is None
+    config, task, state = _collected("jax:CartPole-v1", fisher_every=4)
+    found: list[Any] = []
+    plain = trust_region.fisher_vector_product
+
+    def spying(of: Any, theta: Any) -> Any:
+        found.append(of(theta).logits)
+        return plain(of, theta)
+
+    @jax.jit
+    def used_and_all(state: Any) -> tuple[Any, Any]:
+        _, experience, _ = data.rollout(config, task, trpo.policy, trpo.actor(state), state.collector, config.num_steps)
+        trpo.update(config, task, state, experience)
+        return found[0], trpo.distribution(config, task, state.params, experience.obs, ()).logits
+
+    monkeypatch.setattr(trust_region, "fisher_vector_product", spying)
+    used, logits = map(np.asarray, used_and_all(state))
+    expected = [logits[t, b] for t in range(32) for b in range(4) if (t + b) % 4 == 0]
+    np.testing.assert_allclose(used, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_what_an_illegal_action_would_have_brought_means_nothing() -> None:

@@ -25,7 +25,7 @@ def check(task: Task) -> None:
     if task.spec.goal_reward is None:
         raise FlatironsError(
             f"her_goals needs to know what reward of {task.name} another goal would have earned: give the environment a method "
-            "goal_reward(achieved, desired) of jax.numpy operations on arrays [n, d]"
+            "goal_reward(achieved, desired) of jax.numpy operations on arrays [n, d], or set her_goals to 0"
         )
     if task.spec.max_episode_steps is None:
         raise FlatironsError(f"her_goals looks ahead to an episode's end, and {task.name} has no time limit: give it max_episode_steps")

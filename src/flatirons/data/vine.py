@@ -16,8 +16,9 @@ def q_estimates(
 ) -> jax.Array:
     """Discounted returns `[K, N]` of taking `actions [K, N, ...]` in the environment states `states [N, ...]` and following `policy`.
 
-    A branch has `num_steps` decisions; beyond them, and beyond a time limit, `value(next_obs)` stands for the rest. The K branches of a
-    state draw the same random numbers, in the environment and in the policy, so that their differences are the actions'."""
+    A branch has `num_steps` decisions; beyond them, and beyond a time limit, `value(next_obs)` stands for the rest, in units of the
+    environment's own rewards, which are what a branch adds up. The K branches of a state draw the same random numbers, in the environment
+    and in the policy, so that their differences are the actions'."""
     num_states = actions.shape[1]
     world = task.resized(num_states)
     keys = jax.vmap(jax.random.split)(jax.random.split(key, num_steps))

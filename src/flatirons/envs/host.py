@@ -669,6 +669,18 @@ def time_limit(env: gymnasium.Env) -> int | None:
     return limit
 
 
+def frames_per_step(env: gymnasium.Env) -> int:
+    """How many steps of the simulator one step of an environment lasts: those that `pixels:` repeats an action for, otherwise 1."""
+    from flatirons.envs.pixels import Pixels
+
+    layer = env
+    while isinstance(layer, gymnasium.Wrapper):
+        if isinstance(layer, Pixels):
+            return layer._options.repeat
+        layer = layer.env
+    return 1
+
+
 @contextlib.contextmanager
 def warnings_as(notes: list[str]) -> Iterator[None]:
     """Gymnasium's warnings become notes."""
@@ -721,7 +733,8 @@ def batch(
         first = source.make(True)
     limit = time_limit(first)
     rewarded = robotics.goal_reward(first.unwrapped)
-    spec = Spec(spaces.obs_spec(first.observation_space), spaces.action_spec(first.action_space), limit, goal_reward=rewarded)
+    obs_spec, action_spec = spaces.obs_spec(first.observation_space), spaces.action_spec(first.action_space)
+    spec = Spec(obs_spec, action_spec, limit, frames_per_step(first), goal_reward=rewarded)
     obs_space = first.observation_space
     made: list[gymnasium.Env] = [first]
 

@@ -107,6 +107,7 @@ def tasks() -> dict[str, str]:
     from flatirons.envs import classic, datasets, discrete, forager, games, maze, mdp, meta, minatar, no_velocity, pixels, probes, robotics
 
     stack, repeat, bins = pixels.PixelOptions.stack, pixels.PixelOptions.repeat, discrete.DiscreteOptions.bins
+    beginnings = ", ".join(f"{name}..." for name in robotics.PREFIXES)
     return {
         "NAME-vN": "any Gymnasium id, such as CartPole-v1; HalfCheetah-v5 needs flatirons[mujoco], LunarLander-v3 flatirons[box2d]",
         "ALE/GAME-v5": "Atari through ALE's vector environment, such as ALE/Pong-v5; needs flatirons[atari]",
@@ -114,9 +115,7 @@ def tasks() -> dict[str, str]:
         "pgx:NAME": "in-graph: " + ", ".join((*games.GAMES, *_without_prefix(minatar.NAMES))) + "; needs flatirons[games]",
         "mdp:NAME": "finite, in-graph, its transition probabilities known: " + ", ".join((*mdp.TOY_TEXT, *mdp.OWN)),
         "sequence:A,B,...": "in-graph tasks of one shape to be learned in turn, such as sequence:pgx:minatar-breakout,pgx:minatar-freeway",
-        "FetchReach-v4": "and others of Gymnasium-Robotics: "
-        + ", ".join(f"{name}..." for name in robotics.PREFIXES)
-        + "; needs flatirons[robotics]",
+        "FetchReach-v4": f"and others of Gymnasium-Robotics: {beginnings}; needs flatirons[robotics]",
         "envpool:NAME": "EnvPool's tasks, such as envpool:HalfCheetah-v5; needs flatirons[envpool]",
         "pixels:NAME": f"the last {stack} pictures of a Gymnasium task, each action taken {repeat} times, such as pixels:Pendulum-v1",
         "discrete:NAME": f"a Gymnasium task, each dimension of its Box of actions cut into {bins} values, such as discrete:Pusher-v5",

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from flatirons.core import losses, optimisers, schedules, trees, trust_region
+from flatirons.core import losses, normalise, optimisers, schedules, trees, trust_region
 from flatirons.core.shuffle import minibatches, permutation, taken
 from flatirons.data import onpolicy, vine
 from flatirons.data import rollout as data
@@ -70,7 +71,7 @@ class Config:
     damping: float = 0.1
     """Added to the Fisher matrix's diagonal, in the products and so in s^T F s, too (not in the paper, but in its authors' code)."""
     fisher_every: int = 1
-    """The Fisher matrix averages over every so-many-th row (appendix C: 10)."""
+    """The Fisher matrix averages over every so-many-th decision of each environment (appendix C: 10)."""
     gamma: float = 0.99
     """Discount."""
     gae_lambda: float = 0.95
@@ -262,9 +263,9 @@ def _vine_objective(task: Task, pi: Any, batch: Batch) -> jax.Array:
     return jnp.mean(jnp.sum(ratio * batch.advantage, axis=0) / jnp.sum(ratio, axis=0))
 
 
-def _vine(config: Config, task: InGraphTask, state: State, experience: Transition, key: Key) -> Batch:
+def _vine(config: Config, task: InGraphTask, state: State, experience: Transition, key: Key, reward_scale: Any) -> Batch:
     """Branches from states of a trajectory `[T, B, ...]`: `obs [N, ...]`, actions, their log pi_old and their Q, less a state's mean, over
-    their deviation, `[K, N]`."""
+    their deviation, `[K, N]`. A branch adds up the environment's own rewards; those of V are divided by `reward_scale`."""
     key_states, key_actions, key_branches = jax.random.split(key, 3)
     chosen = permutation(key_states, onpolicy.steps_per_turn(config))[: config.vine_states]
     obs, legal, env = jax.tree.map(lambda x: x[chosen], trees.as_rows((experience.obs, experience.legal, experience.extras)))
@@ -276,12 +277,17 @@ def _vine(config: Config, task: InGraphTask, state: State, experience: Transitio
     else:
         actions = jax.vmap(pi.sample)(jax.random.split(key_actions, config.vine_actions))
     following = policy(config, task, actor(state), greedy=False)
-    values = lambda obs: value(config, task, state.params, prepare(task, state.normaliser.obs, obs))  # noqa: E731
+    values = lambda obs: reward_scale * value(config, task, state.params, prepare(task, state.normaliser.obs, obs))  # noqa: E731
     q = vine.q_estimates(task, following, values, key_branches, env, actions, config.vine_steps, config.gamma)
     # An action that is not legal was tried with the others, and means nothing.
     possible = jnp.full(shape, True) if isinstance(legal, tuple) else legal.T
     q = jnp.where(possible, q - jnp.mean(q, axis=0, keepdims=True, where=possible), 0.0)
     return Batch(obs, legal, actions, jax.vmap(pi.log_prob)(actions), (), q / (jnp.std(q) + 1e-8), ())
+
+
+def _reward_scale(normaliser: Normaliser) -> Any:
+    """What `onpolicy.advantages` divided this iteration's rewards by."""
+    return 1.0 if normaliser.reward == () else 1.0 / normalise.rescale(normaliser.reward, jnp.ones(()), clip=jnp.inf)
 
 
 def _optimiser() -> optax.GradientTransformation:
@@ -300,7 +306,9 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
     if config.normalise_advantage:
         centred = batch.advantage - jnp.mean(batch.advantage)
         batch = batch._replace(advantage=centred / (jnp.std(batch.advantage) + 1e-8))
-    sampled = _vine(config, cast(InGraphTask, task), state, experience, key_vine) if config.vine_actions else batch._replace(target=())
+    sampled = batch._replace(target=())
+    if config.vine_actions:
+        sampled = _vine(config, cast(InGraphTask, task), state, experience, key_vine, _reward_scale(normaliser))
     bound = config.delta
     if config.anneal_delta:
         bound = schedules.linear(bound, 0.0, schedules.fraction(state.updates, config.total_steps // steps_per_turn(config)))
@@ -312,6 +320,17 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
     return State(theta | values, opt_state, normaliser, state.collector, key, state.updates + 1), metrics
 
 
+def fisher_rows(config: Config, num_rows: int) -> np.ndarray | None:
+    """Which of `num_rows` rows the Fisher matrix averages over, None for all: one in `fisher_every`.
+
+    A trajectory's rows are time-major, so that a plain stride would meet the same few environments in every step; here the next ones take
+    their turn with each step. The vine's rows are in a random order, where any will do."""
+    if config.fisher_every == 1:
+        return None
+    step, env = np.divmod(np.arange(num_rows), config.num_envs)
+    return np.flatnonzero((step + env) % config.fisher_every == 0)
+
+
 def _policy_step(config: Config, task: Task, params: Any, batch: Batch, loss: Callable) -> tuple[Any, Metrics]:
     """The constrained step: the policy's new parameters (bit for bit the old where the line search fails), and its metrics."""
     theta_old, values = actor_critic.policy_params(params), actor_critic.value_params(params)
@@ -319,13 +338,14 @@ def _policy_step(config: Config, task: Task, params: Any, batch: Batch, loss: Ca
     def objective(theta: Any) -> tuple[jax.Array, Metrics]:
         return loss(theta | values, batch)
 
-    def pi(theta: Any, every: int = 1) -> Any:
-        obs, legal = jax.tree.map(lambda x: x[::every], (batch.obs, batch.legal))
+    def pi(theta: Any, rows: Any = None) -> Any:
+        obs, legal = taken((batch.obs, batch.legal), rows)
         return distribution(config, task, theta, obs, legal)
 
     (before, _), grads = jax.value_and_grad(objective, has_aux=True)(theta_old)
     g = jax.tree.map(jnp.negative, grads)
-    fisher = trust_region.fisher_vector_product(functools.partial(pi, every=config.fisher_every), theta_old)
+    rows = fisher_rows(config, jax.tree.leaves(batch.obs)[0].shape[0])
+    fisher = trust_region.fisher_vector_product(functools.partial(pi, rows=rows), theta_old)
     damped = lambda v: jax.tree.map(lambda fv, x: fv + config.damping * x, fisher(v), v)  # noqa: E731
     s = trust_region.conjugate_gradient(damped, g, config.cg_iterations, config.cg_tolerance)
     beta = trust_region.largest_step(s.x, s.product, config.delta)
