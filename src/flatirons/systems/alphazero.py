@@ -185,6 +185,10 @@ PRESETS = {
 }  # fmt: skip
 
 
+MOST_TO_TRY = 256
+"""Moves up to which `see_wins` is cheap beside a network."""
+
+
 class Actor(NamedTuple):
     """What playing needs: the parameters of the network that plays, and the value below which it resigns in self-play."""
 
@@ -303,6 +307,8 @@ def check(config: Config, task: Task) -> None:
             raise FlatironsError(f"{name}={getattr(config, name)} must be at least 1")
     if (config.symmetries or config.leaf_symmetries) and len(game.symmetries.board) == 1:
         raise FlatironsError(f"{task.name} has no symmetries; leave out symmetries and leaf_symmetries")
+    if config.see_wins and game.num_actions > MOST_TO_TRY:
+        raise FlatironsError(f"see_wins tries all moves of every position, and {task.name} counts {game.num_actions}: leave it out")
     if config.opening_plies < 0:
         raise FlatironsError(f"opening_plies={config.opening_plies} must not be negative")
     if config.gate_every and (config.gate_games < 2 or config.gate_games % 2):
