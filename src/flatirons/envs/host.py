@@ -676,7 +676,7 @@ def frames_per_step(env: gymnasium.Env) -> int:
     layer = env
     while isinstance(layer, gymnasium.Wrapper):
         if isinstance(layer, Pixels):
-            return layer._options.repeat
+            return layer.options.repeat
         layer = layer.env
     return 1
 
