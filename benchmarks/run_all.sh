@@ -50,6 +50,7 @@ if [ "$which" = all ] || [ "$which" = learning ]; then
     run benchmarks.games.alphago test
     run benchmarks.games.mistakes minimax:5 "runs/benchmarks/connect-four-seed0?simulations=100" --out benchmarks/results/games/mistakes.json
     run benchmarks.games.perft
+    run benchmarks.games.finish
     run benchmarks.games.fuzz
     run benchmarks.games.honest --out benchmarks/results/games/honest.json
     for row in $("$python" -c 'from benchmarks.learning.rows import ROWS; print(*ROWS)'); do

@@ -196,6 +196,18 @@ def _fuzz(r: dict[str, Any]) -> list[list[str]]:
     return [[f"{row['protocol']}, {row['game']}: random commands", "all answered", f"{row['commands']:,}", "yes"] for row in r["rows"]]
 
 
+def _finish(r: dict[str, Any]) -> list[list[str]]:
+    return [
+        [
+            f"{row['game']}: killed, resumed, two games over {row['protocol'].upper()}",
+            "finished",
+            f"killed at {row['killed_at']:,} moves, went on to {row['moves']:,}; {row['finished']} finished in {' and '.join(map(str, row['plies']))} plies",
+            yes(row["works"]),
+        ]
+        for row in r["rows"]
+    ]
+
+
 def _perft(r: dict[str, Any]) -> list[list[str]]:
     return [
         [
@@ -283,7 +295,7 @@ GAMES = {
         "search_time": _search_time, "selfplay_time": _selfplay_time,
     },
     "alphago": {"alphago": _alphago},
-    "games": {"honest": _honest, "fuzz": _fuzz, "perft": _perft},
+    "games": {"honest": _honest, "fuzz": _fuzz, "perft": _perft, "finish": _finish},
 }  # fmt: skip
 """The result files of a page, and how each becomes rows."""
 
