@@ -201,7 +201,7 @@ def _finish(r: dict[str, Any]) -> list[list[str]]:
         [
             f"{row['game']}: killed, resumed, two games over {row['protocol'].upper()}",
             "finished",
-            f"killed at {row['killed_at']:,} moves, went on to {row['moves']:,}; {row['finished']} finished in {' and '.join(map(str, row['plies']))} plies",
+            f"killed at {row['killed_at']:,} moves, went on to {row['moves']:,}; games of {' and '.join(map(str, row['plies']))} plies",
             yes(row["works"]),
         ]
         for row in r["rows"]
