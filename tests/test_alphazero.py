@@ -349,7 +349,7 @@ def test_what_cannot_run_is_refused() -> None:
         alphazero.check(dataclasses.replace(SMALL, symmetries=True, buffer_size=2**14), envs.make("pgx:gardner_chess", 8))
     with pytest.raises(FlatironsError, match="gate_games=3"):
         alphazero.check(dataclasses.replace(SMALL, gate_every=1, gate_games=3), task())
-    with pytest.raises(FlatironsError, match="tries all moves .* counts 1225"):
+    with pytest.raises(FlatironsError, match=r"tries all moves .* counts 1225"):
         alphazero.check(dataclasses.replace(SMALL, see_wins=True), envs.make("pgx:gardner_chess", 8))
     with pytest.raises(FlatironsError, match="opening_plies=-1"):
         alphazero.check(dataclasses.replace(SMALL, opening_plies=-1), task())
