@@ -42,8 +42,8 @@ if [ "$which" = all ] || [ "$which" = learning ]; then
     run benchmarks.games.connect_four train
     run benchmarks.games.connect_four test
     for game in othello gardner_chess animal_shogi go_9x9; do
-        run benchmarks.games.two_hours "$game" train
-        run benchmarks.games.two_hours "$game" test
+        run benchmarks.games.two_hours train "$game"
+        run benchmarks.games.two_hours test "$game"
     done
     run benchmarks.games.ablations
     run benchmarks.games.alphago train

@@ -238,7 +238,8 @@ def _two_hours(r: dict[str, Any]) -> list[list[str]]:
         what = (
             f"{r['game']}, seed {r['seed']}, {r['minutes']:.0f} minutes, {r['moves']:,} moves; {r['simulations']} simulations: {opponent}"
         )
-        found = f"{row['score']:.1%} ({row['wins']} won, {row['draws']} drawn, {row['losses']} lost)"
+        score = "none finished" if row["score"] is None else f"{row['score']:.1%}"
+        found = f"{score} ({row['wins']} won, {row['draws']} drawn, {row['losses']} lost)"
         rows.append([what, *((f"{row['reach']:.0%}", found, yes(row["reached"])) if "reach" in row else ("–", found, "–"))])
     return rows
 

@@ -22,11 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import flatirons as fi
-from benchmarks.record import RESULTS, ROOT, header, versions, write
+from benchmarks.games import pieces
+from benchmarks.record import header, write
 from flatirons import envs
 from flatirons.envs import games
 from flatirons.plan import minimax, uct
-from flatirons.run import folder
 from flatirons.systems import alphazero
 
 MINUTES = 90.0
@@ -100,21 +100,6 @@ def match(first: Player, second: Player, key: Any) -> dict[str, Any]:
     return {"games": len(found), "wins": wins, "draws": draws, "losses": losses, "points": (wins + 0.5 * draws) / len(found)}
 
 
-def train(args: argparse.Namespace, path: Path) -> None:
-    """One piece of the training."""
-    began = time.perf_counter()
-
-    def enough(run: Any, metrics: Any) -> bool:
-        del run
-        return metrics["seconds"] < 60 * MINUTES and time.perf_counter() - began < 60 * args.minutes
-
-    if (path / folder.CONFIG).exists():
-        run = fi.resume(path, callbacks=[enough])
-    else:
-        run = fi.train("alphazero", "pgx:connect_four", seed=args.seed, out=path, callbacks=[enough])
-    print(f"{run.step:_} moves, {run.metrics[-1]['seconds'] / 60:.1f} minutes in all")
-
-
 def test(args: argparse.Namespace, path: Path) -> None:
     """Every match, into the result file."""
     run = fi.load(path)
@@ -129,29 +114,16 @@ def test(args: argparse.Namespace, path: Path) -> None:
     for number, (name, (first, second)) in enumerate(pairs.items()):
         began = time.perf_counter()
         row = match(first, second, jax.random.key(number))
-        reach, aim = BARS[name]
-        rows[name] = row | {"reach": reach, "reached": row["points"] >= reach, "aim": aim, "aim_reached": row["points"] >= aim}
+        rows[name] = row | pieces.verdict(row["points"], BARS[name])
         print(name, rows[name], f"{time.perf_counter() - began:.0f} s", flush=True)
-    found = head | {
-        "versions": versions(["jax", "jaxlib", "numpy", "pgx", "mctx"]), "seed": args.seed, "moves": run.step,
-        "minutes": round(run.metrics[-1]["seconds"] / 60, 1), "simulations": SIMULATIONS,
-        "config": folder.read_json(path / folder.CONFIG)["config"],
-        "matches": rows, "reached": all(row["reached"] for row in rows.values()),
-    }  # fmt: skip
-    write(args.out / "connect_four.json", found)
+    write(args.out / "connect_four.json", head | pieces.result(run, path, args.seed, SIMULATIONS, rows))
 
 
 def main() -> None:
     """Train a piece, or test."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "test"))
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="length of this piece")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "benchmarks", help="where the run folder is")
-    parser.add_argument("--out", type=Path, default=RESULTS / "games", help="folder of the result file")
-    args = parser.parse_args()
+    args = pieces.parser(__doc__, MINUTES).parse_args()
     path = args.runs / f"connect-four-seed{args.seed}"
-    (train if args.what == "train" else test)(args, path)
+    pieces.train("connect_four", args, path, MINUTES) if args.what == "train" else test(args, path)
 
 
 if __name__ == "__main__":

@@ -670,15 +670,8 @@ def time_limit(env: gymnasium.Env) -> int | None:
 
 
 def frames_per_step(env: gymnasium.Env) -> int:
-    """How many steps of the simulator one step of an environment lasts: those that `pixels:` repeats an action for, otherwise 1."""
-    from flatirons.envs.pixels import Pixels
-
-    layer = env
-    while isinstance(layer, gymnasium.Wrapper):
-        if isinstance(layer, Pixels):
-            return layer.options.repeat
-        layer = layer.env
-    return 1
+    """How many steps of the simulator one step of an environment lasts, where a wrapper says so (`pixels:` repeats actions); else 1."""
+    return env.get_wrapper_attr("frames_per_step") if env.has_wrapper_attr("frames_per_step") else 1
 
 
 @contextlib.contextmanager

@@ -39,7 +39,8 @@ class Pixels(gymnasium.Wrapper):
 
     def __init__(self, env: gymnasium.Env, options: PixelOptions) -> None:
         super().__init__(env)
-        self.options = options
+        self._options = options
+        self.frames_per_step = options.repeat
         self._frames: collections.deque[np.ndarray] = collections.deque(maxlen=options.stack)
         self._draw = _mujoco_drawer(env.unwrapped, options.size) or self._render
         self.observation_space = spaces.StackedBox(0, 255, (options.stack, options.size, options.size), np.uint8)
@@ -51,7 +52,7 @@ class Pixels(gymnasium.Wrapper):
         """Grey, uint8 `[size, size]`: Rec. 601 luma, as ALE has it; the mean over each cell where the picture was larger."""
         from PIL import Image
 
-        size = self.options.size
+        size = self._options.size
         return np.asarray(Image.fromarray(self._draw()).convert("L").resize((size, size), Image.Resampling.BOX))
 
     def render(self) -> Any:
@@ -64,13 +65,13 @@ class Pixels(gymnasium.Wrapper):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """The first picture, `stack` times."""
         _, info = self.env.reset(seed=seed, options=options)
-        self._frames.extend([self._picture()] * self.options.stack)
+        self._frames.extend([self._picture()] * self._options.stack)
         return self._seen(), info
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """`repeat` steps with one action; their rewards' sum."""
         total, terminated, truncated, info = 0.0, False, False, {}
-        for _ in range(self.options.repeat):
+        for _ in range(self._options.repeat):
             _, reward, terminated, truncated, info = self.env.step(action)
             total += float(reward)
             if terminated or truncated:
