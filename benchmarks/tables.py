@@ -12,6 +12,7 @@ A page asks for a table with a pair of markers, and what stands between them is 
     <!-- results:table1 -->            the PPO paper's Table 1 at our scale   <!-- /results -->
     <!-- results:workers -->           A3C with one and with two actor-learners   <!-- /results -->
     <!-- results:environments -->      what more environments cost   <!-- /results -->
+    <!-- results:accelerator -->       in-graph systems on an accelerator   <!-- /results -->
     <!-- results:checks:tabular -->    checks whose name begins so   <!-- /results -->
     <!-- results:games:alphazero -->    board games, those of a page (see GAMES)   <!-- /results -->
 
@@ -34,7 +35,8 @@ from flatirons.systems import system_name
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKED = re.compile(
-    r"(<!-- results:(?P<kind>learning|speed|checks|values|updates|memory|table1|workers|environments|games)(?::(?P<name>[\w.-]+))? -->\n)"
+    r"(<!-- results:(?P<kind>learning|speed|checks|values|updates|memory|table1|workers|environments|accelerator|games)"
+    r"(?::(?P<name>[\w.-]+))? -->\n)"
     r".*?(<!-- /results -->)",
     re.DOTALL,
 )
@@ -405,8 +407,31 @@ def environments(r: dict[str, Any]) -> str:
     return table(head, rows) + provenance([r])
 
 
-PAGES_OWN = {"table1": table1, "workers": workers, "environments": environments}
-PAGES_OWN_RESULT = {"table1": "ppo_table1", "workers": "a3c_workers", "environments": "num_envs"}
+def accelerator(r: dict[str, Any]) -> str:
+    """In-graph systems on an accelerator."""
+    head = ["system", "task", "environments", "steps/s", "to the first turn, s", "memory, GB"]
+    rows = [
+        [
+            f"`{row['system']}`",
+            f"`{row['task']}`",
+            f"{row['num_envs']:,}",
+            number(row["steps_per_second"]),
+            f"{row['start_s']:.0f}",
+            number(None if row["peak_bytes"] is None else row["peak_bytes"] / 1e9),
+        ]
+        for row in r["rows"]
+    ]
+    d = r["device"]
+    products = ", ".join(f"{d[f'matmul_{name}_flops'] / 1e12:.1f} TFLOP/s ({name})" for name in ("default", "highest"))
+    return (
+        table(head, rows)
+        + f"\n{d['device']}, float32 matrix products at {products}. JAX {r['versions']['ours']['jax']}.\n"
+        + provenance([r])
+    )
+
+
+PAGES_OWN = {"table1": table1, "workers": workers, "environments": environments, "accelerator": accelerator}
+PAGES_OWN_RESULT = {"table1": "ppo_table1", "workers": "a3c_workers", "environments": "num_envs", "accelerator": "accelerator"}
 """Tables of one result file each, by kind: how they are made, and the file."""
 
 

@@ -10,6 +10,8 @@ os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# On an accelerator too, numbers are compared in float32 (a CPU knows nothing else).
+os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "float32")
 # Away from the cache of the person who runs the tests; subprocesses inherit it.
 os.environ.setdefault("FLATIRONS_CACHE", str(Path(__file__).parent.parent / "build" / "test-cache"))
 

@@ -240,6 +240,7 @@ def test_committed_results_have_the_agreed_fields(path):
     others = {
         "startup": {"medians"},
         "num_envs": {"rows", "reached"},
+        "accelerator": {"rows", "device"},
         "a3c_workers": {"throughput", "time_to_score"},
         "ppo_table1": {"rows", "scores", "reached"},
         "maml_sinusoid_torch": {"pairs", "ratio_median", "settings"},
