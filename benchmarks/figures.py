@@ -311,7 +311,55 @@ def sinusoid(results: Path, place: Path) -> None:
     save(figure, place)
 
 
+RATED = {"connect_four": ("connect four", BLUE), "othello": ("Othello", ORANGE)}
+"""Games whose ratings are drawn."""
+
+
+def elo(results: Path, place: Path) -> None:
+    """AlphaZero's Elo above UCT of 1,000 random rollouts: over training time, and over simulations a move."""
+    found = {name: json.loads(path.read_text()) for name in RATED if (path := results / "games" / f"elo_{name}.json").exists()}
+    if not found:
+        raise Missing("elo_GAME.json")
+    figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.6), layout="constrained", sharey=True)
+    for name, rated in found.items():
+        label, colour = RATED[name]
+        rows = [row for row in rated["rows"] if "moves" in row]
+        in_time = [row for row in rows if row["name"].endswith(" moves")]
+        of_last = sorted((row for row in rows if row["moves"] == in_time[-1]["moves"]), key=lambda row: row["simulations"])
+        for axes, chosen, column in ((panels[0], in_time, "minutes"), (panels[1], of_last, "simulations")):
+            x, y = [row[column] for row in chosen], np.array([row["elo"] for row in chosen])
+            low, high = np.array([row["ci95"] for row in chosen]).T
+            axes.errorbar(x, y, [np.maximum(y - low, 0), np.maximum(high - y, 0)], color=colour, marker="o", markersize=4, label=label)
+    for axes in panels:
+        axes.axhline(0, color="grey", linestyle=":")
+    panels[0].set(xlabel="minutes of training on one core", ylabel="Elo above UCT with 1,000 rollouts")
+    panels[0].legend(frameon=False, fontsize=8)
+    ticks = (0, 10, 30, 100, 300)
+    panels[1].set_xscale("symlog", linthresh=10)
+    panels[1].set(xlabel="simulations a move (0: the network alone)", xlim=(-2, 450), xticks=ticks, xticklabels=map(str, ticks))
+    save(figure, place)
+
+
+def alphago_ablation(results: Path, place: Path) -> None:
+    """Silver 2016, figure 4b at our size: the whole player's share of points against itself with parts taken away."""
+    lines = result(results / "games", "alphago")["lines"]
+    rows = {"lambda_0": "without rollouts (λ = 0)", "lambda_1": "without the value network (λ = 1)", "rl_prior": "with p_ρ as its prior"}
+    known = [name for name in rows if name in lines]
+    if not known:
+        raise Missing("matches in alphago.json")
+    figure, axes = plt.subplots(figsize=(6.4, 1.2 + 0.5 * len(known)), layout="constrained")
+    shares = np.array([lines[name]["points"] for name in known])
+    low, high = np.array([lines[name]["ci95"] for name in known]).T
+    axes.barh([rows[name] for name in known], shares, xerr=[shares - low, high - shares], color=BLUE, height=0.6)
+    axes.axvline(0.5, color="grey", linestyle=":")
+    axes.set(xlim=(0, 1), xlabel="share of points of the mixed search (λ = ½, p_σ) against it")
+    axes.invert_yaxis()
+    save(figure, place)
+
+
 ALL = {
+    "alphazero_elo": elo,
+    "alphago_ablation": alphago_ablation,
     **{f"{page}_curves": functools.partial(learning_curves, page) for page in CURVES},
     "ddpg_pusher": pusher,
     "maml_sinusoid": sinusoid,

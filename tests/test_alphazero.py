@@ -351,6 +351,10 @@ def test_what_cannot_run_is_refused() -> None:
         alphazero.check(dataclasses.replace(SMALL, gate_every=1, gate_games=3), task())
     with pytest.raises(FlatironsError, match=r"tries all moves .* counts 1225"):
         alphazero.check(dataclasses.replace(SMALL, see_wins=True), envs.make("pgx:gardner_chess", 8))
+    with pytest.raises(FlatironsError, match="goes with see_wins"):
+        alphazero.check(dataclasses.replace(SMALL, play_see_losses=True), task())
+    with pytest.raises(FlatironsError, match=r"all pairs of moves, .* counts 65 moves"):
+        alphazero.check(dataclasses.replace(SMALL, see_wins=True, play_see_losses=True), envs.make("pgx:othello", 8))
     with pytest.raises(FlatironsError, match="opening_plies=-1"):
         alphazero.check(dataclasses.replace(SMALL, opening_plies=-1), task())
     with pytest.raises(FlatironsError, match="num_simulations=0"):

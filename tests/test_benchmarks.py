@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import figures, record, tables  # noqa: E402
-from benchmarks.games import alphago  # noqa: E402
+from benchmarks.games import alphago, elo  # noqa: E402
 from benchmarks.learning import ppo_table1  # noqa: E402
 from benchmarks.learning import run as learning  # noqa: E402
 from benchmarks.learning.rows import ROWS  # noqa: E402
@@ -145,6 +146,15 @@ def test_the_cost_of_environments_is_judged():
     assert num_envs.verdict(rows) == {"speed_rises_or_stays": True, "memory_linear": True}
     rows[2] |= {"steps_per_second": 10.0, "program_bytes": 100}
     assert num_envs.verdict(rows) == {"speed_rises_or_stays": False, "memory_linear": False}
+
+
+def test_ratings_by_hand():
+    found = elo.ratings({("a", "b"): (75, 0, 25)}, "b")
+    assert found["b"] == 0.0 and found["a"] == pytest.approx(400 * math.log10(75.5 / 25.5))
+    chain = elo.ratings({("a", "b"): (60, 20, 20), ("c", "b"): (0, 0, 100)}, "b")  # each pair alone decides: no circle of matches
+    assert chain["a"] == pytest.approx(400 * math.log10(70.5 / 30.5)) and chain["c"] == pytest.approx(400 * math.log10(0.5 / 100.5))
+    low, high = elo.intervals({("a", "b"): (75, 0, 25)}, "b")["a"]
+    assert low < found["a"] < high
 
 
 def test_rules_of_the_bars():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from flatirons.envs import games
-from flatirons.plan import mcts
+from flatirons.plan import contest, mcts
 from flatirons.types import FlatironsError
 
 TTT, C4 = games.make("tic_tac_toe"), games.make("connect_four")
@@ -229,6 +229,46 @@ def test_a_win_in_one_is_seen_without_the_network() -> None:
     np.testing.assert_array_equal(found.value, [1.0, 1.0, 0.0, 0.0])
     np.testing.assert_array_equal(jnp.argmax(found.logits, axis=1)[:2], [0, 1])
     assert float(jnp.min(found.logits[:2])) == mcts.UNTHINKABLE and not np.any(np.asarray(found.logits[2:]))
+
+
+def test_replies_that_win_are_seen_without_the_network() -> None:
+    # 0 has three in a row with both ends open; three with one end open; three in a row that is 1's turn to complete.
+    double = position(C4, [2, 6, 3, 6, 4])
+    single = position(C4, [0, 6, 1, 6, 2])
+    own = position(C4, [0, 6, 1, 6, 2, 6, 5])
+    calm = position(C4, [3])
+    ended = position(C4, [0, 1, 0, 1, 0, 1, 0])
+    states = jax.tree.map(lambda *x: jnp.concatenate(x), double, single, own, calm, ended)
+    found = mcts.seeing_wins(C4, blank, replies=True)(None, jax.random.key(0), states)
+    np.testing.assert_array_equal(found.value, [-1.0, 0.0, 1.0, 0.0, 0.0])
+    np.testing.assert_array_equal(np.flatnonzero(np.asarray(found.logits[1]) == 0.0), [3])  # the block alone is thought of
+    np.testing.assert_array_equal(np.flatnonzero(np.asarray(found.logits[2]) == 0.0), [6])
+    assert not np.any(np.asarray(found.logits[3:]))
+
+
+@pytest.mark.parametrize("plies", [14, 28])
+def test_replies_agree_with_playing_them_out(plies: int) -> None:
+    states = jax.vmap(C4.init)(jax.random.split(jax.random.key(plies), 24))
+    step, play, may = jax.jit(jax.vmap(C4.step, in_axes=(None, 0, 0))), jax.jit(C4.step), jax.jit(C4.legal)
+    for ply in range(plies):
+        states = step(jax.random.key(0), states, contest.random_move(C4, jax.random.key(ply), states))[0]
+    found = mcts.seeing_wins(C4, blank, replies=True)(None, jax.random.key(0), states)
+    legal = np.asarray(jax.vmap(C4.legal)(states))
+    going = ~np.asarray(states.terminated)
+    assert going.sum() > 2
+    for i in np.flatnonzero(going):
+        one = jax.tree.map(lambda x, i=i: x[i], states)
+        wins, safe = [], []
+        for move in np.flatnonzero(legal[i]):
+            after, reward, over = play(jax.random.key(0), one, move)
+            wins += [move] if over and reward > 0 else []
+            replies = [] if over else np.flatnonzero(np.asarray(may(after)))
+            ends = [play(jax.random.key(0), after, reply) for reply in replies]
+            safe += [] if any(bool(end[2]) and float(end[1]) > 0 for end in ends) else [move]
+        value = 1.0 if wins else 0.0 if safe else -1.0
+        assert float(found.value[i]) == value, (i, wins, safe)
+        thought_of = np.flatnonzero((np.asarray(found.logits[i]) == 0.0) & legal[i]).tolist()
+        assert thought_of == (wins or safe or np.flatnonzero(legal[i]).tolist())
 
 
 def test_signs_turn_with_every_ply() -> None:

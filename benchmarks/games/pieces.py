@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
+import math
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,9 @@ from typing import Any
 import flatirons as fi
 from benchmarks.record import RESULTS, ROOT, versions
 from flatirons.run import folder
+
+KEEP_MINUTES = 5
+"""A policy is kept for `elo` about so often."""
 
 
 def parser(description: str | None, minutes: float) -> argparse.ArgumentParser:
@@ -23,12 +29,29 @@ def parser(description: str | None, minutes: float) -> argparse.ArgumentParser:
     return made
 
 
+def snapshots(path: Path) -> Path:
+    """Where a run's policies of all times are kept: folders that can be loaded as a run is."""
+    return path.with_name(f"{path.name}-snapshots")
+
+
+def minutes_at(path: Path, step: float) -> float:
+    """Minutes that the run's own clock showed at that step, compiling included."""
+    rows = [json.loads(line) for line in (path / folder.METRICS).read_text().splitlines()]
+    return max((row["seconds"] / 60 for row in rows if row["step"] <= step), default=0.0)
+
+
 def train(game: str, args: argparse.Namespace, path: Path, minutes: float) -> None:
     """One piece of the training, which stops for good where its own clock passes `minutes`."""
     began = time.perf_counter()
+    kept = int(minutes_at(path, math.inf) / KEEP_MINUTES) if (path / folder.METRICS).exists() else 0
 
     def enough(run: Any, metrics: Any) -> bool:
-        del run
+        nonlocal kept
+        if metrics["seconds"] / 60 >= (kept + 1) * KEEP_MINUTES and (path / folder.POLICY).exists():
+            kept = int(metrics["seconds"] / 60 / KEEP_MINUTES)
+            place = snapshots(path) / f"{run.step:012d}"
+            shutil.copytree(path / folder.POLICY, place / folder.POLICY, dirs_exist_ok=True)
+            shutil.copy(path / folder.CONFIG, place)
         return metrics["seconds"] < 60 * minutes and time.perf_counter() - began < 60 * args.minutes
 
     if (path / folder.CONFIG).exists():

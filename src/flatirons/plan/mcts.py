@@ -104,20 +104,32 @@ UNTHINKABLE = -100.0
 """The logit of a legal move that nobody would make."""
 
 
-def seeing_wins(game: Rules, evaluate: Evaluate) -> Evaluate:
+def seeing_wins(game: Rules, evaluate: Evaluate, *, replies: bool = False) -> Evaluate:
     """`evaluate`, but for positions in which the player to move can win with one move: those are worth 1, and that move is the policy.
 
-    It tries all A moves of every position, which suits games that have few and whose rules are cheap beside a network.
+    With `replies` also for those in which the opponent can win at once: moves that allow it are not thought of while there are others,
+    and where there are none the position is worth -1. It tries all A moves of every position, with `replies` all A^2 pairs of moves, which
+    suits games that have few and whose rules are cheap beside a network.
     """
 
     def judged(params: Any, key: Key, states: Any) -> Evaluation:
         found = evaluate(params, key, states)
-        each = jax.vmap(game.step, in_axes=(None, None, 0))
-        _, reward, terminated = jax.vmap(each, in_axes=(None, 0, None))(key, states, jnp.arange(found.logits.shape[-1]))
-        wins = terminated & (reward > 0) & jax.vmap(game.legal)(states)
+        moves = jnp.arange(found.logits.shape[-1])
+        each = jax.vmap(jax.vmap(game.step, in_axes=(None, None, 0)), in_axes=(None, 0, None))
+        after, reward, terminated = each(key, states, moves)
+        legal = jax.vmap(game.legal)(states)
+        wins = terminated & (reward > 0) & legal
         some = jnp.any(wins, axis=-1)
-        logits = jnp.where(some[:, None], jnp.where(wins, 0.0, UNTHINKABLE), found.logits)
-        return Evaluation(logits, jnp.where(some, 1.0, found.value))
+        logits, value = found
+        if replies:
+            _, answer, over = jax.vmap(each, in_axes=(None, 0, None))(key, after, moves)
+            answered = jnp.any(over & (answer > 0) & jax.vmap(jax.vmap(game.legal))(after), axis=-1) & ~terminated
+            safe = legal & ~answered
+            hope = jnp.any(safe, axis=-1)
+            logits = jnp.where(hope[:, None] & ~safe, UNTHINKABLE, logits)
+            value = jnp.where(jnp.any(legal, axis=-1) & ~hope, -1.0, value)
+        logits = jnp.where(some[:, None], jnp.where(wins, 0.0, UNTHINKABLE), logits)
+        return Evaluation(logits, jnp.where(some, 1.0, value))
 
     return judged
 

@@ -227,7 +227,8 @@ def tolerate(do: Callable[[], Any], what: str) -> None:
     try:
         do()
     except Exception as error:
-        print(f"flatirons: {what} failed: {type(error).__name__}: {error}", file=sys.stderr)
+        kind = "" if isinstance(error, FlatironsError) else f"{type(error).__name__}: "
+        print(f"flatirons: {what} did not work: {kind}{error}", file=sys.stderr)
 
 
 def say(lines: Iterable[str], *, quiet: bool) -> None:

@@ -110,6 +110,9 @@ class Config:
     see_wins: bool = False
     """Try all moves of each position that the search judges, and find a win there by the rules instead of by the network; for games with
     few moves."""
+    play_see_losses: bool = False
+    """see_wins, when it plays for good: try all replies to all moves too, and leave out moves that lose at once; for games with very few
+    moves."""
     gate_every: int = 0
     """Turns between two matches of the newest network against the best; 0: the newest plays (AlphaZero)."""
     gate_games: int = 400
@@ -273,7 +276,7 @@ def grow(
     """The same with the tree, None where there are no simulations."""
     evaluate, explores = evaluator(config, game), exploring is not False
     if config.see_wins and num_simulations:
-        evaluate = mcts.seeing_wins(game, evaluate)
+        evaluate = mcts.seeing_wins(game, evaluate, replies=config.play_see_losses and not explores)
     if num_simulations == 0:
         return mcts.look(game, evaluate, params, key, states), None
     temperature = jnp.where(exploring, config.temperature, 0.0) if explores else 0.0
@@ -312,6 +315,10 @@ def check(config: Config, task: Task) -> None:
         raise FlatironsError(f"{task.name} has no symmetries; leave out symmetries and leaf_symmetries")
     if config.see_wins and game.num_actions > MOST_TO_TRY:
         raise FlatironsError(f"see_wins tries all moves of every position, and {task.name} counts {game.num_actions}: leave it out")
+    if config.play_see_losses and not config.see_wins:
+        raise FlatironsError("play_see_losses goes with see_wins, which is off: switch it on, or leave both out")
+    if config.play_see_losses and game.num_actions**2 > MOST_TO_TRY:
+        raise FlatironsError(f"play_see_losses tries all pairs of moves, and {task.name} counts {game.num_actions} moves: leave it out")
     if config.opening_plies < 0:
         raise FlatironsError(f"opening_plies={config.opening_plies} must not be negative")
     if config.gate_every and (config.gate_games < 2 or config.gate_games % 2):
