@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+import flatirons as fi
 from flatirons import envs
 from flatirons.__main__ import main
 from flatirons.envs import evaluation, games, notation, records
@@ -405,3 +406,35 @@ def test_a_run_sits_down_to_a_game(monkeypatch: pytest.MonkeyPatch) -> None:
         players.Trained(run("pgx:hex", SimpleNamespace(analyse=thinks)), game("tic_tac_toe"), "runs/x")
     with pytest.raises(FlatironsError, match="a run of some-system, whose policy has no search"):
         players.Trained(run("pgx:tic_tac_toe", SimpleNamespace()), game("tic_tac_toe"), "runs/x")
+
+
+def test_a_run_may_play_with_other_settings(tmp_path: Path) -> None:
+    small: dict[str, Any] = {
+        "num_envs": 4,
+        "num_steps": 8,
+        "num_simulations": 2,
+        "play_simulations": 4,
+        "blocks": 1,
+        "channels": 8,
+        "value_hidden": 4,
+    }
+    fi.train(
+        "alphazero", "pgx:tic_tac_toe", out=tmp_path / "run", quiet=True, total_steps=32, buffer_size=128, learning_starts=8,
+        gradient_steps=1, batch_size=8, **small,
+    )  # fmt: skip
+    ttt, spec = game("tic_tac_toe"), f"{tmp_path / 'run'}"
+    made = players.player(f"{spec}?see_wins=True&play_see_losses=true&c_scale=0.5&search=puct&simulations=3", ttt)
+    assert isinstance(made, players.Trained) and made.simulations == 3
+    config = made._config
+    assert (config.see_wins, config.play_see_losses, config.search, float(config.c_scale)) == (True, True, "puct", 0.5)
+    # One move wins: it is seen with the rules alone, whatever the network thinks.
+    winning = notation.table(ttt, "a1 a3 b1 b3").state
+    (move,) = made.choose(players.one(winning), jax.random.key(0)).actions
+    _, reward, over = ttt.step(jax.random.key(0), jax.tree.map(jax.numpy.asarray, winning), move)
+    assert bool(over) and float(reward) == 1.0
+    for settings, why in (
+        ("blocks=2", "that is another network than the one"), ("chanels=8", "did you mean 'channels'"), ("c_scale=much", "a finite number"),
+        ("play_see_losses=true&see_wins=false", "goes with see_wins"), ("simulations=-1", "whole number"),
+    ):  # fmt: skip
+        with pytest.raises(FlatironsError, match=why):
+            players.player(f"{spec}?{settings}", ttt)

@@ -12,6 +12,7 @@ simulations against alone. The bars below were set beforehand.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,12 +50,16 @@ def _step(states: Any, actions: Any) -> Any:
     return jax.vmap(GAME.step, in_axes=(None, 0, 0))(jax.random.key(0), states, actions)[0]
 
 
+PLAY = {name: value for name, value in alphazero.PRESETS["alphazero-connect-four"].config.items() if name.startswith("play_")}
+"""The preset's settings for playing for good: nothing was learnt with them, so a run made before they changed plays with these too."""
+
+
 def network(run: Any, num_simulations: int) -> Player:
     """The trained network with that many simulations."""
-    task = envs.make("pgx:connect_four", 1)
+    task, config = envs.make("pgx:connect_four", 1), dataclasses.replace(run.config, **PLAY)
 
     def choose(states: Any, key: Any) -> np.ndarray:
-        return np.asarray(alphazero.analyse(run.config, task, run.actor, states, key, num_simulations=num_simulations).action)
+        return np.asarray(alphazero.analyse(config, task, run.actor, states, key, num_simulations=num_simulations).action)
 
     return choose
 
@@ -116,7 +121,7 @@ def test(args: argparse.Namespace, path: Path) -> None:
         row = match(first, second, jax.random.key(number))
         rows[name] = row | pieces.verdict(row["points"], BARS[name])
         print(name, rows[name], f"{time.perf_counter() - began:.0f} s", flush=True)
-    write(args.out / "connect_four.json", head | pieces.result(run, path, args.seed, SIMULATIONS, rows))
+    write(args.out / "connect_four.json", head | pieces.result(run, path, args.seed, SIMULATIONS, rows) | {"play": PLAY})
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Who can sit down to a game: a trained run, plain opponents, and other people's engines, each by a short name.
 
-runs/first              a run folder; `runs/first?simulations=400`, and 0 for the bare network
+runs/first              a run folder; `runs/first?simulations=400`, and 0 for the bare network; any other setting of the run that leaves
+                        its network as it is: `runs/first?simulations=100&play_max_considered=4`
 random                  a legal move at random
 minimax:5               to that depth; connect four by open lines, others by `envs.evaluation`
 mcts:1000               UCT (c = 1.4) with that many random rollouts; `mcts:1000?c=2`
@@ -12,8 +13,10 @@ usi:COMMAND             over USI (shogi)
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -26,7 +29,7 @@ from flatirons.envs.games import RESIGN, Game, GameState
 from flatirons.envs.ingraph import EnvState
 from flatirons.plan import minimax, uct
 from flatirons.run import engines, folder, train
-from flatirons.run.job import acting_task, on_device
+from flatirons.run.job import acting_task, make_config, on_device
 from flatirons.types import FlatironsError, Key
 
 # A search keeps 12 bytes an edge; more games than fit are searched in parts.
@@ -301,19 +304,22 @@ class External:
 class Trained:
     """A run's newest policy, with its search."""
 
-    def __init__(self, run: train.Run, game: Game, name: str, simulations: int | None = None) -> None:
+    def __init__(
+        self, run: train.Run, game: Game, name: str, simulations: int | None = None, settings: Mapping[str, str] | None = None
+    ) -> None:
         recorded = run._job.recorded["task"]
         if recorded != f"pgx:{game.name}":
             raise FlatironsError(f"{run.path} was trained on {recorded}, and the game is {game.name}; name a run that plays it")
         if "analyse" not in vars(run.system):
             raise FlatironsError(f"{run.path} is a run of {run._job.name}, whose policy has no search to play games with; train alphazero")
         self.name, self.game, self.run = name, game, run
-        own = own_simulations(run.config)
+        self._task = acting_task(run._job)
+        config = _otherwise(run, self._task, settings) if settings else run.config
+        own = own_simulations(config)
         self.searches, self._simulations = own is not None, own or 0
         if simulations is not None:
             self.simulations = simulations
-        self._task = acting_task(run._job)
-        self._config, self._actor = on_device(run.config), run.actor
+        self._config, self._actor = on_device(config), run.actor
 
     @property
     def simulations(self) -> int:
@@ -356,6 +362,30 @@ class Trained:
 
     def close(self) -> None:
         """See Player."""
+
+
+def _otherwise(run: train.Run, task: Any, settings: Mapping[str, str]) -> Any:
+    """The run's Config with other settings, by name and as text. Raises FlatironsError for one that is none, that has a value of another
+    type, that the system refuses, or that belongs to another network than the run's."""
+
+    def value(text: str) -> Any:
+        try:
+            return json.loads(text.lower())
+        except ValueError:
+            return text
+
+    system = run.system
+    kept = {field.name: getattr(run.config, field.name) for field in dataclasses.fields(run.config)}
+    config = make_config(system, kept | {name: value(text) for name, text in settings.items()})
+    system.check(config, task)
+    shapes = [
+        jax.tree.map(lambda x: x.shape, jax.eval_shape(lambda key, c=c: system.actor(system.init(c, task, key)), jax.random.key(0)))
+        for c in (run.config, config)
+    ]
+    if shapes[0] != shapes[1]:
+        said = ", ".join(f"{name}={text}" for name, text in settings.items())
+        raise FlatironsError(f"{said}: that is another network than the one {run.path} has trained; leave it out")
+    return config
 
 
 def own_simulations(config: Any) -> int | None:
@@ -406,8 +436,8 @@ def player(spec: str, game: Game) -> Player:
         except ValueError:
             raise FlatironsError(f"c={c!r} of {spec!r} is no number") from None
     elif (Path(body) / folder.CONFIG).exists():
-        made = _trained(spec, Path(body), game, simulations)
-        simulations = None
+        made = _trained(spec, Path(body), game, simulations, options)
+        simulations, options = None, {}
     else:
         raise FlatironsError(
             f"there is no player {spec!r}: give a run folder, random, minimax:DEPTH, mcts:SIMULATIONS, perfect, gtp:COMMAND, uci:COMMAND "
@@ -419,11 +449,11 @@ def player(spec: str, game: Game) -> Player:
     return made
 
 
-def _trained(spec: str, path: Path, game: Game, simulations: int | None) -> Trained:
+def _trained(spec: str, path: Path, game: Game, simulations: int | None, settings: Mapping[str, str]) -> Trained:
     run = train.load(path)
     if run.runs:
         raise FlatironsError(f"{path} holds {len(run.runs)} runs, one per seed; choose one, such as {run.runs[0].path}")
-    return Trained(run, game, spec, simulations)
+    return Trained(run, game, spec, simulations, settings)
 
 
 def game_of(spec: str) -> str | None:

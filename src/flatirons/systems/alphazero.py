@@ -158,6 +158,7 @@ PRESETS = {
         config=_small(
             total_steps=768_000, num_envs=128, num_steps=8, num_simulations=16, blocks=4, channels=48, gradient_steps=16, batch_size=256,
             value_mix=0.5, symmetries=True, opening_plies=4, see_wins=True, play_max_considered=4,
+            play_see_losses=True,
         ),
         tasks=("pgx:connect_four",),
     ),
