@@ -181,7 +181,10 @@ PRESETS = {
     ),
     "alphazero-small-chess": Preset(
         doc="Gardner's chess and animal shogi on a laptop.",
-        config=_small(num_envs=32, buffer_size=2**15, temperature_plies=20),
+        config=_small(
+            total_steps=204_800, num_steps=8, num_simulations=16, channels=48, buffer_size=2**15, learning_starts=4_096, gradient_steps=8,
+            batch_size=256, value_mix=0.5, temperature_plies=20, opening_plies=4, play_max_considered=8,
+        ),
         tasks=("pgx:gardner_chess", "pgx:animal_shogi"),
     ),
     "alphazero-chess": Preset(
