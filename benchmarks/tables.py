@@ -30,8 +30,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flatirons import studies
-from flatirons.systems import system_name
+from flatirons import studies, systems
+from flatirons.systems import alphazero, system_name
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKED = re.compile(
@@ -515,9 +515,28 @@ def memory(results: Sequence[dict[str, Any]]) -> str:
     return table(head, rows) + provenance(results) if rows else ""
 
 
-def measured(learned: Sequence[dict[str, Any]]) -> str:
-    """measured.json: per preset what its rows reached, and the hours of a seed on one core, a range where rows differ."""
+def _shares(r: dict[str, Any]) -> dict[str, float]:
+    """A game's result file: the whole player's share of points, by opponent, where a game was finished."""
+    found = {name: row.get("points", row.get("score")) for name, row in r["matches"].items() if ", " not in name}
+    return {name: share for name, share in found.items() if share is not None}
+
+
+def measured(learned: Sequence[dict[str, Any]], played: Sequence[dict[str, Any]] = ()) -> str:
+    """measured.json: per preset what its rows reached, and the hours of a seed on one core, a range where rows differ. Of games the
+    presets that `systems` chooses by themselves, with their matches."""
     found: dict[str, dict[str, Any]] = {}
+    for r in played:
+        if r["name"] == "tictactoe":
+            lost, seconds = sum(seed["losses"] for seed in r["seeds"]), [seed["seconds"] for seed in r["seeds"]]
+            entry = found.setdefault(r["preset"], {"expected": [], "hours": []})
+            entry["expected"].append(f"tic-tac-toe: {lost} lines of play lost of all, as both sides ({len(seconds)} seeds)")
+            entry["hours"].append(sum(seconds) / len(seconds) / 3600)
+        elif "matches" in r and "moves" in r:
+            game = r.get("game", r["name"])
+            entry = found.setdefault(str(systems.choose_preset(alphazero, f"pgx:{game}")), {"expected": [], "hours": []})
+            won = ", ".join(f"{share:.0%} against {name}" for name, share in _shares(r).items())
+            entry["expected"].append(f"{game} at {r['moves']:,}, {r['simulations']} simulations: {won} (1 seed)")
+            entry["hours"].append(r["minutes"] / 60)
     for r in learned:
         low, high = r["ci95"]
         entry = found.setdefault(r["preset"], {"expected": [], "hours": []})
@@ -538,7 +557,7 @@ def main(arguments: Sequence[str]) -> int:
     behind = []
     for page in [ROOT / MEASURED, ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         old = page.read_text(encoding="utf-8") if page.exists() else ""
-        new = measured(learned) if page == ROOT / MEASURED else fill(old, learned, timed, checked, curved, played)
+        new = measured(learned, played) if page == ROOT / MEASURED else fill(old, learned, timed, checked, curved, played)
         if new != old:
             behind.append(str(page.relative_to(ROOT)))
             if "--check" not in arguments:
