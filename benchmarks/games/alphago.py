@@ -159,8 +159,11 @@ def test_rl(args: argparse.Namespace) -> dict[str, Any]:
     return points(tuple(map(int, drawn))) | {"likeliest_moves": points(tuple(map(int, greedy)))}
 
 
-def test_value(args: argparse.Namespace, stage: str) -> dict[str, Any]:
-    """Errors on all positions learnt from and kept for testing."""
+def test_value(args: argparse.Namespace, stage: str) -> dict[str, Any] | None:
+    """Errors on all positions learnt from and kept for testing; None before the stage has ended."""
+    if not finished(path_of(args, stage)):
+        print(f"{stage} has not been trained to its end; call train again", flush=True)
+        return None
     config, task, state = state_of(path_of(args, stage))
 
     @jax.jit
