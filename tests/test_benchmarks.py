@@ -332,6 +332,13 @@ def test_figures_are_drawn_from_result_files_alone(tmp_path):
     record.write(tmp_path / "methods" / "maml_sinusoid.json", adapted)
     for name, found in (("co2", curve), ("rotated-digit", turned), ("thompson", sampled)):
         record.write(tmp_path / "methods" / f"mc-dropout-{name}.json", found)
+    rated = [{"name": "mcts-100", "elo": -200.0, "ci95": [-250.0, -150.0]}] + [
+        {"name": name, "moves": 20, "minutes": 5.0, "simulations": n, "elo": 10.0 * n, "ci95": [10.0 * n - 50, 10.0 * n + 50]}
+        for name, n in (("20 moves", 30), ("0 simulations", 0), ("100 simulations", 100))
+    ]
+    record.write(tmp_path / "games" / "elo_othello.json", {"rows": rated})
+    won = {"points": 0.6, "ci95": [0.55, 0.65]}
+    record.write(tmp_path / "games" / "alphago.json", {"lines": {"lambda_0": won, "lambda_1": won}})
     for name, draw in figures.ALL.items():
         draw(tmp_path, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
