@@ -167,6 +167,7 @@ PRESETS = {
         config=_small(
             total_steps=409_600, num_envs=128, num_steps=8, num_simulations=16, blocks=4, channels=48, learning_starts=4_096,
             gradient_steps=16, batch_size=256, value_mix=0.5, symmetries=True, opening_plies=4, play_max_considered=8,
+            play_simulations=300,
         ),
         tasks=("pgx:othello",),
     ),
