@@ -28,6 +28,7 @@ if [ "$which" = all ] || [ "$which" = speed ]; then
     run benchmarks.speed.trpo_sb3
     run benchmarks.speed.sac_halfcheetah
     run benchmarks.speed.num_envs
+    run benchmarks.speed.accelerator
     run benchmarks.speed.a3c_workers
     run benchmarks.speed.maml_sinusoid
     run benchmarks.games.search_time
@@ -41,14 +42,16 @@ if [ "$which" = all ] || [ "$which" = learning ]; then
     run benchmarks.games.tictactoe
     run benchmarks.games.connect_four train
     run benchmarks.games.connect_four test
+    run benchmarks.games.elo connect_four
     for game in othello gardner_chess animal_shogi go_9x9; do
         run benchmarks.games.two_hours train "$game"
         run benchmarks.games.two_hours test "$game"
     done
     run benchmarks.games.ablations
+    run benchmarks.games.elo othello
     run benchmarks.games.alphago train
     run benchmarks.games.alphago test
-    run benchmarks.games.mistakes minimax:5 "runs/benchmarks/connect-four-seed0?simulations=100" --out benchmarks/results/games/mistakes.json
+    run benchmarks.games.mistakes minimax:5 "runs/benchmarks/connect-four-seed0?simulations=100&play_see_losses=true" --out benchmarks/results/games/mistakes.json
     run benchmarks.games.perft
     run benchmarks.games.finish
     run benchmarks.games.fuzz

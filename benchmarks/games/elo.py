@@ -42,13 +42,17 @@ Results = dict[tuple[str, str], tuple[int, int, int]]
 """Wins, draws and losses of the first, by pair."""
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _step(game: Any, states: Any, actions: Any) -> Any:
+    return jax.vmap(game.step, in_axes=(None, 0, 0))(jax.random.key(0), states, actions)[0]
+
+
 def play(game: Any, first: Chooser, second: Chooser, key: Any, num_games: int) -> tuple[int, int, int]:
     """Wins, draws and losses of `first` over an even number of games, each opening with both colours."""
-    step = jax.jit(lambda states, actions: jax.vmap(game.step, in_axes=(None, 0, 0))(jax.random.key(0), states, actions)[0])
     key_open, key_play = jax.random.split(key)
     start = jax.vmap(game.init)(jax.random.split(key_open, num_games // 2))
     for i in range(OPENING_PLIES):
-        start = step(start, contest.random_move(game, jax.random.fold_in(key_open, i), start))
+        start = _step(game, start, contest.random_move(game, jax.random.fold_in(key_open, i), start))
     found = []
     for side in (0, 1):
         states = start
@@ -56,7 +60,7 @@ def play(game: Any, first: Chooser, second: Chooser, key: Any, num_games: int) -
             if bool(np.asarray(states.terminated).all()):
                 break
             mover = first if ply % 2 == side else second
-            states = step(states, jnp.asarray(mover(states, jax.random.fold_in(key_play, 2 * ply + side)), jnp.int32))
+            states = _step(game, states, jnp.asarray(mover(states, jax.random.fold_in(key_play, 2 * ply + side)), jnp.int32))
         found.append(np.asarray(states.outcome) * (1 if side == 0 else -1))
     results = np.concatenate(found)
     return int((results > 0).sum()), int((results == 0).sum()), int((results < 0).sum())

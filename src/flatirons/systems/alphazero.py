@@ -163,7 +163,7 @@ PRESETS = {
         tasks=("pgx:connect_four",),
     ),
     "alphazero-othello": Preset(
-        doc="Othello in an hour and a quarter on one core of a laptop.",
+        doc="Othello in 80 minutes on one core of a laptop.",
         config=_small(
             total_steps=409_600, num_envs=128, num_steps=8, num_simulations=16, blocks=4, channels=48, learning_starts=4_096,
             gradient_steps=16, batch_size=256, value_mix=0.5, symmetries=True, opening_plies=4, play_max_considered=8,
