@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from flatirons.core.distributions import Categorical, mask_logits, multi_categor
 from flatirons.data import rollout as data
 from flatirons.envs.ingraph import InGraph
 from flatirons.nets import actor_critic, recurrent
+from flatirons.nets.mlp import mlp
 from flatirons.systems import ppo
 from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, MultiDiscrete, Network, TimeStep, Transition
 
@@ -442,7 +443,8 @@ LSTM: dict[str, Any] = {"lstm": 6, "hidden": (5,), "num_envs": 4, "num_steps": 1
 def _remembering(kind: str) -> tuple[ppo.Config, InGraph, Any, Any]:
     """Two minibatches of two environments each; a task whose episodes end and are cut within a rollout."""
     shared = kind == "masked"
-    config = ppo.Config(**LSTM, num_minibatches=2, share_torso=shared, normalise_obs=not shared, learning_rate=0.01)
+    head = () if shared else (3,)
+    config = ppo.Config(**LSTM, num_minibatches=2, share_torso=shared, normalise_obs=not shared, learning_rate=0.01, memory_head=head)
     task: Any = InGraph(World(kind, max_episode_steps=5), 4)
 
     def turn(state: ppo.State) -> Any:
@@ -474,7 +476,8 @@ def test_a_memory_is_recomputed_as_it_was_acted_with(kind: str) -> None:
             obs = ppo.prepare(task, actor.obs, experience.obs[t])
             carry = actor_critic.remembering(config, task, actor.params, obs, carry, experience.first[t])
             legal = () if isinstance(experience.legal, tuple) else experience.legal[t]
-            log_prob = actor_critic.pi(task, actor.params, carry.h, legal).log_prob(experience.action[t])
+            features = actor_critic.features(config, actor.params, carry, "head")
+            log_prob = actor_critic.pi(task, actor.params, features, legal).log_prob(experience.action[t])
             np.testing.assert_allclose(batch.old_log_prob[:, t], log_prob, rtol=1e-4, atol=1e-5)
         for there, here in ((state.collector.carry, carry), (state.memory.policy, carry)):
             np.testing.assert_allclose(there.h, here.h, atol=1e-5)
@@ -496,9 +499,9 @@ def test_after_a_cut_the_successor_is_valued_with_the_memory_from_before_the_res
         memory = recurrent.lstm(
             params["value_memory"], recurrent.forget(memory, experience.first[t]), net.apply(params["value_torso"], obs[t])
         )
-        v[t] = actor_critic.v(params, memory.h)
+        v[t] = actor_critic.v(params, mlp(params["value_head"], memory.h, "tanh"))
         following = recurrent.lstm(params["value_memory"], memory, net.apply(params["value_torso"], next_obs[t]))
-        w[t] = actor_critic.v(params, following.h)
+        w[t] = actor_critic.v(params, mlp(params["value_head"], following.h, "tanh"))
     cut, ended = np.asarray(experience.truncated), np.asarray(experience.terminated)
     assert cut[:-1].any() and ended[:-1].any()
     delta = np.asarray(experience.reward) + config.gamma * w * ~ended - v
@@ -537,10 +540,42 @@ def test_what_came_before_an_episode_has_no_gradient_and_what_came_before_within
         assert (gradient[env, :begin] == 0).all() and (gradient[env, begin:9] > 0).all() and (gradient[env, 9:] == 0).all()
 
 
+@pytest.mark.parametrize("kind", ["masked", "box"])
+def test_shorter_sequences_begin_with_what_theta_old_remembered(kind: str) -> None:
+    config, task, init, turn = _remembering(kind)
+    state = turn(init(jax.random.key(4)))[0]
+    _, _, experience, whole = turn(state)
+    cut: Any = dataclasses.replace(cast(Any, config), sequence_length=4, num_minibatches=8)
+    batch, _, _ = ppo._seen_by_theta_old(cut, task, state, experience)
+    assert batch.first.shape == (16, 4) and batch.memory.policy.h.shape == (16, 6)
+    # An environment's four sequences lie next to one another, in order.
+    for one, other in ((batch.advantage, whole.advantage), (batch.action, whole.action), (batch.old_log_prob, whole.old_log_prob)):
+        np.testing.assert_allclose(one, np.asarray(other).reshape(one.shape), rtol=1e-5, atol=1e-5)
+    for params in (state.params, jax.tree.map(lambda x: 1.01 * x, state.params)):
+        pi, v = ppo._judged(cut, task, params, batch)
+        pi_whole, v_whole = ppo._judged(config, task, params, whole)
+        same = np.allclose(v, np.asarray(v_whole).reshape(16, 4), atol=1e-5)
+        assert same == (params is state.params), "another theta goes on from theta_old's memory"
+        if same:
+            log_prob = np.asarray(pi_whole.log_prob(whole.action)).reshape(16, 4)
+            np.testing.assert_allclose(pi.log_prob(batch.action), log_prob, atol=1e-5)
+    _, metrics = jax.jit(lambda s: ppo.update(cut, task, s, experience))(state)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(metrics))
+
+
 def test_a_minibatch_that_cuts_sequences_is_refused() -> None:
     config = ppo.Config(num_envs=8, num_steps=32, num_minibatches=16, lstm=4, total_steps=2560)
-    with pytest.raises(FlatironsError, match=r"num_minibatches=16 would cut the sequences.*num_envs=8, for instance 8"):
+    with pytest.raises(FlatironsError, match=r"num_minibatches=16 would cut the sequences.*sequence_length = 8, for instance 8"):
         ppo.check(config, InGraph(World(), 8))
+    ppo.check(dataclasses.replace(cast(Any, config), sequence_length=16), InGraph(World(), 8))
+    for settings, message in (
+        ({"lstm": 4, "sequence_length": 12}, r"sequence_length=12 must divide num_steps=32"),
+        ({"lstm": 4, "sequence_length": 0}, r"sequence_length=0 must divide num_steps=32"),
+        ({"sequence_length": 16}, r"sequence_length=16 is for a memory, and lstm=0 has none"),
+        ({"memory_head": (8,)}, r"memory_head=\(8,\) is for a memory, and lstm=0 has none"),
+    ):
+        with pytest.raises(FlatironsError, match=message):
+            ppo.check(ppo.Config(num_steps=32, **settings), InGraph(World(), 8))
     with pytest.raises(FlatironsError, match="lstm=-1"):
         ppo.check(ppo.Config(lstm=-1), InGraph(World(), 8))
 

@@ -129,9 +129,22 @@ def rows(batch: Batch) -> Batch:
     return spread(trees.as_rows(batch))
 
 
-def sequences(batch: Batch, first: Any, memory: Any) -> Batch:
-    """A trajectory `[T, B, ...]` as the sequences of whole environments `[B, T, ...]`, which began with `memory` `[B, units]`."""
-    return spread(over_time(batch._replace(first=first))._replace(memory=memory))
+def sequences(batch: Batch, first: Any, before: Any, after: Any, length: int | None) -> Batch:
+    """A trajectory `[T, B, ...]` as sequences of `length` decisions (None: T), `[B T / length, length, ...]`.
+
+    `before` `[B, units]` is the memory that it began with and `after` `[T, B, units]` the one after each of its steps: a sequence begins
+    with what theta_old remembered there."""
+    row = first.shape[0] if length is None else length
+
+    def cut(x: Any) -> Any:
+        x = jnp.swapaxes(x, 0, 1)
+        return x.reshape((-1, row, *x.shape[2:]))
+
+    def begin(before: Any, after: Any) -> Any:
+        x = jnp.swapaxes(jnp.concatenate([before[None], after[row - 1 : -1 : row]]), 0, 1)
+        return x.reshape((-1, *x.shape[2:]))
+
+    return spread(jax.tree.map(cut, batch._replace(first=first))._replace(memory=jax.tree.map(begin, before, after)))
 
 
 def over_time(tree: Any) -> Any:

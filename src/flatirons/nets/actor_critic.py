@@ -1,6 +1,6 @@
 """A policy and its value function: two torsos or a shared one, a memory on top of each where it is asked for, and a head each.
 
-A Config here has `network`, `hidden`, `activation` and `initial_log_std`.
+A Config here has `network`, `hidden`, `activation` and `initial_log_std`, and where there is a memory `memory_head`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from flatirons.core import distributions
 from flatirons.nets import recurrent
-from flatirons.nets.mlp import dense, dense_init
+from flatirons.nets.mlp import dense, dense_init, mlp, mlp_init
 from flatirons.nets.torso import num_outputs, torso
 from flatirons.types import Box, Discrete, Key, MultiDiscrete, Network, Task
 
@@ -34,7 +34,8 @@ def _num_outputs(task: Task) -> int:
 
 def init_params(config: Any, task: Task, key: Key, *, share_torso: bool = False, lstm: int = 0) -> dict[str, Any]:
     """Orthogonal weights; the policy's head scaled by 0.01, the value's by 1. Keys: torso, policy (and log_std) for the policy; value and,
-    unless shared, value_torso for the value function; with `lstm` units of memory also memory and, unless shared, value_memory."""
+    unless shared, value_torso for the value function; with `lstm` units of memory also memory and, unless shared, value_memory, and where
+    `memory_head` names layers on top of them head and value_head."""
     key_actor, key_critic, key_policy, key_value = jax.random.split(key, 4)
     net = of(config, task)
     params: dict[str, Any] = {"torso": net.init(key_actor, task.spec.obs)}
@@ -46,6 +47,11 @@ def init_params(config: Any, task: Task, key: Key, *, share_torso: bool = False,
         if not share_torso:
             params["value_memory"] = recurrent.lstm_init(jax.random.fold_in(key_critic, 1), width, lstm)
         width = lstm
+        if config.memory_head:
+            widths = (lstm, *config.memory_head)
+            params["head"] = mlp_init(jax.random.fold_in(key_policy, 1), widths)
+            params["value_head"] = mlp_init(jax.random.fold_in(key_value, 1), widths)
+            width = widths[-1]
     params["policy"] = dense_init(key_policy, width, _num_outputs(task), scale=0.01)
     params["value"] = dense_init(key_value, width, 1, scale=1.0)
     if isinstance(task.spec.action, Box):
@@ -53,7 +59,7 @@ def init_params(config: Any, task: Task, key: Key, *, share_torso: bool = False,
     return params
 
 
-_OF_THE_VALUE = ("value", "value_torso", "value_memory")
+_OF_THE_VALUE = ("value", "value_torso", "value_memory", "value_head")
 
 
 def policy_params(params: dict[str, Any]) -> dict[str, Any]:
@@ -119,8 +125,7 @@ def blank(num_envs: int, units: int, *, share_torso: bool) -> Memories:
 
 
 def remembering(config: Any, task: Task, params: Any, obs: Any, memory: recurrent.Memory, first: Any) -> recurrent.Memory:
-    """The policy's memory after one step with prepared `obs [B, *obs]`, blank before it where an episode begins (`first [B]`); its `h` are
-    the features of `pi`."""
+    """The policy's memory after one step with prepared `obs [B, *obs]`, blank before it where an episode begins (`first [B]`)."""
     return recurrent.lstm(params["memory"], recurrent.forget(memory, first), of(config, task).apply(params["torso"], obs))
 
 
@@ -134,9 +139,15 @@ def unroll(config: Any, task: Task, params: Any, obs: Any, first: Any, start: Me
     return Memories(policy, recurrent.unroll(params["value_memory"], start.value, net.apply(params["value_torso"], obs), first))
 
 
-def features(memories: Memories) -> tuple[jax.Array, jax.Array]:
+def features(config: Any, params: Any, memory: recurrent.Memory, head: str) -> jax.Array:
+    """What `pi` (`head` "head") or `v` ("value_head") reads of its memory, `[..., n]`."""
+    return mlp(params.get(head, ()), memory.h, config.activation)
+
+
+def both_features(config: Any, params: Any, memories: Memories) -> tuple[jax.Array, jax.Array]:
     """What `pi` and `v` read of the memories."""
-    return memories.policy.h, (memories.value or memories.policy).h
+    of_value = memories.value or memories.policy
+    return features(config, params, memories.policy, "head"), features(config, params, of_value, "value_head")
 
 
 def next_values(config: Any, task: Task, params: Any, next_obs: Any, after: Memories) -> jax.Array:
@@ -145,4 +156,5 @@ def next_values(config: Any, task: Task, params: Any, next_obs: Any, after: Memo
     shared = "value_torso" not in params
     x = of(config, task).apply(params["torso" if shared else "value_torso"], next_obs)
     cells = params["memory" if shared else "value_memory"]
-    return v(params, recurrent.lstm(cells, after.policy if shared else after.value, x).h)
+    following = recurrent.lstm(cells, after.policy if shared else after.value, x)
+    return v(params, features(config, params, following, "value_head"))

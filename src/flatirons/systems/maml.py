@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from flatirons.core import distributions, optimisers, trees, trust_region
+from flatirons.core import distributions, optimisers, schedules, trees, trust_region
 from flatirons.core.adapt import adapt
 from flatirons.data import rollout as data
 from flatirons.data.episodes import Batch, trajectories
@@ -73,6 +73,8 @@ class Config:
     """beta, Adam's step size."""
     delta: float = 0.01
     """TRPO: bound on the mean KL divergence of the adapted policies before and after."""
+    anneal_delta: bool = False
+    """TRPO: let delta fall linearly to 0 at total_steps (not in the paper), so that the last steps cannot undo much."""
     cg_iterations: int = 10
     """TRPO: iterations of conjugate gradient."""
     damping: float = 1e-5
@@ -369,7 +371,10 @@ def update(config: Config, task: Task, state: State, experience: Experience, *, 
     """Line 10."""
     objective = functools.partial(loss, config, task)
     if config.meta_optimiser == "trpo":
-        params, metrics = _trust_region(config, task, state.params, experience, objective)
+        delta: Any = config.delta
+        if config.anneal_delta:
+            delta = schedules.linear(delta, 0.0, schedules.fraction(state.updates, config.total_steps))
+        params, metrics = _trust_region(config, task, state.params, experience, objective, delta)
         return state._replace(params=params, updates=state.updates + 1), metrics
     grads, metrics = jax.grad(objective, has_aux=True)(state.params, experience)
     direction, opt_state = optax.scale_by_adam().update(grads, state.opt_state)
@@ -378,7 +383,7 @@ def update(config: Config, task: Task, state: State, experience: Experience, *, 
     return state._replace(params=params, opt_state=opt_state, updates=state.updates + 1), metrics
 
 
-def _trust_region(config: Config, task: Task, theta: Any, experience: Experience, objective: Callable) -> tuple[Any, Metrics]:
+def _trust_region(config: Config, task: Task, theta: Any, experience: Experience, objective: Callable, delta: Any) -> tuple[Any, Metrics]:
     """A step that lowers the meta-objective while the adapted policies stay within delta of themselves."""
 
     def pi(params: Any, every: int = 1, first_order: bool = config.first_order) -> Any:
@@ -396,7 +401,7 @@ def _trust_region(config: Config, task: Task, theta: Any, experience: Experience
         theta,
         weights=experience.outer.weight,
         fisher_weights=experience.outer.weight[:, :: config.fisher_every],
-        delta=config.delta,
+        delta=delta,
         damping=config.damping,
         cg_iterations=config.cg_iterations,
         backtrack_ratio=config.backtrack_ratio,

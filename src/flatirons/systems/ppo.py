@@ -99,7 +99,11 @@ class Config:
     share_torso: bool = False
     """One torso for policy and value (the paper: on Atari), else two."""
     lstm: int = 0
-    """Units of a memory on top of each torso; 0 for none (the paper). Minibatches are then whole environments."""
+    """Units of a memory on top of each torso; 0 for none (the paper). Minibatches are then of whole sequences."""
+    memory_head: tuple[int, ...] = ()
+    """Widths of layers between each memory and its head; none: the head reads the memory itself."""
+    sequence_length: int | None = None
+    """Decisions in a row that a memory's gradient goes back through; must divide num_steps. none: all num_steps of them."""
     initial_log_std: float = 0.0
     """Log standard deviation of Box actions at the start; it is learned, and does not depend on the observation."""
 
@@ -153,14 +157,15 @@ PRESETS = {
         tasks=("CartPole-v*", "jax:CartPole-v*"),
     ),
     "ppo-pendulum": Preset(
-        doc="Tuned for Pendulum: a short horizon and a high learning rate.",
+        doc="Tuned for Pendulum: a short horizon, a high learning rate, rewards normalised.",
         config={
             "total_steps": 100_000,
             "num_envs": 4,
             "num_steps": 250,
             "num_minibatches": 20,
             "learning_rate": 1e-3,
-            "gamma": 0.9,
+            "gamma": 0.95,
+            "normalise_reward": True,
         },
         tasks=("Pendulum-v*", "jax:Pendulum-v*"),
     ),
@@ -184,18 +189,19 @@ PRESETS = {
         tasks=("no-velocity:CartPole-v*", "no-velocity:jax:CartPole-v*"),
     ),
     "ppo-lstm-pendulum": Preset(
-        doc="With a memory, for Pendulum without its velocity.",
+        doc="With a memory and a layer on top of it, for Pendulum without its velocity.",
         config={
             "total_steps": 100_000,
-            "num_envs": 8,
-            "num_steps": 100,
+            "num_envs": 4,
+            "num_steps": 200,
             "num_epochs": 10,
             "num_minibatches": 2,
             "learning_rate": 1e-3,
-            "gamma": 0.9,
+            "gamma": 0.95,
             "normalise_reward": True,
             "lstm": 64,
             "hidden": (64,),
+            "memory_head": (64,),
         },
         tasks=("no-velocity:Pendulum-v*", "no-velocity:jax:Pendulum-v*"),
     ),
@@ -279,11 +285,18 @@ def check(config: Config, task: Task) -> None:
     rows = steps_per_turn(config)
     if config.lstm < 0:
         raise FlatironsError(f"lstm={config.lstm} must be at least 0")
-    if config.lstm and config.num_envs % config.num_minibatches:
-        near = max(d for d in range(1, config.num_minibatches) if config.num_envs % d == 0)
+    length = config.num_steps if config.sequence_length is None else config.sequence_length
+    for name, given in (("sequence_length", config.sequence_length), ("memory_head", config.memory_head or None)):
+        if given is not None and not config.lstm:
+            raise FlatironsError(f"{name}={given} is for a memory, and lstm=0 has none: add for instance lstm=64")
+    if length < 1 or config.num_steps % length:
+        raise FlatironsError(f"sequence_length={length} must divide num_steps={config.num_steps}")
+    sequences = rows // length
+    if config.lstm and sequences % config.num_minibatches:
+        near = max(d for d in range(1, config.num_minibatches) if sequences % d == 0)
         raise FlatironsError(
             f"num_minibatches={config.num_minibatches} would cut the sequences that a memory learns from: with lstm={config.lstm} a "
-            f"minibatch is whole environments, so it must divide num_envs={config.num_envs}, for instance {near}"
+            f"minibatch is whole sequences, so it must divide num_envs * num_steps / sequence_length = {sequences}, for instance {near}"
         )
     if rows % config.num_minibatches:
         near = max(d for d in range(1, config.num_minibatches) if rows % d == 0)
@@ -323,7 +336,8 @@ def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
         obs = prepare(task, actor.obs, timestep.obs)
         if config.lstm:
             carry = actor_critic.remembering(config, task, actor.params, obs, carry, timestep.first)
-            pi = actor_critic.pi(task, actor.params, carry.h, timestep.legal)
+            features = actor_critic.features(config, actor.params, carry, "head")
+            pi = actor_critic.pi(task, actor.params, features, timestep.legal)
         else:
             pi = distribution(config, task, actor.params, obs, timestep.legal)
         return pi.mode() if greedy else pi.sample(key), carry, ()
@@ -337,7 +351,7 @@ def _judged(config: Config, task: Task, params: Any, batch: Batch) -> tuple[Any,
         return actor_critic.judged(config, task, params, batch.obs, batch.legal)
     obs, first = onpolicy.over_time((batch.obs, batch.first))
     memories = actor_critic.unroll(config, task, params, obs, first, batch.memory)
-    of_policy, of_value = onpolicy.over_time(actor_critic.features(memories))
+    of_policy, of_value = onpolicy.over_time(actor_critic.both_features(config, params, memories))
     return actor_critic.pi(task, params, of_policy, batch.legal), actor_critic.v(params, of_value)
 
 
@@ -415,7 +429,7 @@ def _seen_by_theta_old(config: Config, task: Task, state: State, experience: Tra
     memories: Any = ()
     if config.lstm:
         memories = actor_critic.unroll(config, task, old, obs, experience.first, state.memory)
-        of_policy, of_value = actor_critic.features(memories)
+        of_policy, of_value = actor_critic.both_features(config, old, memories)
         pi, v = actor_critic.pi(task, old, of_policy, experience.legal), actor_critic.v(old, of_value)
         # Where an episode was cut, too, its successor is valued with what was remembered of that episode.
         next_v = actor_critic.next_values(config, task, old, next_obs, memories)
@@ -427,7 +441,8 @@ def _seen_by_theta_old(config: Config, task: Task, state: State, experience: Tra
         batch = batch._replace(old=())
     if not config.lstm:
         return onpolicy.rows(batch), normaliser, ()
-    return onpolicy.sequences(batch, experience.first, state.memory), normaliser, jax.tree.map(lambda x: x[-1], memories)
+    last = jax.tree.map(lambda x: x[-1], memories)
+    return onpolicy.sequences(batch, experience.first, state.memory, memories, config.sequence_length), normaliser, last
 
 
 def update(config: Config, task: Task, state: State, experience: Transition, *, loss: Callable = loss) -> tuple[State, Metrics]:

@@ -136,7 +136,7 @@ PRESETS = {
             "total_steps": 100_000,
             "num_envs": 4,
             "num_steps": 500,
-            "gamma": 0.9,
+            "gamma": 0.95,
             "gae_lambda": 0.9,
             "delta": 0.05,
             "anneal_delta": True,
