@@ -372,12 +372,16 @@ def test_a_meta_iteration_of_policies_stays_in_its_trust_region(monkeypatch: pyt
         eval_steps=(0, 1),
         total_steps=10,
         fisher_every=2,
+        anneal_delta=True,
     )
     task: Any = envs.make("meta:navigation", 3, max_episode_steps=10)
     maml.check(config, task)
-    new, metrics = jax.jit(lambda key: maml.step(config, task, maml.init(config, task, key)))(jax.random.key(0))
+    step = jax.jit(lambda state: maml.step(config, task, state))
+    new, metrics = step(maml.init(config, task, jax.random.key(0)))
     assert float(metrics["accepted"]) == 1.0 and 0.0 < float(metrics["kl"]) <= 0.01 and float(metrics["improvement"]) > 0.0
     assert int(metrics["episodes"].count) == 12 and int(new.updates) == 1
+    late = step(new._replace(updates=jnp.int32(9)))[1]
+    assert 0.0 < float(late["kl"]) <= 0.001, "delta has fallen to a tenth"
     found = maml.score(config, task, maml.actor(new), 5, seed=1)
     assert set(found["return_after"]) == {"0", "1"} and found["mean"] == found["return_after"]["1"]
     goal = maml.adapt_to(config, task, maml.actor(new), np.array([0.3, 0.2], np.float32), 2, (0.1, 0.05), jax.random.key(0))
