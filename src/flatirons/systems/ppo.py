@@ -197,7 +197,7 @@ PRESETS = {
             "num_epochs": 10,
             "num_minibatches": 2,
             "learning_rate": 1e-3,
-            "gamma": 0.95,
+            "gamma": 0.97,
             "normalise_reward": True,
             "lstm": 64,
             "hidden": (64,),
