@@ -291,7 +291,8 @@ def check(config: Config, task: Task) -> None:
         if given is not None and not config.lstm:
             raise FlatironsError(f"{name}={given} is for a memory, and lstm=0 has none: add for instance lstm=64")
     if length < 1 or config.num_steps % length:
-        raise FlatironsError(f"sequence_length={length} must divide num_steps={config.num_steps}")
+        near = max((d for d in range(1, length + 1) if config.num_steps % d == 0), default=config.num_steps)
+        raise FlatironsError(f"sequence_length={length} must divide num_steps={config.num_steps}: choose a divisor, for instance {near}")
     sequences = rows // length
     if config.lstm and sequences % config.num_minibatches:
         near = max(d for d in range(1, config.num_minibatches) if sequences % d == 0)
