@@ -86,8 +86,8 @@ class Config:
     fisher_every: int = 1
     """TRPO: every how many rows of D' the Fisher matrix is made of."""
     fisher_first_order: bool = False
-    """TRPO: leave the second derivatives out of the Fisher matrix alone, for less than half the cost. Gradient and constraint stay exact;
-    the direction, and what is learnt with it, are worse."""
+    """TRPO: leave the second derivatives out of the Fisher matrix alone, for less than half the cost. Gradient and constraint stay exact,
+    the direction does not."""
     gamma: float = 0.99
     """Discount, where a policy acts."""
     gae_lambda: float = 1.0
