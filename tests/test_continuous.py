@@ -319,6 +319,19 @@ def test_sac_2018_keeps_a_target_of_its_value_network_alone() -> None:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), after.target, expected)
 
 
+@pytest.mark.parametrize("module", [ddpg, sac])
+def test_the_rate_falls_to_zero_where_it_is_told_to(module: Any) -> None:
+    # Adam's first step is the rate itself, wherever a gradient is not tiny.
+    for annealed, shares in ((True, (1.0, 0.75, 0.5, 0.25, 0.0)), (False, (1.0,) * 5)):
+        config = module.Config(**SMALL, total_steps=4, anneal_learning_rate=annealed, learning_rate=1e-2)
+        step, state = jax.jit(functools.partial(module.step, config, PENDULUM)), module.init(config, PENDULUM, jax.random.key(0))
+        for done, share in enumerate(shares):
+            after, _ = step(state._replace(turns=jnp.int32(done)))
+            for part, rate in (("actor", 1e-2), ("critics", config.critic_learning_rate if module is ddpg else 1e-2)):
+                change = _largest(jax.tree.map(jnp.subtract, after.params[part], state.params[part]))
+                assert change == pytest.approx(rate * share, rel=1e-2), (part, done)
+
+
 def test_reward_scale_is_not_in_what_is_expected() -> None:
     config, params, batch = _sac(reward_scale=5.0)
     plain, *_ = _sac()

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flatirons.core import bounds, exploration, optimisers, returns, trees
+from flatirons.core import bounds, exploration, optimisers, returns, schedules, trees
 from flatirons.data import hindsight, offpolicy
 from flatirons.data import replay as memory
 from flatirons.data import rollout as data
@@ -63,6 +63,8 @@ class Config:
     """Adam's step size for the actor."""
     critic_learning_rate: float = 1e-3
     """Adam's step size for the critic."""
+    anneal_learning_rate: bool = False
+    """Let both fall linearly to 0 at total_steps, so that the last policy is not one moment's of a restless one (not in the paper)."""
     critic_weight_decay: float = 0.0
     """L2: the critic's loss has this times half the squares of its weights (1e-2 in the paper)."""
     gamma: float = 0.99
@@ -332,7 +334,9 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
     key, key_draw, key_noise, key_goals = jax.random.split(state.key, 4)
     starts, envs = memory.draw(replay, key_draw, (config.gradient_steps, config.batch_size))
     noises = jax.random.normal(key_noise, (config.gradient_steps, config.batch_size, len(_box(task).low)))
-    rates = {"actor": config.learning_rate, "critics": config.critic_learning_rate}
+    left = 1.0 - jnp.clip(schedules.fraction(state.turns, config.total_steps // config.train_every), 0.0, 1.0)
+    share = left if config.anneal_learning_rate else 1.0
+    rates = {"actor": config.learning_rate * share, "critics": config.critic_learning_rate * share}
 
     def one_update(i: Any, c: tuple[Any, ...]) -> tuple[tuple[Any, ...], Metrics]:
         params, target, opt_state, updates = c

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flatirons.core import bounds, losses, optimisers, returns, trees
+from flatirons.core import bounds, losses, optimisers, returns, schedules, trees
 from flatirons.core.distributions import TanhNormal
 from flatirons.data import hindsight, offpolicy
 from flatirons.data import replay as memory
@@ -59,6 +59,8 @@ class Config:
     """Act with the parameters from before the last training, so that on a host the environment steps while the learner computes."""
     learning_rate: float = 3e-4
     """lambda, Adam's step size for all parts."""
+    anneal_learning_rate: bool = False
+    """Let it fall linearly to 0 at total_steps, so that the last policy is not one moment's of a restless one (not in the papers)."""
     gamma: float = 0.99
     """Discount."""
     tau: float = 0.005
@@ -323,6 +325,8 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
     """Store a trajectory `[T, B, ...]`, then `gradient_steps` minibatch steps once `learning_starts` decisions are stored."""
     replay = memory.add(state.replay, task.spec, experience)
     turns = state.turns + 1
+    left = 1.0 - jnp.clip(schedules.fraction(state.turns, config.total_steps // config.train_every), 0.0, 1.0)
+    learning_rate = config.learning_rate * (left if config.anneal_learning_rate else 1.0)
     key, key_draw, key_noise, key_goals = jax.random.split(state.key, 4)
     starts, envs = memory.draw(replay, key_draw, (config.gradient_steps, config.batch_size))
     noises = jax.random.normal(key_noise, (config.gradient_steps, 2, config.batch_size, len(_box(task).low)))
@@ -337,7 +341,7 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
         batch = Batch(sampled.obs, bounds.to_unit(_box(task), sampled.action), y, noises[i, 1])
         grads, metrics = jax.grad(functools.partial(loss, config, task), has_aux=True)(params, batch)
         direction, opt_state = _optimiser().update(grads, opt_state)
-        params = optimisers.descend(params, direction, config.learning_rate)
+        params = optimisers.descend(params, direction, learning_rate)
         updates = updates + 1
         moved = trees.polyak(params["value" if config.value_network else "critics"], target, config.tau)
         target = moved if config.target_every == 1 else trees.select(updates % config.target_every == 0, moved, target)
