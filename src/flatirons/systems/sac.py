@@ -103,8 +103,18 @@ PRESETS = {
         tasks=("HalfCheetah-v*",),
     ),
     "sac-hopper": Preset(
-        doc="Tuned for Hopper and Walker2d on a laptop: two updates a decision, which standardised critics stand, and small minibatches.",
-        config={"learning_starts": 1_000, "random_steps": 2_500, "batch_size": 128, "gradient_steps": 2, "layer_norm": True},
+        doc="Tuned for Hopper and Walker2d: eight updates a decision of small standardised critics, rate annealed over 100,000 decisions.",
+        config={
+            "total_steps": 100_000,
+            "learning_starts": 5_000,
+            "random_steps": 10_000,
+            "learning_rate": 1e-3,
+            "anneal_learning_rate": True,
+            "batch_size": 128,
+            "gradient_steps": 8,
+            "hidden": (128, 128),
+            "layer_norm": True,
+        },
         tasks=("Hopper-v*", "Walker2d-v*"),
     ),
     "sac-inverted-pendulum": Preset(
