@@ -735,6 +735,49 @@ class _Trap:
         return jnp.concatenate([jnp.ones(2, bool), one]) if self.both else one
 
 
+@dataclasses.dataclass(frozen=True)
+class _Diverging:
+    """An in-graph simulator whose observation or reward is NaN from its `after`-th step on, and whose episodes are longer."""
+
+    after: int
+    in_reward: bool = False
+    max_episode_steps: int | None = 1_000
+
+    @property
+    def obs_spec(self) -> ArraySpec:
+        return ArraySpec((1,))
+
+    @property
+    def action_spec(self) -> Any:
+        return Box((-1.0,), (1.0,))
+
+    def init(self, key: Any) -> Any:
+        return jnp.zeros(())
+
+    def step(self, key: Any, state: Any, action: Any) -> Any:
+        state = state + 1
+        return state, jnp.where(self.in_reward & (state >= self.after), jnp.nan, 1.0), jnp.zeros((), bool)
+
+    def observe(self, state: Any) -> Any:
+        return jnp.where((state >= self.after) & (not self.in_reward), jnp.nan, state / 1_000)[None]
+
+    def legal(self, state: Any) -> tuple[()]:
+        return ()
+
+
+@pytest.mark.parametrize("in_reward", [False, True])
+def test_an_in_graph_simulator_that_diverges_is_named_and_no_checkpoint_holds_it(in_reward: bool, tmp_path: Path) -> None:
+    # The NaN comes before the first update, so that no loss can tell of it, and in the last row of a checkpoint's stretch.
+    small: dict[str, Any] = {"num_envs": 1, "train_every": 4, "batch_size": 4, "buffer_size": 64, "learning_starts": 64, "hidden": (4,)}
+    with pytest.raises(
+        FlatironsError, match=r"_Diverging gave an observation or a reward that is NaN or infinite between decisions 8 and 12"
+    ):
+        fi.train("sac", _Diverging(12, in_reward), out=tmp_path / "run", total_steps=40, checkpoint_every=4, quiet=True, **small)
+    assert fi.load(tmp_path / "run", env=_Diverging(12, in_reward)).step == 8
+    run = fi.train("sac", _Diverging(100, in_reward), out=tmp_path / "good", total_steps=40, quiet=True, **small)
+    assert "broken" not in run.metrics[-1]
+
+
 @pytest.mark.parametrize("both", [False, True])
 def test_a_state_without_a_legal_action_is_an_error_that_names_it(both: bool, tmp_path: Path) -> None:
     small: dict[str, Any] = {"num_envs": 2, "num_steps": 5, "num_minibatches": 1, "hidden": (4,), "total_steps": 20, "quiet": True}

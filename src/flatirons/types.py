@@ -142,12 +142,14 @@ class Transition(NamedTuple):
 class Episodes(NamedTuple):
     """Sums over the episodes that ended: count, undiscounted returns, lengths in decisions. Added up, never averaged.
 
-    `stuck` counts decisions in which no action was legal, `()` where a task has no masks; one is an error."""
+    `stuck` counts decisions in which no action was legal, `()` where a task has no masks; `broken` the numbers of observations and rewards
+    that were NaN or infinite, `()` on a host, which refuses each at its door. One of either is an error."""
 
     count: Any
     return_sum: Any
     length_sum: Any
     stuck: Any = ()
+    broken: Any = ()
 
 
 class Policy(NamedTuple):

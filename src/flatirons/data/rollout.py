@@ -90,6 +90,8 @@ def _in_graph(
         jnp.sum(jnp.where(ended, so_far, 0.0)),
         jnp.sum(jnp.where(ended, length, 0), dtype=jnp.int32),
         _stuck(task, trajectory.legal),
+        # What comes next is in the last row's replay already, and seen with the next rollout only.
+        _broken((trajectory.obs, trajectory.reward, task.observe(env).obs)),
     )
     return Collector(key, (), env, carry, returns, lengths), trajectory, episodes
 
@@ -102,6 +104,12 @@ def _stuck(task: Task, legal: Any) -> Any:
     cuts = [sum(nvec[:i]) for i in range(1, len(nvec))]
     some = [jnp.any(part, axis=-1) for part in jnp.split(legal, cuts, axis=-1)]
     return jnp.sum(~functools.reduce(jnp.logical_and, some), dtype=jnp.int32)
+
+
+def _broken(arrays: Any) -> jax.Array:
+    """How many numbers are NaN or infinite, int32."""
+    floats = [x for x in jax.tree.leaves(arrays) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return sum((jnp.sum(~jnp.isfinite(x), dtype=jnp.int32) for x in floats), start=jnp.int32(0))
 
 
 # --------------------------------------------------------------------------------------------------------------- on host

@@ -309,6 +309,13 @@ def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable
                     f"{task.name} had no legal action in {stuck} decision{'s' * (stuck > 1)} between {before:_} and {step:_}: its mask was "
                     "False throughout; a state without a legal action must end the episode"
                 )
+            broken = sum(row.get("broken", 0) for row in rows)
+            if broken:
+                raise FlatironsError(
+                    f"{task.name} gave an observation or a reward that is NaN or infinite between decisions {before:_} and {step:_} "
+                    f"({broken:_} number{'s' * (broken > 1)}); the checkpoints before it are good: mend the environment, or end the "
+                    "episode before it"
+                )
             ruined = next((name for row in rows if (name := metrics.first_not_finite(row))), None)
             if ruined is None and not bool(finite(system.actor(state))):
                 ruined = "the policy's parameters"

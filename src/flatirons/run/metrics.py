@@ -91,6 +91,8 @@ def to_row(total: Metrics, turns: int) -> dict[str, Any]:
         row["episode_length"] = float(episodes.length_sum) / count if count else None
         if not isinstance(episodes.stuck, tuple) and int(episodes.stuck):
             row["stuck"] = int(episodes.stuck)
+        if not isinstance(episodes.broken, tuple) and int(episodes.broken):
+            row["broken"] = int(episodes.broken)
     row.update({name: float(value) / turns for name, value in total.items() if name != "episodes"})
     return row
 
