@@ -22,7 +22,7 @@ import numpy as np
 from jax.tree_util import GetAttrKey
 
 from flatirons import studies, systems
-from flatirons.run import checkpoint, folder, metrics, resources
+from flatirons.run import checkpoint, folder, metrics, ranges, resources
 from flatirons.run.devices import count, demand
 from flatirons.run.handle import Run
 from flatirons.run.job import (
@@ -121,6 +121,7 @@ def train(
         settings["num_envs"] = 1
         notes.append("one environment was passed, so num_envs is 1 (pass a function that makes one for more)")
     chosen = make_config(module, {**settings, **config})
+    ranges.demand(chosen, system_name(module))
     shared = demand(devices)
     options = check_options(Options(eval_every, eval_episodes, checkpoint_every, keep, tensorboard, shared), seed, seeds, workers)
     demand_divides("total_steps", chosen.total_steps, chosen, module)
