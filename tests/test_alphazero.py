@@ -337,6 +337,7 @@ def test_a_position_is_analysed() -> None:
     state, _ = started(SMALL)
     found = alphazero.analyse(SMALL, task(), alphazero.actor(state), state.collector.env, jax.random.key(0), num_simulations=6)
     assert found.visits.shape == (8, 9) and int(found.visits[0].sum()) == 6
+    np.testing.assert_allclose(found.policy, found.visits / 6.0, rtol=1e-6)
     look = alphazero.analyse(SMALL, task(), alphazero.actor(state), state.collector.env.inner, jax.random.key(0), num_simulations=0)
     np.testing.assert_allclose(look.network_value, found.network_value, atol=1e-6)
     assert int(look.visits.sum()) == 0
@@ -369,6 +370,20 @@ def test_every_game_has_a_preset_that_may_run() -> None:
         assert config.total_steps % alphazero.steps_per_turn(config) == 0
         positions.check(config.num_envs, config.buffer_size, config.num_steps, facts.longest)
         assert not config.symmetries or facts.symmetry != "none"
+
+
+def test_the_papers_alphazero_can_be_asked_for() -> None:
+    preset = alphazero.PRESETS["alphazero-paper"]
+    config = alphazero.Config(**preset.config)
+    assert preset.tasks == (), "it is never chosen by itself"
+    # That what puct hands on to be learnt is the visits' shares is test_a_position_is_analysed's.
+    assert config.search == "puct" and config.num_simulations == alphazero._play_simulations(config) == 800
+    assert (config.dirichlet_alpha, config.dirichlet_fraction, config.temperature_plies) == (0.3, 0.25, 30)
+    assert not (config.value_mix or config.opening_plies or config.symmetries or config.see_wins or config.gate_every or config.resign)
+    turns, left = divmod(config.total_steps, alphazero.steps_per_turn(config))
+    assert (turns * config.gradient_steps, left, config.batch_size) == (700_000, 0, 4_096)
+    rates = [float(alphazero._learning_rate(config, jnp.int32(turn))) for turn in (99_999, 100_001, 300_001, 500_001)]
+    np.testing.assert_allclose(rates, [0.2, 0.02, 0.002, 0.0002], rtol=1e-5)
 
 
 # -------------------------------------------------------------------------------------------------------------- learning

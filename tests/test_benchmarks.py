@@ -9,6 +9,7 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -273,8 +274,17 @@ def made_up_ewc():
     returns = {
         "sgd": [{"x": 0.0, "y": 9.0}], "ewc": [{"x": 3.0, "y": 12.0}], "l2": [{"x": 1.0, "y": 5.0}], "separate": [{"x": 4.0, "y": 10.0}],
     }  # fmt: skip
-    evaluations = {mode: [[{"step": 10, **one[0]}, {"step": 20, **one[0]}]] for mode, one in returns.items()}
-    return permuted, ewc_dqn.collect({}, returns, {"evaluations": evaluations})
+    # Two visits of each game, 10 decisions long; the row at 5 is none at a visit's end.
+    lines = {
+        "sgd": [(9.0, 9.0), (4.0, 1.0), (1.0, 9.0), (3.0, 2.0), (0.0, 9.0)],
+        "ewc": [(0.0, 0.0), (4.0, 4.0), (3.0, 10.0), (4.0, 8.0), (3.0, 12.0)],
+        "l2": [(0.0, 0.0)] + 4 * [(1.0, 5.0)], "separate": [(0.0, 0.0), (3.0, 2.0), (3.0, 9.0), (4.0, 9.0), (4.0, 10.0)],
+    }  # fmt: skip
+    steps = (5, 10, 20, 30, 40)
+    evaluations = {
+        mode: [[{"step": step, "x": x, "y": y} for step, (x, y) in zip(steps, rows, strict=True)]] for mode, rows in lines.items()
+    }
+    return permuted, ewc_dqn.collect({}, returns, {"evaluations": evaluations}, visit=10)
 
 
 def test_the_gap_closed_and_the_sums_of_scores_by_hand():
@@ -292,6 +302,48 @@ def test_the_gap_closed_and_the_sums_of_scores_by_hand():
     assert games["ewc_minus_sgd"] == pytest.approx(0.85)
     assert [row["measured"] for row in games["rows"]] == ["0.85 (0.85 to 0.85)", "1.75 / 0.75 / 0.90 / 2.00"]
     assert games["verdicts"] == {"above_sgd_reached": True, "above_l2_reached": True, "aim": False}
+
+
+def test_what_games_in_turn_forget_and_hand_on_by_hand():
+    """Scores are returns over 4 and 10, clipped. A fresh network gets 2 / 10 in y, as the separate agents' row of x's first visit says."""
+    found = made_up_ewc()[1]["transfer"]
+    # sgd, [x, y] by visit: [1, 0.1], [0.25, 0.9], [0.75, 0.2], [0, 0.9]
+    by_hand = {
+        "sgd": (0.75, -0.75, -0.1, 1.0, -1.0),
+        # ewc: [1, 0.4], [0.75, 1], [1, 0.8], [0.75, 1]
+        "ewc": (0.25, -0.25, 0.2, 0.25, -0.25),
+        "l2": (0.0, 0.0, 0.3, 0.0, 0.0),
+        # separate: [0.75, 0.2], [0.75, 0.9], [1, 0.9], [1, 1]
+        "separate": (0.0, 0.0, 0.0, 0.0, 0.25),
+    }
+    names = ("forgetting", "backward_transfer", "forward_transfer", "final_forgetting", "final_backward_transfer")
+    for mode, values in by_hand.items():
+        assert found[mode] == {name: pytest.approx([value], abs=1e-6) for name, value in zip(names, values, strict=True)}, mode
+    assert made_up_ewc()[1]["transfer_means"]["sgd"]["final_forgetting"] == pytest.approx(1.0)
+
+
+def test_positions_of_whole_games_are_told_apart_by_game():
+    """Two games side by side on a board of five cells, of which the first ends after two plies and the second passes; then another turn."""
+
+    def seen(mine, theirs):
+        return np.stack([np.isin(np.arange(5), cells) for cells in (mine, theirs)], axis=-1)[None]
+
+    rows = [
+        (0, seen([1], [2])), (1, seen([1], [2])),
+        # Cell 3 turns 2; cell 0 turns nothing.
+        (0, seen([], [1, 2, 3])), (1, seen([2], [0, 1])),
+        # The first has ended; the second passed, then took cell 3.
+        (1, seen([0, 1], [2])), (1, seen([2], [0, 1, 3])),
+        (2, seen([1], [2])), (2, seen([], [1, 2, 3])),
+    ]  # fmt: skip
+    obs = np.stack([row for _, row in rows])
+    assert alphago.games_of(obs).tolist() == [game for game, _ in rows]
+    with pytest.raises(ValueError, match="position 2 goes on from none"):
+        alphago.games_of(obs[[0, 1, 5]])
+    errors, games = np.array([1.0, 1.0, 1.0, 4.0]), np.array([0, 0, 0, 1])
+    means = alphago.resampled(errors, games, np.random.default_rng(0))
+    # Either game twice, or both: (3 + 4) / 4.
+    assert set(np.round(means, 6)) == {1.0, 1.75, 4.0}
 
 
 def test_figures_are_drawn_from_result_files_alone(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -101,6 +102,40 @@ def test_a_fetched_file_is_checked_before_it_is_used(nowhere: Path, monkeypatch:
     with pytest.raises(FlatironsError, match="another SHA-256 than expected: it was kept as"):
         envs.make("data:co2")
     assert (nowhere / "cache" / "co2" / "co2.csv.damaged").read_bytes() == b"an error page"
+
+
+def test_mnist_does_without_training_digits_that_are_absent_and_not_with_damaged_ones(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A test set of three digits, its files listed with their own hashes."""
+
+    def idx(array: np.ndarray) -> bytes:
+        sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+        return gzip.compress(bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes())
+
+    contents = {
+        "t10k-images-idx3-ubyte.gz": idx(np.arange(12, dtype=np.uint8).reshape(3, 2, 2)),
+        "t10k-labels-idx1-ubyte.gz": idx(np.array([7, 8, 9], np.uint8)),
+        "train-images-idx3-ubyte.gz": idx(np.zeros((2, 2, 2), np.uint8)),
+        "train-labels-idx1-ubyte.gz": idx(np.array([1, 2], np.uint8)),
+    }
+    hashes = {name: [hashlib.sha256(content).hexdigest()] for name, content in contents.items()}
+    monkeypatch.setattr(datasets, "_listed", lambda: {"mnist": {"source": "https://example.org/", "files": hashes}})
+    mine = nowhere / "mine" / "mnist"
+    mine.mkdir(parents=True)
+    for name in ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"):
+        (mine / name).write_bytes(contents[name])
+    arrays, (note,), _ = datasets.load("mnist", mine.parent)
+    assert arrays["train_labels"].tolist() == [7, 8, 9]
+    assert "train-labels-idx1-ubyte.gz" in note and note.endswith(f"put it at {mine / 'train-images-idx3-ubyte.gz'}")
+    (mine / "train-images-idx3-ubyte.gz").write_bytes(b"junk")
+    with pytest.raises(FlatironsError, match=r"mine/mnist/train-images-idx3-ubyte.gz has another SHA-256") as caught:
+        datasets.load("mnist", mine.parent)
+    assert not isinstance(caught.value, datasets.Missing)
+    for name in ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"):
+        (mine / name).write_bytes(contents[name])
+    arrays, notes, _ = datasets.load("mnist", mine.parent)
+    assert arrays["train_labels"].tolist() == [1, 2] and notes == ()
 
 
 def test_what_cannot_be_asked_of_data() -> None:

@@ -18,8 +18,9 @@ from benchmarks.methods import thompson
 from flatirons import envs
 from flatirons.core import bayes
 from flatirons.envs import datasets, forager
+from flatirons.run import uncertainty as uncertainties
 from flatirons.studies import uci
-from flatirons.systems import dqn, mc_dropout
+from flatirons.systems import alphago, alphazero, dqn, mc_dropout, tabular
 from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, Spec, TimeStep
 
 GIVEN = os.environ.get("FLATIRONS_DATA") or ""
@@ -308,6 +309,48 @@ def test_any_run_says_how_sure_it_is(tmp_path: Path) -> None:
     ):
         with pytest.raises(FlatironsError, match=words):
             q.uncertainty([0.0, 0.0, 0.0, 0.0], **arguments)
+
+
+@pytest.fixture(scope="module")
+def board() -> Any:
+    """Tic-tac-toe for a batch of one."""
+    return envs.make("pgx:tic_tac_toe", 1)
+
+
+def _asked(system: Any, config: Any, board: Any, legal: tuple[int, ...], **arguments: Any) -> Any:
+    """The uncertainty of a fresh network on a board with two stones, where these moves count as legal (of an empty board, which is all 0,
+    a network without biases knows nothing)."""
+    actor = system.actor(jax.jit(lambda key: system.init(config, board, key))(jax.random.key(0)))
+    mask = np.isin(np.arange(9), legal)[None]
+    stones = np.zeros((1, 3, 3, 2), bool)
+    stones[0, 2, 0, 0] = stones[0, 2, 2, 1] = True
+    timestep = TimeStep(stones, mask, np.array([True]), ())
+    rate = uncertainties.rate_of(system, config, arguments.pop("rate", 0.5))
+    return uncertainties.uncertainty(system, config, board, actor, timestep, jax.random.key(1), 32, rate=rate, **arguments)
+
+
+def test_a_residual_network_says_how_sure_it_is(board: Any) -> None:
+    config = alphazero.Config(blocks=1, channels=8, value_hidden=8, buffer_size=256 * 16, num_envs=1)
+    sure = _asked(alphazero, config, board, (1, 4, 7))
+    assert sure.action.shape == (9,) and sure.action.sum() == pytest.approx(1.0) and sure.value is None
+    assert set(sure.actions) <= {1, 4, 7} and len(set(sure.actions)) > 1
+    assert len(set(_asked(alphazero, config, board, (1, 4, 7), rate=0.0).actions)) == 1
+    with pytest.raises(FlatironsError, match="this alphazero was trained without dropout, so say how much"):
+        uncertainties.rate_of(alphazero, config, None)
+    with pytest.raises(FlatironsError, match="resign_below of alphazero has no network whose inputs could be dropped; leave parts out"):
+        _asked(alphazero, config, board, (1, 4, 7), parts=("resign_below",))
+
+
+def test_of_alphagos_networks_the_one_that_moves_is_asked(board: Any) -> None:
+    config = alphago.Config(blocks=1, channels=8)
+    assert len(set(_asked(alphago, config, board, (0, 1, 2, 3), parts=("sl",)).actions)) > 1
+    assert len(set(_asked(alphago, config, board, (0, 1, 2, 3), parts=("value",)).actions)) == 1, "its moves are p_sigma's"
+
+
+def test_a_table_is_no_network() -> None:
+    actor = tabular.Actor(np.zeros((1, 5, 2), np.float32), np.float32(0.1))
+    with pytest.raises(FlatironsError, match="tabular has no network whose inputs could be dropped; ask a run of a system that has"):
+        uncertainties.demand_weights(tabular, tabular.Config(), actor, ())
 
 
 # ----------------------------------------------------------------------------------------------------------------- the forager

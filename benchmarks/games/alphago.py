@@ -6,8 +6,10 @@
 `train` goes through the stages, each from the run before it, and a value network on whole games beside them (which is to over-fit; its
 minutes do not count as the pipeline's). `test` measures each line once and keeps it: top-1 of p_sigma and p_pi on all positions of
 the games kept for testing; p_rho against p_sigma over 400 games, both drawing their moves; v_theta's error on all positions kept for
-testing, on all learnt from, and on new games; the player against itself with lambda = 0, lambda = 1 and p_rho as its prior, 400 games each
-with as many simulations, two random moves to begin with. Intervals are of 95 %. The bars below were set beforehand.
+testing, on all learnt from, and on one position of each of 4,096 new games, the same for both value networks (the gap of the one that
+learnt from whole games is that last error less its training's, for its own test positions come from a few games); the player against
+itself with lambda = 0, lambda = 1 and p_rho as its prior, 400 games each with as many simulations, two random moves to begin with.
+Intervals are of 95 %. The bars below were set beforehand.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import numpy as np
 import flatirons as fi
 from benchmarks.record import RESULTS, ROOT, header, versions, write
 from flatirons import envs
+from flatirons.core import trees
 from flatirons.run import checkpoint, folder
 from flatirons.run.job import reopen, state_like
 from flatirons.systems import alphago, alphago_rl, alphago_sl, alphago_value
@@ -37,6 +40,10 @@ MINUTES = 120.0
 GAMES = 400
 PART = 50
 """Games of a match that are played in one go."""
+NEW_GAMES, NEW_SEED = 4_096, 1_000
+"""Games that no value network has learnt from or was watched on, and their seed: one position of each."""
+RESAMPLES = 2_000
+"""Resamplings of games that an interval over positions of whole games comes from."""
 # What to reach, and what to aim at.
 BARS = {
     "sl": (2.0, None),
@@ -159,8 +166,78 @@ def test_rl(args: argparse.Namespace) -> dict[str, Any]:
     return points(tuple(map(int, drawn))) | {"likeliest_moves": points(tuple(map(int, greedy)))}
 
 
+def games_of(obs: np.ndarray) -> np.ndarray:
+    """The number of the game `[n]` that each of the positions `obs [n, rows, cols, 2]` (the mover's stones, the other's) comes from.
+
+    They are those of whole games of Othello as the stage keeps them: a turn's games side by side, ply after ply, always in the same order,
+    without those that have ended. Raises ValueError where a position goes on from none.
+    """
+    mine, theirs = (np.asarray(obs[..., plane], bool).reshape(len(obs), -1) for plane in (0, 1))
+    stones = (mine | theirs).sum(axis=1)
+    fewest = stones.min()
+
+    def follows(before: int, after: int) -> bool:
+        # A move adds a stone and turns some of the other's; a pass does neither. Then the other is to move.
+        kept = not (mine[before] & ~theirs[after]).any() and not (mine[after] & ~theirs[before]).any()
+        return kept and stones[after] - stones[before] in (0, 1)
+
+    game = np.full(len(obs), -1)
+    under_way: list[int] = []
+    at = num = 0
+    while at < len(obs):
+        if stones[at] == fewest:
+            begun = int(np.argmax(np.append(stones[at:], -1) != fewest))
+            game[at : at + begun] = np.arange(num, num + begun)
+            under_way, at, num = list(range(at, at + begun)), at + begun, num + begun
+            continue
+        still = []
+        for before in under_way:
+            if at < len(obs) and follows(before, at):
+                game[at] = game[before]
+                still.append(at)
+                at += 1
+        if not still:
+            raise ValueError(f"position {at} goes on from none before it: these are not whole games in the order they were played")
+        under_way = still
+    return game
+
+
+def resampled(errors: np.ndarray, games: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The mean error in `RESAMPLES` resamplings of the games, with all their positions."""
+    counts, sums = np.bincount(games).astype(np.float64), np.bincount(games, weights=errors)
+    found = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        drawn = rng.integers(0, len(counts), len(counts))
+        found[i] = sums[drawn].sum() / counts[drawn].sum()
+    return found
+
+
+def new_games(config: Any, task: Any, state: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(squared errors, z), each `[n]`, on one position of each of `NEW_GAMES` games of the networks before, whatever the stage learnt from.
+    Both value networks are handed the same networks, so that these are the same positions."""
+    one_each, twin = dataclasses.replace(config, whole_games=False), task.resized(config.num_envs)
+
+    @jax.jit
+    def play(actor: Any, key: Any) -> Any:
+        _, experience, _ = alphago_value._play(one_each, twin, actor, key)
+        found = networks.played(experience.extras["player"], experience.reward, experience.terminated)
+        v = networks.values(config, task.env, actor.value, trees.as_rows(experience.obs)).reshape(found.z.shape)
+        return found.first_game & experience.extras["keeps"], jnp.square(found.z - v), found.z
+
+    errors, results = [], []
+    for key in jax.random.split(jax.random.key(NEW_SEED), -(-NEW_GAMES // config.num_envs)):
+        keeps, error, z = jax.device_get(play(alphago_value.actor(state), key))
+        errors.append(error[keeps])
+        results.append(z[keeps])
+    return np.concatenate(errors), np.concatenate(results)
+
+
 def test_value(args: argparse.Namespace, stage: str) -> dict[str, Any] | None:
-    """Errors on all positions learnt from and kept for testing; None before the stage has ended."""
+    """Errors on all positions learnt from and kept for testing, and on new games; None before the stage has ended.
+
+    The gap of `value` is that of its own test positions, one of a game, which its bar was set for. Of `whole` it is that of new games: its
+    own test positions are those of 84 games, of which each has one result. Where a set is of whole games, games are resampled.
+    """
     if not finished(path_of(args, stage)):
         print(f"{stage} has not been trained to its end; call train again", flush=True)
         return None
@@ -171,19 +248,33 @@ def test_value(args: argparse.Namespace, stage: str) -> dict[str, Any] | None:
         return jnp.square(z - networks.values(config, task.env, state.params, obs))
 
     found: dict[str, Any] = {}
-    spread = 0.0
+    variance: dict[str, float] = {}
+    rng = np.random.default_rng(0)
     for name, examples in (("train", state.examples), ("test", state.tests)):
         num = min(int(examples.written), len(examples.z))
-        z = np.asarray(examples.z)[:num]
-        errors = in_chunks(error, np.asarray(examples.obs)[:num], z)
-        found[name] = {"positions": num, "mse": float(errors.mean()), "ci95": interval(errors.mean(), errors.var(), num)}
-        found["constant_mse"] = float(z.var())
-        spread += errors.var() / num
-    gap = found["test"]["mse"] - found["train"]["mse"]
-    found |= {"share_of_constant": found["test"]["mse"] / found["constant_mse"], "gap": gap, "gap_ci95": interval(gap, spread, 1)}
-    if stage == "value":
-        found["new_games"] = alphago_value.score(config, task, alphago_value.actor(state), 4_096, 1_000)
-    return found
+        obs, z = np.asarray(examples.obs)[:num], np.asarray(examples.z)[:num]
+        errors = in_chunks(error, obs, z)
+        found[name] = {"positions": num, "mse": float(errors.mean()), "constant_mse": float(z.var())}
+        if config.whole_games:
+            games = games_of(obs)
+            means = resampled(errors, games, rng)
+            variance[name] = float(means.var())
+            found[name] |= {"games": int(games.max()) + 1, "ci95": np.quantile(means, [0.025, 0.975]).tolist()}
+        else:
+            variance[name] = float(errors.var() / num)
+            found[name]["ci95"] = interval(errors.mean(), errors.var(), num)
+    errors, z = new_games(config, task, state)
+    variance["new_games"] = float(errors.var() / len(errors))
+    found["new_games"] = {
+        "games": NEW_GAMES, "positions": len(errors), "mse": float(errors.mean()), "constant_mse": float(z.var()),
+        "ci95": interval(errors.mean(), errors.var(), len(errors)),
+    }  # fmt: skip
+    for name in ("test", "new_games"):
+        gap = found[name]["mse"] - found["train"]["mse"]
+        found[name] |= {"gap": gap, "gap_ci95": interval(gap, variance[name] + variance["train"], 1)}
+    shown = found["new_games" if config.whole_games else "test"]
+    found |= {name: shown[name] for name in ("constant_mse", "gap", "gap_ci95")}
+    return found | {"share_of_constant": shown["mse"] / shown["constant_mse"]}
 
 
 def test_match(args: argparse.Namespace, name: str, kept: dict[str, Any], enough: Any, keep: Any) -> dict[str, Any] | None:
@@ -206,6 +297,10 @@ def test(args: argparse.Namespace) -> None:
     began, where = time.perf_counter(), args.out / "alphago.json"
     kept = args.runs / f"alphago-othello-seed{args.seed}-lines.json"
     lines: dict[str, Any] = folder.read_json(kept) if kept.exists() else {}
+    for name in ("value", "whole_games"):
+        # Lines of before the new games were the same for both are measured again.
+        if name in lines and "gap" not in lines[name].get("new_games", {}):
+            del lines[name]
     enough = lambda: time.perf_counter() - began < 60 * args.minutes  # noqa: E731
     keep = lambda: folder.write_json(kept, lines)  # noqa: E731
     against = functools.partial(test_match, args, kept=lines, enough=enough, keep=keep)

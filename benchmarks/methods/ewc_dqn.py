@@ -5,7 +5,8 @@
 Trains what is missing (a run that was cut goes on bit for bit, a finished one is kept), and writes the result once every seed of every mode
 is there; several of these may run side by side on different --modes or --seeds. A game's score is its mean return over 100 greedy episodes
 divided by the mean over seeds of the separate agents', clipped to 1; a run's is the sum over games. The settings were chosen on seeds from
-100 on. The bars below were set before.
+100 on. The bars below were set before. Beside the sums stand forgetting, backward and forward transfer (`core.continual`) of the same
+scores, from the evaluations at the ends of visits.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import flatirons as fi
 from benchmarks.learning.run import seed_list
 from benchmarks.learning.summary import bootstrap
 from benchmarks.record import RESULTS, ROOT, header, versions, write
+from flatirons.core import continual
 
 NAME = "ewc_dqn"
 GAMES = ("pgx:minatar-breakout", "pgx:minatar-freeway", "pgx:minatar-space_invaders")
@@ -53,15 +57,57 @@ def curve(run: Any) -> list[dict[str, Any]]:
 def scores(returns: Mapping[str, Sequence[Mapping[str, float]]]) -> tuple[dict[str, float], dict[str, list[float]]]:
     """(each game's return that counts as 1: the separate agents' mean, {mode: the sum of clipped scores of each seed})."""
     reference = {game: statistics.fmean(one[game] for one in returns["separate"]) for game in returns["separate"][0]}
-    sums = {
-        mode: [sum(max(0.0, min(1.0, one[game] / reference[game])) for game in reference) for one in of] for mode, of in returns.items()
-    }
+    sums = {mode: [sum(_scores_of(one, reference)) for one in of] for mode, of in returns.items()}
     return reference, sums
 
 
-def collect(head: dict[str, Any], returns: Mapping[str, Sequence[Mapping[str, float]]], more: dict[str, Any]) -> dict[str, Any]:
-    """The result from the final mean returns by game of every mode and seed (in the same order)."""
+def _scores_of(one: Mapping[str, float], reference: Mapping[str, float]) -> list[float]:
+    """Each game's score, in [0, 1]."""
+    return [max(0.0, min(1.0, one[game] / reference[game])) for game in reference]
+
+
+def at_visit_ends(run: Sequence[Mapping[str, float]], reference: Mapping[str, float], visit: int) -> np.ndarray:
+    """The games' scores `[visits, games]` in the evaluations of a run that were made as a visit ended."""
+    by_step = {int(row["step"]): row for row in run}
+    ends = range(visit, max(by_step) + 1, visit)
+    return np.array([_scores_of(by_step[step], reference) for step in ends], np.float32)
+
+
+def transfers(
+    evaluations: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], reference: Mapping[str, float], visit: int
+) -> dict[str, dict[str, list[float]]]:
+    """{mode: {measure: of each seed}}. Forgetting, backward and forward transfer after the first round, in which each game is learned once
+    as the measures have it; and `final_...`, forgetting and backward transfer of all games but the one just left, as the last visit ends.
+
+    Fresh parameters' scores, which forward transfer is held against, are those of separate agents whose game has not been played yet.
+    """
+    num = len(reference)
+    matrices = {mode: [at_visit_ends(run, reference, visit) for run in of] for mode, of in evaluations.items()}
+    # An agent of its own has learned nothing while the game before its own is played.
+    before = np.mean([np.diagonal(one[:num], offset=1) for one in matrices["separate"]], axis=0)
+    untrained = np.concatenate([np.zeros(1, np.float32), before])
+
+    def measures(one: np.ndarray) -> dict[str, Any]:
+        first, others = one[:num], one[:, : num - 1]
+        return {
+            "forgetting": continual.forgetting(first),
+            "backward_transfer": continual.backward_transfer(first),
+            "forward_transfer": continual.forward_transfer(first, untrained),
+            "final_forgetting": continual.forgetting(others),
+            "final_backward_transfer": continual.backward_transfer(others),
+        }
+
+    found = {mode: [measures(one) for one in of] for mode, of in matrices.items()}
+    return {mode: {name: [float(one[name]) for one in of] for name in of[0]} for mode, of in found.items()}
+
+
+def collect(
+    head: dict[str, Any], returns: Mapping[str, Sequence[Mapping[str, float]]], more: dict[str, Any], visit: int = VISIT
+) -> dict[str, Any]:
+    """The result from the final mean returns by game of every mode and seed (in the same order), and `more`, which has the evaluations,
+    one at least at the end of every visit of so many decisions."""
     reference, sums = scores(returns)
+    transfer = transfers(more["evaluations"], reference, visit)
     above = [a - b for a, b in zip(sums["ewc"], sums["sgd"], strict=True)]
     above_l2 = [a - b for a, b in zip(sums["ewc"], sums["l2"], strict=True)]
     verdicts = {
@@ -90,6 +136,8 @@ def collect(head: dict[str, Any], returns: Mapping[str, Sequence[Mapping[str, fl
         "reference": reference,
         "sums": sums,
         "means": means,
+        "transfer": transfer,
+        "transfer_means": {mode: {name: statistics.fmean(x) for name, x in of.items()} for mode, of in transfer.items()},
         "ewc_minus_sgd": statistics.fmean(above),
         "ewc_minus_sgd_ci95": [low, high],
         "ewc_minus_l2": statistics.fmean(above_l2),
@@ -137,7 +185,8 @@ def main() -> None:
     }
     result = collect(head, returns, more)
     write(args.out / f"{NAME}.json", result)
-    print(result["means"], result["verdicts"])
+    rounded = {mode: {name: round(x, 3) for name, x in of.items()} for mode, of in result["transfer_means"].items()}
+    print(result["means"], rounded, result["verdicts"])
 
 
 if __name__ == "__main__":

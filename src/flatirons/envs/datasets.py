@@ -38,6 +38,10 @@ UCI = {
 """The regression tables of Hernandez-Lobato and Adams 2015 with their 20 splits, by our name and by their folder's."""
 
 
+class Missing(FlatironsError):
+    """A listed file is nowhere, and its source cannot be reached. A file that is there and damaged is another error."""
+
+
 @dataclasses.dataclass(eq=False)
 class DataTask:
     """A data set as a task: what a system learns from where nothing is decided. Compared by identity, as every task.
@@ -102,7 +106,7 @@ def _aside(path: Path) -> str:
 def file(folder: str, name: str, data_dir: str | os.PathLike[str] | None = None) -> bytes:
     """The content of one listed file, such as `file("mnist", "t10k-images-idx3-ubyte.gz")`, checked.
 
-    Raises FlatironsError where it is nowhere and cannot be fetched (with the place to put it by hand), or where its hash is another.
+    Raises Missing where it is nowhere and cannot be fetched (with the place to put it by hand), FlatironsError where its hash is another.
     """
     source, hashes = _listed()[folder]["source"], _listed()[folder]["files"][name]
     given = data_dir if data_dir is not None else os.environ.get("FLATIRONS_DATA")
@@ -122,7 +126,7 @@ def file(folder: str, name: str, data_dir: str | os.PathLike[str] | None = None)
     except (urllib.error.URLError, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         told = "; ".join([*refused, f"{source}{name} cannot be reached ({reason})"])
-        raise FlatironsError(f"{told}; get that file and put it at {by_hand}") from None
+        raise (FlatironsError if refused else Missing)(f"{told}; get that file and put it at {by_hand}") from None
     path = cache_dir() / folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     good = hashlib.sha256(content).hexdigest() in hashes
@@ -148,14 +152,20 @@ def _idx(content: bytes) -> np.ndarray:
 
 def _mnist(read: Callable[[str, str], bytes]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """train_images uint8 `[n, 28, 28]`, train_labels uint8 `[n]`, and the same as test_."""
-    images, labels = (_idx(read("mnist", f"t10k-{kind}-ubyte.gz")) for kind in ("images-idx3", "labels-idx1"))
+    kinds = ("images-idx3", "labels-idx1")
+    images, labels = (_idx(read("mnist", f"t10k-{kind}-ubyte.gz")) for kind in kinds)
+    names = [f"train-{kind}-ubyte.gz" for kind in kinds]
     try:
-        train = {f"train_{kind}": _idx(read("mnist", f"train-{kind}-idx{axes}-ubyte.gz")) for kind, axes in (("images", 3), ("labels", 1))}
-    except FlatironsError:
+        train_images, train_labels = (_idx(read("mnist", name)) for name in names)
+    except Missing as error:
+        # Only what is absent is done without: in place of a damaged file nobody is to learn from other digits unawares.
         cut = 8_000
         split = {"train_images": images[:cut], "train_labels": labels[:cut], "test_images": images[cut:], "test_labels": labels[cut:]}
-        return split, ("MNIST's 60,000 training digits are not here: 8,000 of its 10,000 test digits to learn from, 2,000 to test on",)
-    return {**train, "test_images": images, "test_labels": labels}, ()
+        return split, (
+            f"MNIST's 60,000 training digits ({' and '.join(names)}) are not here: 8,000 of its 10,000 test digits to learn from, 2,000 to "
+            f"test on. {error}",
+        )
+    return {"train_images": train_images, "train_labels": train_labels, "test_images": images, "test_labels": labels}, ()
 
 
 def _shrink(side: int, to: int) -> np.ndarray:

@@ -17,7 +17,7 @@ class Uncertainty(NamedTuple):
     """What n stochastic passes say of one observation.
 
     actions `[n, ...]`: the greedy action of each pass. action and action_std: their mean and deviation; of Discrete actions the share of
-    the passes that choose each, and None. values `[n]`: what each pass expects of the state (`estimate`), None where the system keeps none.
+    the passes that choose each, and None. values `[n]`: what each pass expects of the state, None where the system has no `estimate`.
     value and value_std: their mean and deviation.
     """
 
@@ -29,24 +29,39 @@ class Uncertainty(NamedTuple):
     values: np.ndarray | None
 
 
+def _name(system: Any) -> str:
+    return system.__name__.rpartition(".")[2]
+
+
 def rate_of(system: Any, config: Any, rate: float | None) -> float:
-    """The rate asked for, else the one that the run was trained with. Raises FlatironsError where there is neither, or no network."""
-    name = system.__name__.rpartition(".")[2]
-    if not hasattr(config, "hidden"):
-        raise FlatironsError(f"{name} has no network whose inputs could be dropped; ask a run of a system that has, such as dqn or sac")
+    """The rate asked for, else the one that the run was trained with. Raises FlatironsError where there is neither."""
     chosen = getattr(config, "dropout", None) if rate is None else rate
     if chosen is None:
-        raise FlatironsError(f"this {name} was trained without dropout, so say how much to drop: rate=0.1, for instance")
+        raise FlatironsError(f"this {_name(system)} was trained without dropout, so say how much to drop: rate=0.1, for instance")
     bayes.demand_rate(chosen)
     return float(chosen)
 
 
 def _where(system: Any, config: Any, parts: tuple[str, ...], path: tuple[Any, ...], leaf: Any) -> bool:
-    """Whether a leaf of an Actor is a weight to drop: running moments are none, whatever their shape."""
+    """Whether a leaf of an Actor is a weight to drop: running moments are none, whatever their shape, and neither is a table. What a system
+    drops by a rule of its own is its `dropped`'s to say."""
     part = getattr(path[0], "name", None)
     if part == "obs" or (parts and part not in parts):
         return False
-    return system.dropped(config, path, leaf) if hasattr(system, "dropped") else bayes.is_weight(path, leaf)
+    if hasattr(system, "dropped"):
+        return system.dropped(config, path, leaf)
+    # A network's weights lie deeper than the Actor's own fields: an array that is such a field is looked up and multiplies nothing.
+    return len(path) > 1 and bayes.is_weight(path, leaf)
+
+
+def demand_weights(system: Any, config: Any, actor: Any, parts: tuple[str, ...]) -> None:
+    """Raises FlatironsError where nothing in these parts of an Actor (in all of it where none is named) is a weight to drop."""
+    leaves = jax.tree_util.tree_flatten_with_path(actor)[0]
+    for chosen in ((), parts):
+        if not any(_where(system, config, chosen, path, leaf) for path, leaf in leaves):
+            whose = f"{', '.join(chosen)} of {_name(system)} has" if chosen else f"{_name(system)} has"
+            instead = "leave parts out, or name another" if chosen else "ask a run of a system that has, such as dqn or alphazero"
+            raise FlatironsError(f"{whose} no network whose inputs could be dropped; {instead}")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -70,11 +85,15 @@ def uncertainty(
     system: Any, config: Any, task: Task, actor: Any, timestep: TimeStep, key: Key, n: int, *, rate: float, parts: tuple[str, ...] = ()
 ) -> Uncertainty:
     """`n` stochastic passes of the greedy policy, and of the estimate, for a batch of one observation. `parts` names the fields of the
-    Actor whose weights are dropped (all by default). Raises FlatironsError where n < 1 or a part is unknown."""
+    Actor whose weights are dropped (all by default). Raises FlatironsError where n < 1, a part is unknown, or there is no weight in them.
+
+    A board game's position is not in an observation: the policy's network answers without its search.
+    """
     bayes.demand_draws(n)
     for part in parts:
         if part not in actor._fields:
             raise FlatironsError(f"there is no part {part!r} of this policy to drop; it has {', '.join(actor._fields)}")
+    demand_weights(system, config, actor, parts)
     if hasattr(config, "eval_epsilon"):
         config = dataclasses.replace(cast(Any, config), eval_epsilon=0.0)
     found = jax.device_get(_passes(system, task, n, parts, config, actor, timestep, key, rate))

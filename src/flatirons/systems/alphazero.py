@@ -138,6 +138,18 @@ def _small(**config: Any) -> dict[str, Any]:
 
 
 PRESETS = {
+    "alphazero-paper": Preset(
+        doc="The paper's, with chess's noise and number of games: PUCT, 800 simulations, visits as targets; more than one computer does.",
+        config={
+            # 44 million games of chess, of about 100 moves of both players, and 700,000 updates on the way.
+            "total_steps": 700_000 * 256 * 24, "num_envs": 256, "num_steps": 24, "gradient_steps": 1, "batch_size": 4_096,
+            "search": "puct", "num_simulations": 800, "play_simulations": 0, "c_init": 1.25, "c_base": 19_652.0,
+            "dirichlet_alpha": 0.3, "dirichlet_fraction": 0.25, "temperature": 1.0, "temperature_plies": 30, "opening_plies": 0,
+            "blocks": 19, "channels": 256, "optimiser": "sgd", "momentum": 0.9, "l2": 1e-4, "learning_rate": 0.2,
+            "learning_rate_drops": (1 / 7, 3 / 7, 5 / 7), "value_weight": 1.0, "value_mix": 0.0, "symmetries": False,
+            "leaf_symmetries": False, "see_wins": False, "play_see_losses": False, "gate_every": 0, "resign": False,
+        },
+    ),
     "alphago-zero": Preset(
         doc="AlphaGo Zero: the best network plays and must be beaten by 55 %, symmetries in learning and in search, resignation.",
         config={

@@ -48,7 +48,8 @@ class Config:
     prior: Literal["sl", "rl"] = "sl"
     """Whose moves the search tries: p_sigma's, or p_rho's."""
     beta: float = 0.67
-    """The prior is that policy to the power beta."""
+    """The prior is that policy to the power beta: its logits times beta, a softmax temperature of 1 / beta, flatter where beta is below 1.
+    The paper writes p_sigma^beta and calls beta the temperature."""
     c_puct: float = 5.0
     """c, the weight of the prior."""
     expand_after: int = 40
