@@ -120,13 +120,18 @@ def held_out(results: Path, place: Path) -> None:
 def estimates(results: Path, place: Path) -> None:
     """Lillicrap 2016, figure 3: what the critic expected of each state of greedy episodes against the discounted return that came."""
     found = result(results / "curves", "estimates")
-    figure, panels = plt.subplots(1, len(found["runs"]), figsize=(4.2 * len(found["runs"]), 3.8), layout="constrained", squeeze=False)
-    for axes, run in zip(panels[0], found["runs"], strict=True):
+    across = min(3, len(found["runs"]))
+    down = -(-len(found["runs"]) // across)
+    figure, panels = plt.subplots(down, across, figsize=(4.2 * across, 3.8 * down), layout="constrained", squeeze=False)
+    for axes in panels.flat[len(found["runs"]) :]:
+        axes.axis("off")
+    for axes, run in zip(panels.flat, found["runs"], strict=False):
         axes.scatter(run["return"], run["estimate"], s=3, color=BLUE, alpha=0.4, linewidths=0)
         ends = [min(run["return"] + run["estimate"]), max(run["return"] + run["estimate"])]
         axes.plot(ends, ends, color="grey", linestyle=":")
         axes.set(title=f"{run['title']}, {run['steps']:,} decisions", xlabel="discounted return that came")
-    panels[0][0].set_ylabel("estimate")
+    for row in panels:
+        row[0].set_ylabel("estimate")
     save(figure, place)
 
 

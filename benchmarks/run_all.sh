@@ -61,7 +61,8 @@ if [ "$which" = all ] || [ "$which" = learning ]; then
     done
     run benchmarks.learning.max_q
     run benchmarks.learning.sac_and_sb3
-    run benchmarks.learning.estimates
+    # The runs that the rows above left: a panel of the figure each.
+    run benchmarks.learning.estimates runs/benchmarks/{ddpg,sac}-{pendulum,inverted-pendulum,halfcheetah}/seed_0/run
     run benchmarks.methods.mc_dropout_uci
     run benchmarks.methods.mc_dropout_figures
     run benchmarks.methods.thompson

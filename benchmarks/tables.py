@@ -5,7 +5,7 @@ A page asks for a table with a pair of markers, and what stands between them is 
     <!-- results:learning -->          all learning results          <!-- /results -->
     <!-- results:learning:ppo -->      those of one system           <!-- /results -->
     <!-- results:speed -->             all speed results             <!-- /results -->
-    <!-- results:values -->            what policies expected of states, and what they got   <!-- /results -->
+    <!-- results:values:dqn -->        what policies expected of states, and what they got, those of one system   <!-- /results -->
     <!-- results:speed:ppo -->         those whose name begins so    <!-- /results -->
     <!-- results:updates:dqn -->       single updates against the roof, those whose name begins so   <!-- /results -->
     <!-- results:memory -->            what the largest replay takes   <!-- /results -->
@@ -80,6 +80,17 @@ def minutes(seconds: Any) -> str:
     return f"{sum(known) / len(known) / 60:.1f}" if known else "–"
 
 
+def family(r: dict[str, Any]) -> str:
+    """The system, one page of docs/, that a learning result belongs to."""
+    return system_name(studies.find(r["system"])[0])
+
+
+def preset_of(r: dict[str, Any]) -> str:
+    """The preset of a learning result; of A3C also the mode, which decides whether its learners raced."""
+    mode = r.get("config", {}).get("mode") if family(r) == "a3c" else None
+    return f"`{r.get('preset') or r['system']}`" + (f", {mode}" if mode else "")
+
+
 def learning(results: Sequence[dict[str, Any]]) -> str:
     """One row per benchmark: return of the final greedy policy, its interval over seeds, the bar, and the time a seed took."""
     head = [
@@ -104,8 +115,7 @@ def learning(results: Sequence[dict[str, Any]]) -> str:
         reached = "–" if r.get("reach") is None else yes(r.get("reached"))
         bars = [number(r.get("reach")), number(r.get("aim")), reached]
         measured[0] += " (success)" if r.get("measure") == "success" else ""
-        preset = r.get("preset") or r["system"]
-        run = [f"`{r['name']}`", r["task"], f"`{preset}`", f"{r['total_steps']:,}", str(seeds_of(r))]
+        run = [f"`{r['name']}`", r["task"], preset_of(r), f"{r['total_steps']:,}", str(seeds_of(r))]
         rows.append([*run, *measured, *bars, minutes(r.get("seconds_per_seed"))])
     return table(head, rows) + provenance(results)
 
@@ -364,14 +374,35 @@ def table1(r: dict[str, Any]) -> str:
     return text + provenance([r])
 
 
+FEWEST_PAIRS = 3
+"""Fewer pairs than this are shown without a verdict: their median is no more than one reading."""
+WORKERS_SECONDS = 40.0
+"""How long a run of `benchmarks.speed.a3c_workers` is where its command does not say."""
+
+
+def seconds_of_pairs(r: dict[str, Any]) -> float:
+    """How long each run of a3c_workers.json measured: its own field, else what its command says."""
+    said = re.search(r"--seconds[ =]([\d._]+)", r["command"])
+    return float(r.get("seconds") or (said[1] if said else WORKERS_SECONDS))
+
+
 def workers(r: dict[str, Any]) -> str:
     """A3C's speed-up: decisions per second, then the time to the reference score."""
-    head = ["method", "mode", "one, steps/s", "two, steps/s", "ratio (median)", "to reach"]
+    most = max(len(row["pairs"]) for row in r["throughput"])
+    head = ["method", "mode", "pairs", "one, steps/s", "two, steps/s", "ratio" if most == 1 else "ratio (median)", "to reach", "reached"]
     rows = []
     for row in r["throughput"]:
-        middle = sorted(row["pairs"], key=lambda p: p["ratio"])[len(row["pairs"]) // 2]
-        bar = f"{row['reach']}×, {'reached' if row['reached'] else '**not reached**'}" if "reach" in row else "–"
-        rows.append([row["method"], row["mode"], number(middle["one"]), number(middle["two"]), f"{row['ratio_median']:.2f}×", bar])
+        pairs = row["pairs"]
+        middle = sorted(pairs, key=lambda p: p["ratio"])[len(pairs) // 2]
+        measured = [
+            f"{len(pairs)} of {seconds_of_pairs(r):g} s",
+            number(middle["one"]),
+            number(middle["two"]),
+            f"{row['ratio_median']:.2f}×",
+        ]
+        bar = f"{row['reach']}×" if "reach" in row else "–"
+        verdict = yes(row["reached"]) if "reach" in row and len(pairs) >= FEWEST_PAIRS else "–"
+        rows.append([row["method"], row["mode"], *measured, bar, verdict])
     text = table(head, rows)
     if r["time_to_score"]:
         head = ["method", "seed", f"one, minutes to {r['score']:g}", "two", "speed-up", "the paper, two threads"]
@@ -448,10 +479,11 @@ def fill(
     def made(match: re.Match[str]) -> str:
         name = match["name"]
         if match["kind"] == "learning":
-            chosen = [r for r in learned if name is None or name == system_name(studies.find(r["system"])[0])]
+            chosen = [r for r in learned if name is None or name == family(r)]
             body = learning(chosen) if chosen else NOTHING
         elif match["kind"] == "values":
-            body = values([r for r in learned if r.get("values") and all(r["values"])]) or NOTHING
+            held = [r for r in learned if r.get("values") and all(r["values"])]
+            body = values([r for r in held if name is None or name == family(r)]) or NOTHING
         elif match["kind"] == "updates":
             body = updates([r for r in timed if "milliseconds_at_roof" in r and (name is None or r["name"].startswith(name))]) or NOTHING
         elif match["kind"] == "memory":
@@ -475,7 +507,7 @@ def fill(
 def values(results: Sequence[dict[str, Any]]) -> str:
     """One row per benchmark: what the final policies expected of the states they visited, what they got, and the difference with its spread
     over seeds (the smallest and the largest)."""
-    head = ["benchmark", "seeds", "expected: mean max Q", "got: mean discounted return", "overestimation", "from – to"]
+    head = ["benchmark", "seeds", "expected: mean Q of the greedy action", "got: mean discounted return", "overestimation", "from – to"]
     rows = []
     for r in results:
         expected, got, over = ([v[name] for v in r["values"]] for name in ("value_estimate", "discounted_return", "overestimation"))

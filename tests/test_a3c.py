@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import functools
 import threading
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from flatirons import envs
+from flatirons import envs, systems
 from flatirons.core import returns
 from flatirons.data import race
 from flatirons.nets import recurrent
@@ -301,6 +302,39 @@ def test_an_error_in_one_learner_ends_the_race() -> None:
     with pytest.raises(FlatironsError, match="the motor is off"):
         _raced(config, task, turns=1)
     task.close()
+
+
+# --------------------------------------------------------------------------------------------------------------- presets
+
+
+def test_each_task_has_one_preset_at_most() -> None:
+    names = (
+        "HalfCheetah-v5",
+        "Hopper-v5",
+        "InvertedDoublePendulum-v5",
+        "HumanoidStandup-v5",
+        "Pendulum-v1",
+        "jax:Pendulum-v1",
+        "CartPole-v1",
+    )
+    names += ("ALE/Pong-v5", "pgx:minatar-breakout", "jax:RandomMaze-v0")
+    for name in names:
+        fitting = [p for p, preset in a3c.PRESETS.items() if any(fnmatch.fnmatchcase(name, pattern) for pattern in preset.tasks)]
+        assert fitting == [systems.choose_preset(a3c, name)]
+    assert {systems.choose_preset(a3c, name) for name in names[:4]} == {"a3c-continuous"}
+
+
+def test_the_continuous_preset_suits_a_box_of_actions() -> None:
+    config = a3c.Config(**a3c.PRESETS["a3c-continuous"].config)
+    a3c.check(config, _task("jax:Pendulum-v1", config.num_envs))
+    assert config.ent_coef == 1e-4 and not config.share_torso
+
+
+def test_who_takes_turns_says_so() -> None:
+    assert "16 actor-learners take turns" in (said := a3c.notes(a3c.Config(**a3c.PRESETS["a3c-paper"].config))[0])
+    assert "15 updates old" in said and "--mode processes" in said and "outside JAX" in said
+    assert a3c.notes(a3c.Config(**a3c.PRESETS["a2c"].config)) == ()
+    assert "race" in a3c.notes(a3c.Config(mode="threads"))[0]
 
 
 # ------------------------------------------------------------------------------------------------------------- bad input

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from typing import Any
@@ -119,6 +120,16 @@ def test_other_actions_are_refused_in_a_sentence(module: Any) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- DDPG
+
+
+@pytest.mark.parametrize("module", [ddpg, sac])
+@pytest.mark.parametrize(("gradient_steps", "words"), [(1, "gradient_steps=8 keep 1 update a"), (2, "gradient_steps=16 keep 2 updates a")])
+def test_more_environments_are_told_what_keeps_the_updates_a_decision(module: Any, gradient_steps: int, words: str) -> None:
+    task = envs.make("jax:Pendulum-v1", 8)
+    config = module.Config(num_envs=8, gradient_steps=gradient_steps, buffer_size=1_000, batch_size=4)
+    with pytest.raises(FlatironsError, match=f"num_envs=8 does not divide train_every=1: train_every=8 and {words} decision"):
+        module.check(config, task)
+    module.check(dataclasses.replace(config, train_every=8, gradient_steps=8 * gradient_steps), task)
 
 
 def test_ddpg_actor_gradient_is_the_chain_rule() -> None:

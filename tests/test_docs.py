@@ -164,3 +164,27 @@ def test_tables_are_made_from_results() -> None:
     assert made.count("Not measured yet.") == 1
     assert tables.fill(made, [learned], [timed]) == made
     assert "**no**" in tables.fill(page, [learned | {"reached": False}], [])
+
+
+def test_the_learners_mode_is_shown_and_what_q_expects_is_of_one_system() -> None:
+    tables = loaded(ROOT / "benchmarks" / "tables.py")
+    expected = {"value_estimate": 3.0, "discounted_return": 2.0, "overestimation": 1.0}
+    row = {"task": "x", "total_steps": 10, "seeds": [0], "means": [1.0], "mean": 1.0, "machine": {}, "values": [expected]}
+    made = tables.learning([row | {"name": "raced", "system": "a3c-classic", "config": {"mode": "threads"}}])
+    assert "| x | `a3c-classic`, threads | 10 |" in made
+    assert "| `ewc` |" in tables.learning([row | {"name": "held", "system": "ewc", "config": {"mode": "l2"}}])
+    both = [row | {"name": "a", "system": "ddpg"}, row | {"name": "b", "system": "sac-her"}]
+    made = tables.fill("<!-- results:values:sac -->\n<!-- /results -->", both, [])
+    assert "| `b` | 1 | 3 | 2 | 1 | 1 – 1 |" in made and "`a`" not in made
+    assert "Not measured yet." in tables.fill("<!-- results:values:dqn -->\n<!-- /results -->", both, [])
+
+
+@pytest.mark.parametrize(("pairs", "verdict"), [(1, "–"), (2, "–"), (3, "yes")])
+def test_few_pairs_have_no_verdict(pairs: int, verdict: str) -> None:
+    tables = loaded(ROOT / "benchmarks" / "tables.py")
+    row = {"method": "a3c", "mode": "threads", "pairs": [{"one": 10.0, "two": 15.0, "ratio": 1.5}] * pairs, "ratio_median": 1.5}
+    head = {"throughput": [row | {"reach": 1.3, "reached": True}], "time_to_score": [], "machine": {}}
+    made = tables.workers(head | {"command": "python -m benchmarks.speed.a3c_workers --pairs 1 --seconds 12"})
+    assert f"| {pairs} of 12 s | 10.0 | 15.0 | 1.50× | 1.3× | {verdict} |" in made
+    assert ("(median)" in made) == (pairs > 1)
+    assert f"| {pairs} of 40 s |" in tables.workers(head | {"command": "python -m benchmarks.speed.a3c_workers"})

@@ -252,6 +252,8 @@ def test_a_replay_larger_than_memory_is_refused_with_its_bytes() -> None:
     ("settings", "words"),
     [
         ({"num_envs": 3, "train_every": 4}, "num_envs=3 does not divide train_every=4"),
+        ({"num_envs": 3, "train_every": 4}, "train_every=12 and gradient_steps=3 keep 1 update every 4 decisions"),
+        ({"num_envs": 8, "train_every": 250, "gradient_steps": 250}, "train_every=248 and gradient_steps=248 keep 1 update a decision"),
         ({"num_envs": 4, "buffer_size": 1002}, "buffer_size=1002"),
         ({"buffer_size": 2, "train_every": 4}, "buffer_size=2"),
         ({"batch_size": 0}, "at least 1"),

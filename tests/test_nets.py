@@ -222,6 +222,8 @@ def test_a_persons_own_network_is_passed_through() -> None:
 
 
 def test_unknown_and_unfit_networks_are_refused_in_a_sentence() -> None:
+    with pytest.raises(FlatironsError, match="network='nature' looks at images, and there is none"):
+        torso("nature", ArraySpec((4,)), (8,), "relu", "fan_in")
     with pytest.raises(FlatironsError, match=r"unknown network 'natur'.*nature"):
         torso("natur", ArraySpec((4,)), (64,), "tanh", "orthogonal")
     small = ArraySpec((10, 10, 4), "uint8", 0, 1)

@@ -6,6 +6,7 @@ A Config here has `num_envs`, `train_every`, `gradient_steps`, `batch_size`, `bu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ def check(config: Any, task: Task, extra_bytes: int = 0) -> None:
     if min(config.num_envs, config.train_every, config.gradient_steps, config.batch_size) < 1:
         raise FlatironsError("num_envs, train_every, gradient_steps and batch_size must be at least 1")
     if config.train_every % config.num_envs:
-        raise FlatironsError(f"num_envs={config.num_envs} does not divide train_every={config.train_every}: make it a multiple")
+        raise FlatironsError(f"num_envs={config.num_envs} does not divide train_every={config.train_every}: {_same_ratio(config)}")
     stack = max(s.stack for s in jax.tree.leaves(task.spec.obs, is_leaf=lambda x: isinstance(x, ArraySpec)))
     if config.buffer_size % config.num_envs or config.buffer_size < config.train_every * (stack + 1):
         raise FlatironsError(
@@ -34,6 +35,19 @@ def check(config: Any, task: Task, extra_bytes: int = 0) -> None:
         raise FlatironsError(f"buffer_size={config.buffer_size} is smaller than a batch: make it at least batch_size={config.batch_size}")
     needed = memory.num_bytes(task.spec, config.num_envs, config.buffer_size) + extra_bytes
     resources.require_memory(needed, f"a replay of {config.buffer_size:,} transitions (buffer_size)")
+
+
+def _same_ratio(config: Any) -> str:
+    """The train_every nearest to the Config's own that num_envs divides, with the gradient_steps that keep the updates per decision.
+
+    A multiple of num_envs alone would change that ratio without a word: the fewest decisions that keep it are those of the ratio in lowest
+    terms, and any multiple of both will do."""
+    common = math.gcd(config.gradient_steps, config.train_every)
+    updates, decisions = config.gradient_steps // common, config.train_every // common
+    smallest = math.lcm(config.num_envs, decisions)
+    train_every = max(1, round(config.train_every / smallest)) * smallest
+    ratio = f"{updates} update{'' if updates == 1 else 's'} {'a decision' if decisions == 1 else f'every {decisions} decisions'}"
+    return f"train_every={train_every} and gradient_steps={train_every // decisions * updates} keep {ratio}"
 
 
 def gradient_steps(one: Callable[[Any, Any], tuple[Any, Metrics]], carry: Any, num: int, learning: Any) -> tuple[Any, Metrics]:

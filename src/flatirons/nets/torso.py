@@ -78,7 +78,7 @@ def torso(
 
     "auto" gives an image its paper's stack (10x10 MinAtar, else Nature) and everything else an MLP over the concatenated parts. A named
     stack is forced on images. `layer_norm` is for the dense layers. A `Network` of a person's own is returned as it is. Raises
-    FlatironsError for an unknown name.
+    FlatironsError for an unknown name, and for a stack where there is no image.
     """
     if isinstance(network, Network):
         return network
@@ -86,6 +86,8 @@ def torso(
         raise FlatironsError(f"unknown network {network!r}: choose one of {', '.join(TORSOS)}, or pass a flatirons Network from Python")
     leaves, _ = jax.tree.flatten(obs_spec, is_leaf=_is_spec)
     stacks = [_image_stack(spec, network) for spec in leaves]
+    if network in _STACKS and not any(stacks):
+        raise FlatironsError(f"network={network!r} looks at images, and there is none in this task's observations: choose auto or mlp")
     only_image = len(leaves) == 1 and stacks[0] is not None
 
     def init_params(key: Any, _: Any) -> Any:

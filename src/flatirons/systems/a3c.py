@@ -145,6 +145,10 @@ PRESETS = {
     "a3c-continuous": Preset(
         doc="For continuous actions: as in the paper's section 9 networks of their own for policy and value, entropy at 1e-4.",
         config={"share_torso": False, "ent_coef": 1e-4, "hidden": (200,), "num_envs": 16, "actor_learners": 16},
+        tasks=tuple(
+            f"{name}-v*"
+            for name in ("HalfCheetah", "Hopper", "Walker2d", "Ant", "Swimmer", "Humanoid*", "Reacher", "Pusher", "Inverted*Pendulum")
+        ),
     ),
     "async-q": Preset(
         doc="Asynchronous one-step Q-learning (Algorithm 1) with the paper's Atari settings.",
@@ -664,7 +668,12 @@ def interrupted(state: State) -> State:
 def notes(config: Config) -> tuple[str, ...]:
     """What a person should know before the start."""
     if config.mode == "turns":
-        return ()
+        if config.actor_learners == 1:
+            return ()
+        return (
+            f"{config.actor_learners} actor-learners take turns in a fixed order, each gradient {config.actor_learners - 1} updates old: "
+            "a run repeats where its task does; --mode processes (or threads) races them on tasks outside JAX",
+        )
     return (
         f"{config.mode} race: no run can be repeated; a resumed one goes on from the same parameters, with new episodes and another order",
     )

@@ -92,7 +92,7 @@ class Config:
     network: str | Network = "auto"
     """Torso: auto, mlp, nature, playing-atari, minatar, or from Python a Network of your own."""
     hidden: tuple[int, ...] = (256, 256)
-    """Widths of the actor's and the critic's layers."""
+    """Widths of the actor's and the critic's layers; from an image alone the actor has the image stack's one layer instead."""
     activation: Activation = "relu"
     """tanh or relu."""
     layer_norm: bool = False

@@ -42,7 +42,8 @@ from flatirons.types import (
 
 @config
 class Config:
-    """Settings of PPO. The defaults are a general-purpose choice; `ppo-paper` and `ppo-atari` are the paper's."""
+    """Settings of PPO. The defaults are a general-purpose choice; `ppo-paper` and `ppo-atari` are the paper's, the latter with its authors'
+    normalised advantages and gradient clipping."""
 
     total_steps: int = 1_000_000
     """Decisions in all, over all environments."""
@@ -124,7 +125,8 @@ PRESETS = {
         },
     ),
     "ppo-atari": Preset(
-        doc="The paper's Atari settings (Table 5): 8 actors, T 128, 3 epochs, minibatch 256, learning rate and clip annealed, shared CNN.",
+        doc="The paper's Atari settings (Table 5): 8 actors, T 128, 3 epochs, minibatch 256, learning rate and clip annealed, shared CNN; "
+        "not in its table but in its authors' program, and on here: advantages normalised, gradient clipped to 0.5.",
         config={
             "total_steps": 10_000_384,
             "num_envs": 8,
