@@ -1,7 +1,7 @@
 """The outer loop of every system that learns from a replay: act for a while, store what happened, take some gradient steps.
 
-A Config here has `num_envs`, `train_every`, `gradient_steps`, `batch_size`, `buffer_size` and `overlap`; a State has `params`, `target`,
-`opt_state`, `replay`, `collector`, `updates` and `behind`.
+A Config here has `total_steps`, `num_envs`, `train_every`, `gradient_steps`, `batch_size`, `buffer_size`, `learning_starts`, `tau` and
+`overlap`; a State has `params`, `target`, `opt_state`, `replay`, `collector`, `updates` and `behind`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,13 @@ def check(config: Any, task: Task, extra_bytes: int = 0) -> None:
     """Refuse settings that no replay can serve, or that the machine's memory cannot hold. Raises FlatironsError."""
     if min(config.num_envs, config.train_every, config.gradient_steps, config.batch_size) < 1:
         raise FlatironsError("num_envs, train_every, gradient_steps and batch_size must be at least 1")
+    if config.learning_starts >= config.total_steps:
+        raise FlatironsError(
+            f"learning_starts={config.learning_starts:_} is not below total_steps={config.total_steps:_}, so nothing would be learned: "
+            "lower the one or raise the other"
+        )
+    if config.tau is not None and config.tau > 1.0:
+        raise FlatironsError(f"tau={config.tau:g} would move the target beyond the online network: give at most 1, which copies it")
     if config.train_every % config.num_envs:
         raise FlatironsError(f"num_envs={config.num_envs} does not divide train_every={config.train_every}: {_same_ratio(config)}")
     stack = max(s.stack for s in jax.tree.leaves(task.spec.obs, is_leaf=lambda x: isinstance(x, ArraySpec)))
