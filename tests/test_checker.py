@@ -265,6 +265,18 @@ def test_host_randomness_in_graph_is_not_deterministic() -> None:
     assert "deterministic" in bad(envs.check(World("host random")))
 
 
+def test_options_of_the_environment_are_passed_on() -> None:
+    # A pendulum ends by its limit alone, so the walk sees the limit that was asked for.
+    assert not bad(checker.check("Pendulum-v1", options={"max_episode_steps": 10}, max_steps=80))
+    assert not bad(checker.check("jax:CartPole-v1", options={"max_episode_steps": 10}))
+    with pytest.raises(FlatironsError, match="nonsense"):
+        checker.check("Pendulum-v1", options={"nonsense": 1})
+    with pytest.raises(FlatironsError, match="seed is no option of the environment"):
+        checker.check("Pendulum-v1", options={"seed": 1})
+    with pytest.raises(FlatironsError, match="is for named tasks"):
+        checker.check(Sound, options={"wrong": "x"})
+
+
 def test_native_vector_environments() -> None:
     pytest.importorskip("ale_py")
     findings = checker.check("ALE/Pong-v5", max_steps=40)

@@ -135,7 +135,13 @@ def test_mistaken_flags_get_one_sentence(arguments: list[str], said: str, capsys
         (["train", "ppo", "CartPole-v1", "--env.sticky"], "needs a value"),
         (["train", "ppo", "CartPole-v1", "--total-steps", "3"], "total_steps"),
         (["train", "dqn", "jax:Pendulum-v1"], "Discrete"),
+        (["train", "PPO", "CartPole-v1"], "did you mean 'ppo'?"),
+        (["train", "mc-dropout", "CartPole-v1"], "did you mean 'mc_dropout'?"),
+        (["train", "ppo", "jax:Cartpole-v1"], "did you mean jax:CartPole-v1"),
         (["eval"], "RUN"),
+        (["eval", "x", "--simulations", "4"], "there is no flag --simulations; `flatirons eval --help`"),
+        (["resume", "x", "--num-envs", "4"], "there is no flag --num-envs; a resumed run keeps the settings"),
+        (["resume", "x", "--devics", "2"], "did you mean --devices?"),
         (["eval", "no/such/run"], "does not exist"),
         (["eval", "x", "--episods", "3"], "did you mean --episodes?"),
         (["eval", "x", "--episodes", "1.5"], "'1.5' is not a whole number"),
@@ -176,7 +182,7 @@ def test_eval_prints_one_json_object(run: Path, capsys: pytest.CaptureFixture[st
     import flatirons
 
     load = flatirons.load
-    monkeypatch.setattr(flatirons, "load", lambda path: print("something to say while loading") or load(path))
+    monkeypatch.setattr(flatirons, "load", lambda path, **more: print("something to say while loading") or load(path, **more))
     arguments = ["eval", str(run), "--episodes", "3", "--seed", "7"]
     assert main([*arguments, "--json"]) == 0
     first = capsys.readouterr().out
@@ -188,6 +194,46 @@ def test_eval_prints_one_json_object(run: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == first, "the same seed gave other episodes"
     assert main(arguments) == 0
     assert f"{result['mean']:.2f}" in capsys.readouterr().out
+
+
+def test_eval_of_the_best_policy(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    import shutil
+
+    best = json.loads((run / "policy_best" / "manifest.json").read_text())["meta"]["step"]
+    assert main(["eval", str(run), "--best", "--episodes", "2"]) == 0
+    assert capsys.readouterr().out.startswith(f"the best policy, after {best:_} decisions: ppo on jax:CartPole-v1")
+    never = shutil.copytree(run, tmp_path / "never")
+    shutil.rmtree(never / "policy_best")
+    assert "not evaluated while it trained" in sentence(capsys, ["eval", str(never), "--best"])
+
+
+def test_a_run_without_its_config_is_a_run(
+    run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    lost = shutil.copytree(run, tmp_path / "lost")
+    (lost / "config.json").unlink()
+    assert main(["eval", str(lost), "--episodes", "1"]) == 0
+    said = capsys.readouterr().err
+    assert "config.json is missing" in said and "checksum" not in said
+    assert json.loads((lost / "config.json").read_text()) == json.loads((run / "config.json").read_text())
+
+
+def test_what_comes_next_leaves_out_what_cannot_be_played(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for name, env, in_graph, played in (
+        ("lake", "mdp:FrozenLake-v1", True, False),
+        ("pole", "jax:CartPole-v1", True, True),
+        ("four", "pgx:connect_four", True, True),
+        ("pool", "envpool:Ant-v5", False, False),
+        ("host", "no-velocity:Pendulum-v1", False, True),
+        ("own", None, False, False),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"env": env, "in_graph": in_graph}))
+        cli._say_what_next(tmp_path / name)
+        shown = capsys.readouterr().out
+        assert ("flatirons play" in shown) == played and "flatirons eval" in shown and "flatirons plot" in shown, name
 
 
 def test_eval_does_not_play_the_episodes_of_the_training(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,6 +299,25 @@ def test_check_fails_for_a_bad_environment(capsys: pytest.CaptureFixture[str], m
     monkeypatch.setattr(envs, "check", lambda task, **options: bad)
     assert main(["check", "jax:CartPole-v1"]) == 1
     assert "Fix: return a number." in capsys.readouterr().out
+
+
+def test_check_sets_the_options_of_the_environment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "jax:CartPole-v1", "--env.max_episode_steps", "30"]) == 0
+    assert "0 errors" in capsys.readouterr().out
+    assert "did you mean max_episode_steps" in sentence(capsys, ["check", "jax:CartPole-v1", "--env.max_episode_step", "30"])
+    for name in ("seed", "training", "num_envs"):
+        assert f"{name} is no option of the environment" in sentence(capsys, ["check", "CartPole-v1", f"--env.{name}", "1"])
+    for name in ("max_steps", "nonsense"):
+        assert "CartPole-v1 does not take these options" in sentence(capsys, ["check", "CartPole-v1", f"--env.{name}", "1"])
+
+
+def test_a_title_is_a_whole_sentence() -> None:
+    from flatirons import studies
+
+    for module in (*systems.SYSTEMS, *studies.STUDIES):
+        said = listing.title(module)
+        assert said.endswith(".") and said.count("(") == said.count(")") and "\n" not in said, said
+    assert listing.title(systems.a3c).endswith("Algorithms 1, S2 and S3.") and "et al. 2016" in listing.title(systems.ddpg)
 
 
 def test_doctor_names_what_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

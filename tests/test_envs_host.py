@@ -304,8 +304,8 @@ def test_instances_factories_and_in_graph_objects() -> None:
     ("arguments", "words"),
     [
         (dict(task="CartPol-v1"), "did you mean CartPole-v1"),
-        (dict(task="jax:cartpole-v1"), "did you mean CartPole-v1"),
-        (dict(task="probe:constant-rewrd"), "did you mean constant-reward"),
+        (dict(task="jax:cartpole-v1"), "did you mean jax:CartPole-v1"),
+        (dict(task="probe:constant-rewrd"), "did you mean probe:constant-reward"),
         (dict(task="ALE/Brekout-v5"), "did you mean ALE/Breakout-v5"),
         (dict(task="PongNoFrameskip-v4"), "ALE/Pong-v5"),
         (dict(task="HalfCheetah-v9"), "HalfCheetah-v5"),

@@ -331,6 +331,11 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     for bad, why in (
         (["match", "random", "random"], "the game must be named"),
         (["match", "random", "nobody", "--game", "connect_four"], "there is no player 'nobody'"),
+        (["match", "nobody", "random"], "nobody does not exist"),
+        (["gtp", "nobody"], "nobody does not exist"),
+        (["analyse", "nobody"], "nobody does not exist"),
+        (["analyse", "matches", "--game", "connect_four"], "matches has no run in it"),
+        (["gtp", "mcts:20"], "the game must be named"),
         (["match", "random", "minimax:x", "--game", "connect_four"], "whole number"),
         (["match", "random", "random?simulations=3", "--game", "connect_four"], "takes no 'simulations'"),
         (["match", "random", "random", "--game", "conect_four"], "did you mean 'connect_four'"),

@@ -164,7 +164,7 @@ def test_own_processes() -> None:
 @pytest.mark.parametrize(
     ("task", "options", "words"),
     [
-        ("mdp:FrozenLak-v1", {}, "did you mean FrozenLake-v1"),
+        ("mdp:FrozenLak-v1", {}, "did you mean mdp:FrozenLake-v1"),
         ("mdp:zzz", {}, "mdp: has FrozenLake-v1"),
         ("mdp:CartPole-v1", {}, "no transition table"),
         ("mdp:FrozenLake-v1", {"slippy": True}, "does not take these options"),

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import types
@@ -320,8 +321,11 @@ def test_host_sum_equals_plain_sum():
 def test_not_finite_stops_the_run_and_keeps_the_good_checkpoint(tmp_path):
     for task in (CARTPOLE, "CartPole-v1"):
         name = task.replace(":", "-")
-        with pytest.raises(FlatironsError, match=r"loss became NaN or infinite between decisions \d+ and \d+"):
+        with pytest.raises(FlatironsError, match=r"loss became NaN or infinite between decisions \d+ and \d+") as caught:
             go(tmp_path, task, name, total_steps=256, checkpoint_every=64, poison_at=20)
+        assert f"flatirons train stub {task} --from {tmp_path / name} --learning-rate X --out NEW" in str(caught.value)
+        lower = go(tmp_path, task, f"{name}-lower", total_steps=64, from_run=tmp_path / name, learning_rate=0.01)
+        assert np.isfinite(np.asarray(lower.actor)).all()
         state = fi.resume(tmp_path / name, system=STUB, quiet=True, stop_at=160)._state
         assert np.isfinite(np.asarray(state.params)).all()
 
@@ -575,6 +579,8 @@ def test_a_full_disk_costs_a_log_line_not_the_run(tmp_path, capfd):
     (tmp_path / "metrics.jsonl").mkdir()
     folder.append_line(tmp_path / "metrics.jsonl", {"step": 1})
     assert "could not be written" in capfd.readouterr().err
+    folder.append_line(tmp_path / "metrics.jsonl", {"step": 2})
+    assert capfd.readouterr().err == "", "said once a file"
 
 
 def test_a_damaged_config_is_taken_from_the_checkpoint_and_said(tmp_path, capfd):
@@ -595,6 +601,40 @@ def test_a_damaged_config_is_taken_from_the_checkpoint_and_said(tmp_path, capfd)
             fi.load(run.path, system=STUB)
     with pytest.raises(FlatironsError, match="no run folder"):
         fi.load(tmp_path / "nothing")
+
+
+def test_a_lost_config_is_put_back_and_said(tmp_path, capfd):
+    run = go(tmp_path, total_steps=8)
+    good = json.loads((run.path / "config.json").read_text())
+    for again in (lambda: fi.load(run.path, system=STUB), lambda: fi.resume(run.path, system=STUB, total_steps=16, quiet=True)):
+        (run.path / "config.json").unlink()
+        capfd.readouterr()
+        again()
+        said = capfd.readouterr().err
+        assert "config.json is missing; the copy in the newest checkpoint was put back" in said and "checksum" not in said
+        assert json.loads((run.path / "config.json").read_text())["system"] == good["system"]
+    (run.path / "config.json").unlink()
+    for file in (run.path / "checkpoints").glob("*/config.json"):
+        file.unlink()
+    with pytest.raises(FlatironsError, match=r"config\.json is missing, and no checkpoint has a good copy"):
+        fi.load(run.path, system=STUB)
+
+
+def test_the_best_policy_can_be_loaded(tmp_path):
+    run = go(tmp_path, total_steps=64, eval_every=8, eval_episodes=2)
+    best = fi.load(run.path, system=STUB, best=True)
+    means = {line["step"]: line["mean"] for line in run.evaluations}
+    assert means[best.step] == max(means.values())
+    with pytest.raises(FlatironsError, match="has no best policy, for it was not evaluated while it trained"):
+        fi.load(go(tmp_path, name="never").path, system=STUB, best=True)
+
+
+def test_a_key_press_is_answered_and_quiet_is_respected(capfd):
+    for quiet in (False, True):
+        with loop.Signals(quiet=quiet) as signals:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert signals.caught == signal.SIGINT
+        assert ("stopping after this turn" in capfd.readouterr().err) != quiet
 
 
 def test_a_damaged_policy_falls_back_loudly(tmp_path, capfd):
@@ -772,9 +812,9 @@ def test_an_in_graph_simulator_that_diverges_is_named_and_no_checkpoint_holds_it
     with pytest.raises(
         FlatironsError, match=r"_Diverging gave an observation or a reward that is NaN or infinite between decisions 8 and 12"
     ):
-        fi.train("sac", _Diverging(12, in_reward), out=tmp_path / "run", total_steps=40, checkpoint_every=4, quiet=True, **small)
+        fi.train("sac", _Diverging(12, in_reward), out=tmp_path / "run", total_steps=80, checkpoint_every=4, quiet=True, **small)
     assert fi.load(tmp_path / "run", env=_Diverging(12, in_reward)).step == 8
-    run = fi.train("sac", _Diverging(100, in_reward), out=tmp_path / "good", total_steps=40, quiet=True, **small)
+    run = fi.train("sac", _Diverging(100, in_reward), out=tmp_path / "good", total_steps=80, quiet=True, **small)
     assert "broken" not in run.metrics[-1]
 
 

@@ -148,11 +148,22 @@ def _make(task: Any, num_envs: int, *, seed: int, training: bool, vectoriser: st
     return _from_gymnasium(task, num_envs, seed, vectoriser, timeout_s, options)
 
 
-def check(task: Any, **options: Any) -> list[Finding]:
-    """Check an environment: a name, a `gymnasium.Env`, a factory or an in-graph environment. See `flatirons.envs.checker`."""
+def check(task: Any, *, options: Mapping[str, Any] | None = None, **limits: Any) -> list[Finding]:
+    """Check an environment: a name, a `gymnasium.Env`, a factory or an in-graph environment. `options` are those of the environment, as
+    `make` takes them, and `limits` those of the walk. See `flatirons.envs.checker`."""
     from flatirons.envs import checker
 
-    return checker.check(task, **options)
+    return checker.check(task, options=options, **limits)
+
+
+def can_be_drawn(task: str, *, in_graph: bool) -> bool:
+    """Whether there are pictures of a task that `make` knows by this name. Of a host's task only what runs somewhere else has none."""
+    from flatirons.envs import minatar, render
+
+    prefix, _, name = task.removeprefix("no-velocity:").partition(":")
+    if not in_graph:
+        return prefix not in ("data", "meta", "envpool")
+    return name in minatar.NAMES if prefix == "pgx" else prefix == "jax" and name in render._STATE_SIZES
 
 
 def names() -> list[str]:
@@ -185,10 +196,10 @@ def _tables() -> Mapping[str, Any]:
     }
 
 
-def _nearest(name: str, known: Any) -> str:
-    """Words that offer the nearest names, or nothing."""
+def _nearest(name: str, known: Any, prefix: str = "") -> str:
+    """Words that offer the nearest names, each behind `prefix`, or nothing."""
     lower = {other.lower(): other for other in known}
-    close = [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)]
+    close = [f"{prefix}{lower[match]}" for match in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)]
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
@@ -249,7 +260,7 @@ def _in_graph(task: str, prefix: str, name: str, num_envs: int, options: dict[st
     if prefix == "pgx" and (game := name.replace("-", "_")) in known:
         return _board_game(f"pgx:{game}", game, num_envs, options)
     if name not in known:
-        offer = _nearest(name, known)
+        offer = _nearest(name, known, f"{prefix}:")
         raise FlatironsError(f"the task {task!r} is unknown{offer or f'; {prefix}: has {chr(44).join(known)}'}")
     if prefix == "pgx":
         from flatirons.envs import minatar
@@ -342,7 +353,7 @@ def _finite(task: str, name: str, known: Any, options: dict[str, Any]) -> Any:
         try:
             gymnasium.spec(name)
         except (gymnasium.error.Error, ModuleNotFoundError):
-            offer = _nearest(name, known)
+            offer = _nearest(name, known, "mdp:")
             raise FlatironsError(f"the task {task!r} is unknown{offer or f'; mdp: has {chr(44).join(known)}'}") from None
     hints = typing.get_type_hints(mdp.OWN[name]) if name in mdp.OWN else {}
     _demand_types(task, hints | {"max_episode_steps": int | None}, options)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import gymnasium
@@ -32,21 +32,38 @@ class Finding(NamedTuple):
     fix: str = ""
 
 
+# What `make` takes beside the environment's options: how many, which episodes, and which of the twins.
+_SET_BY_THE_CHECK = frozenset({"task", "num_envs", "seed", "training"})
+
 # What a check returns: None for all well, or how bad it is and why.
 Verdict = tuple[Level, str] | None
 
 
-def check(task: Any, *, seed: int = 0, num_episodes: int = 8, max_steps: int = 600, budget_s: float = 20.0) -> list[Finding]:
+def check(
+    task: Any,
+    *,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    num_episodes: int = 8,
+    max_steps: int = 600,
+    budget_s: float = 20.0,
+) -> list[Finding]:
     """Check an environment and return a finding per check, errors and warnings among them.
 
-    task: any name that `make` knows, a `gymnasium.Env`, a factory of one, or an in-graph environment. num_episodes and max_steps (in all)
-    bound the walk, budget_s its time in seconds. Raises FlatironsError for an unknown name.
+    task: any name that `make` knows, a `gymnasium.Env`, a factory of one, or an in-graph environment. options: the environment's own, for
+    a name. num_episodes and max_steps (in all) bound the walk, budget_s its time in seconds. Raises FlatironsError for an unknown name and
+    for an option that the environment does not have.
     """
     from flatirons.envs import make
     from flatirons.envs.ingraph import Env, InGraph
 
+    given = dict(options or {})
+    for name in _SET_BY_THE_CHECK.intersection(given):
+        raise FlatironsError(f"{name} is no option of the environment, for the check sets it; leave it out")
+    if given and not isinstance(task, str):
+        raise FlatironsError(f"the option {next(iter(given))!r} is for named tasks; set it on the environment that you pass")
     if isinstance(task, str) and not _is_gymnasium_id(task):
-        made: Any = make(task, 2, seed=seed)
+        made: Any = make(task, 2, seed=seed, **given)
         if made.in_graph:
             return _check_in_graph(made.env, seed)
         try:
@@ -59,8 +76,9 @@ def check(task: Any, *, seed: int = 0, num_episodes: int = 8, max_steps: int = 6
         return _check_in_graph(task, seed)
     if isinstance(task, str):
         # Made through the door once, for its errors: unknown names, missing extras.
-        make(task, 1, seed=seed).close()
-        env: Any = gymnasium.make(task, disable_env_checker=True)
+        make(task, 1, seed=seed, **given).close()
+        own = {name: value for name, value in given.items() if name not in ("vectoriser", "timeout_s")}
+        env: Any = gymnasium.make(task, disable_env_checker=True, **own)
     elif isinstance(task, gymnasium.Env):
         env = task
     elif callable(task):

@@ -309,7 +309,8 @@ def _leaves(tree: PyTree, finite: Callable[[str], bool] | None, what: str) -> di
             if bad:
                 raise FlatironsError(
                     f"{what} was not saved, because {name} holds {bad} non-finite numbers (NaN or inf) of {leaf.array.size}, and a "
-                    "non-finite number never reaches saved weights; what was saved before is kept, continue it with a lower learning rate."
+                    "non-finite number never reaches saved weights; what was saved before is kept: start from it at a lower learning rate, "
+                    "`flatirons train SYSTEM TASK --from RUN --learning-rate X --out NEW`."
                 )
     return leaves
 

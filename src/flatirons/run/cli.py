@@ -60,7 +60,9 @@ def _fail(sentence: str) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse whose errors are one sentence with the nearest flag."""
+    """argparse whose errors are one sentence with the nearest flag, or `otherwise` where no flag is near."""
+
+    otherwise = ""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message[:1].lower()}{message[1:]}; `{self.prog} --help` shows what it takes.")
@@ -70,7 +72,7 @@ class _Parser(argparse.ArgumentParser):
         found, unknown = self.parse_known_args(arguments)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
-            raise UsageError(_unknown_flag(unknown[0], flags, self.prog))
+            raise UsageError(_unknown_flag(unknown[0], flags, self.prog, self.otherwise))
         return found
 
 
@@ -78,12 +80,12 @@ def _parser(command: str, description: str) -> _Parser:
     return _Parser(prog=f"flatirons {command}", description=description, allow_abbrev=False)
 
 
-def _unknown_flag(token: str, flags: Sequence[str], prog: str) -> str:
+def _unknown_flag(token: str, flags: Sequence[str], prog: str, otherwise: str = "") -> str:
     if not token.startswith("-"):
         return f"{token!r} is one argument too many; `{prog} --help` shows what it takes."
     flag = token.split("=")[0]
-    near = get_close_matches(flag.replace("_", "-"), flags, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"`{prog} --help` lists the flags."
+    near = get_close_matches(flag.replace("_", "-"), flags, n=1, cutoff=0.7)
+    hint = f"did you mean {near[0]}?" if near else f"{otherwise}`{prog} --help` lists the flags."
     return f"there is no flag {flag}; {hint}"
 
 
@@ -201,8 +203,20 @@ def train(arguments: list[str]) -> int:
 
 def _say_what_next(path: Path) -> None:
     seeds = seeds_in(path)
-    for command, run in (("eval", path), ("play", seeds[0] if seeds else path), ("plot", path)):
+    one = seeds[0] if seeds else path
+    played = [("play", one)] if _can_be_played(one) else []
+    for command, run in (("eval", path), *played, ("plot", path)):
         print(f"  flatirons {command} {run}")
+
+
+def _can_be_played(path: Path) -> bool:
+    """Whether `play` has something to show of a run: a board game, or a task that is drawn."""
+    from flatirons.envs import can_be_drawn
+    from flatirons.run import folder, web
+
+    record = folder.read_json(path / folder.CONFIG)
+    name = record.get("env")
+    return web.is_game(path) or (isinstance(name, str) and can_be_drawn(name, in_graph=bool(record.get("in_graph"))))
 
 
 def split_env_options(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -269,11 +283,13 @@ def parse_train(prog: str, module: Any, defaults: Any, arguments: Sequence[str])
             raise UsageError(_unknown_flag(token, list(flag_of.values()), prog))
         given.append(field_of.get(flag))
 
+    from flatirons.run.listing import title
+
     flags_class = _flags_class("run", RunFlags, RunFlags(), flag_of, pairs=False)
     system = module.__name__.rsplit(".", 1)[-1]
     config_class = _flags_class(system, module.Config, defaults, flag_of, pairs=True)
     command_line = dataclasses.make_dataclass("CommandLine", [("run", flags_class), (system, config_class)])
-    parsed = _parse_with_tyro(command_line, prog, (module.__doc__ or "").split("\n")[0], [_as_none(t) for t in arguments])
+    parsed = _parse_with_tyro(command_line, prog, title(module), [_as_none(t) for t in arguments])
     flags = RunFlags(**{f.name: getattr(parsed.run, f.name) for f in run_fields})
     return flags, {f.name: getattr(getattr(parsed, system), f.name) for f in config_fields if f.name in given}
 
@@ -400,6 +416,7 @@ Train a system on a task. The flags are those of the run (--seed, --out, --eval-
 def resume(arguments: list[str]) -> int:
     """`flatirons resume RUN [--total-steps N] [--stop-at N]`."""
     parser = _parser("resume", "Go on with a run from its newest intact checkpoint.")
+    parser.otherwise = "a resumed run keeps the settings and the environment it began with, and "
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("--total-steps", type=_whole, metavar="INT", help="train to this many decisions instead of the recorded budget")
     parser.add_argument("--stop-at", type=_whole, metavar="INT", help="stop cleanly here, to be resumed again")
@@ -423,7 +440,7 @@ def resume(arguments: list[str]) -> int:
 
 
 def evaluate(arguments: list[str]) -> int:
-    """`flatirons eval RUN [--episodes N] [--seed S] [--values] [--json]`."""
+    """`flatirons eval RUN [--episodes N] [--seed S] [--best] [--values] [--json]`."""
     parser = _parser("eval", "Score a run's policy, acting greedily, on an environment of its own.")
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("--episodes", type=_whole, default=20, metavar="INT", help="episodes (default: 20)")
@@ -431,6 +448,7 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument(
         "--values", action="store_true", help="also what the policy expects of states against what it gets (dqn, ddpg, sac)"
     )
+    parser.add_argument("--best", action="store_true", help="the policy of the best evaluation while it trained, instead of the last one")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     chosen = parser.parse(arguments)
     if chosen.episodes < 1:
@@ -443,14 +461,15 @@ def evaluate(arguments: list[str]) -> int:
 
     for folder in seeds or [path]:
         with contextlib.redirect_stdout(sys.stderr):  # whatever loading has to say must not mix with the result
-            loaded = flatirons.load(folder)
+            loaded = flatirons.load(folder, best=chosen.best)
             result = loaded.evaluate(episodes=chosen.episodes, seed=chosen.seed)
             if chosen.values:
                 result |= loaded.overestimation(chosen.episodes, chosen.seed)
         if chosen.json:
             print(json.dumps(result))
         else:
-            print((f"{folder.name}: " if seeds else "") + _in_words(result))
+            which = f"the best policy, after {loaded.step:_} decisions: " if chosen.best else ""
+            print((f"{folder.name}: " if seeds else "") + which + _in_words(result))
     return 0
 
 
@@ -475,10 +494,15 @@ def _in_words(result: Mapping[str, Any]) -> str:
 
 def existing_run(path: str) -> Path:
     """The run folder `path`. Raises UsageError with the nearest one where there is none."""
+
+    def is_run(place: Path) -> bool:
+        # A run whose config.json was lost has another in its checkpoints.
+        return (place / "config.json").is_file() or (place / "checkpoints").is_dir()
+
     folder = Path(path)
-    if (folder / "config.json").is_file():
+    if is_run(folder):
         return folder
-    siblings = [str(p) for p in folder.parent.glob("*") if (p / "config.json").exists()] if folder.parent.is_dir() else []
+    siblings = [str(p) for p in folder.parent.glob("*") if is_run(p)] if folder.parent.is_dir() else []
     near = get_close_matches(str(folder), siblings, n=1)
     hint = f"did you mean {near[0]}?" if near else "give the --out of a training run."
     raise UsageError(f"{path} {'is no run folder' if folder.exists() else 'does not exist'}; {hint}")
@@ -596,7 +620,7 @@ def check(arguments: list[str]) -> int:
     chosen = parser.parse(rest)
     from flatirons import envs
 
-    found = envs.check(chosen.task, **options)
+    found = envs.check(chosen.task, options=options)
     for finding in found:
         fix = f" Fix: {finding.fix}" if finding.fix and finding.level != "ok" else ""
         print(f"{finding.level:<8} {finding.name}" + (f": {finding.message}" if finding.message else "") + fix)

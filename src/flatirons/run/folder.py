@@ -166,13 +166,19 @@ def cut_after(path: Path, step: int) -> None:
     os.replace(temporary, path)
 
 
+_CUT: set[Path] = set()
+"""The .jsonl files of which it was said that a line could not be written."""
+
+
 def append_line(path: Path, line: Mapping[str, Any]) -> None:
-    """Add one line to a .jsonl file. A full disk costs the line, never the run: it is said on stderr."""
+    """Add one line to a .jsonl file. A full disk costs the line, never the run: it is said on stderr, once a file."""
     try:
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(strict(line), allow_nan=False) + "\n")
     except OSError as error:
-        print(f"flatirons: a line of {path} could not be written ({error.strerror})", file=sys.stderr)
+        if path not in _CUT:
+            _CUT.add(path)
+            print(f"flatirons: lines of {path} could not be written ({error.strerror}); those are lost, the run goes on", file=sys.stderr)
 
 
 # --------------------------------------------------------------------------------------------------------------- records

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import inspect
 import json
+import re
 import textwrap
 from difflib import get_close_matches
 from pathlib import Path
@@ -53,8 +54,10 @@ def settings(name: str, task: str | None, preset: str | None) -> tuple[str | Non
     return chosen, module.Config(**overrides)
 
 
-def _title(module: Any) -> str:
-    return (inspect.getdoc(module) or "").split("\n")[0]
+def title(module: Any) -> str:
+    """The first sentence of a module, on one line, with its full stop; that of an abbreviation such as "et al. 2016" ends none."""
+    paragraph = " ".join((inspect.getdoc(module) or "").split("\n\n")[0].split())
+    return re.split(r"(?<=\.)(?<!\bal\.)\s+(?=[A-Z])", paragraph, maxsplit=1)[0]
 
 
 def actions(module: Any) -> list[str]:
@@ -90,7 +93,8 @@ def everything() -> str:
 
     lines = ["systems (flatirons list SYSTEM says more)"]
     for module in (*systems.SYSTEMS, *studies.STUDIES):
-        lines += ["", f"  {systems.system_name(module)}", f"    {_title(module)}", f"    {_takes(module)}"]
+        said = textwrap.wrap(title(module), WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 4, break_on_hyphens=False)
+        lines += ["", f"  {systems.system_name(module)}", *said, f"    {_takes(module)}"]
         width = max(map(len, module.PRESETS), default=0)
         for preset, known in module.PRESETS.items():
             lines.append(f"    {preset:<{width}}  {', '.join(known.tasks) or 'any task, when asked for'}")
@@ -140,7 +144,8 @@ def system(name: str) -> str:
     module, overrides, chosen = studies.find(name)
     config = module.Config(**overrides)
     measured = json.loads((Path(__file__).parent / "measured.json").read_text(encoding="utf-8"))
-    lines = [f"{systems.system_name(module)}: {_title(module)}", _takes(module), "", "presets"]
+    said = textwrap.wrap(f"{systems.system_name(module)}: {title(module)}", WIDTH, break_on_hyphens=False)
+    lines = [*said, _takes(module), "", "presets"]
     for preset, known in module.PRESETS.items():
         lines += ["", f"  {preset}: {known.doc}", f"    for       {', '.join(known.tasks) or 'any task, when asked for'}"]
         reached = measured.get(preset, {}).get("expected", ["not measured yet"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import os
 import signal
 import threading
 import time
@@ -184,11 +185,16 @@ def _compiled_seconds() -> float:
 # --------------------------------------------------------------------------------------------------------------- signals
 
 
-class Signals:
-    """While entered in the main thread, the first SIGINT or SIGTERM is noted, and the second one ends the process at once."""
+_STOPPING = b"\nflatirons: stopping after this turn, then saving; once more ends at once\n"
 
-    def __init__(self) -> None:
+
+class Signals:
+    """While entered in the main thread, the first SIGINT or SIGTERM is noted and, unless quiet, answered in a line on stderr; the second
+    one ends the process at once."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
         self.caught: int | None = None
+        self._quiet = quiet
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -199,6 +205,9 @@ class Signals:
 
     def _note(self, number: int, _frame: Any) -> None:
         self.caught = number
+        if not self._quiet:
+            with contextlib.suppress(OSError):  # not print: the handler may have come into the middle of one
+                os.write(2, _STOPPING)
         # The operating system's own action, which needs no Python: it works within a compiled loop as well.
         for each in self._before:
             signal.signal(each, signal.SIG_DFL)
@@ -273,7 +282,7 @@ def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable
     title = f"{job.name} {task.name}"
     stopped_by_callback = False
     with contextlib.ExitStack() as stack:
-        signals = stack.enter_context(Signals())
+        signals = stack.enter_context(Signals(quiet=job.quiet))
         progress = stack.enter_context(Progress(title, total=job.config.total_steps, start=step, quiet=job.quiet))
         for log in logs:
             stack.callback(log.close)
@@ -322,7 +331,7 @@ def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable
             if ruined is not None:
                 raise FlatironsError(
                     f"{ruined} became NaN or infinite between decisions {before:_} and {step:_} of {job.path}; the checkpoints before "
-                    "it are good: lower the learning rate, or clip the gradient and the rewards"
+                    f"it are good: {_start_lower(job)}, or clip the gradient and the rewards"
                 )
             frames = {"frames": step * task.spec.frames_per_step} if task.spec.frames_per_step > 1 else {}
             rows = [
@@ -363,6 +372,16 @@ def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable
         else:
             progress.say(f"stopped at {step:_} of {job.config.total_steps:_} decisions; go on with: flatirons resume {job.path}")
     return run
+
+
+def _start_lower(job: Job) -> str:
+    """How to go on from what a run has learned with a lower learning rate, in words: `resume` keeps the settings."""
+    if job.seeds > 1:  # a warm start takes a run of one seed
+        return "train again with a lower learning rate"
+    if not isinstance(job.source, str):
+        return f"start from their parameters at a lower learning rate, train(..., from_run={str(job.path)!r}, learning_rate=..., out=...)"
+    command = f"flatirons train {job.preset or job.name} {job.source} --from {job.path} --learning-rate X --out NEW"
+    return f"start from their parameters at a lower learning rate X, `{command}` with the run's other flags"
 
 
 def _mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

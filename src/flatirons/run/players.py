@@ -439,10 +439,7 @@ def player(spec: str, game: Game) -> Player:
         made = _trained(spec, Path(body), game, simulations, options)
         simulations, options = None, {}
     else:
-        raise FlatironsError(
-            f"there is no player {spec!r}: give a run folder, random, minimax:DEPTH, mcts:SIMULATIONS, perfect, gtp:COMMAND, uci:COMMAND "
-            "or usi:COMMAND"
-        )
+        raise _no_player(spec, body)
     if options or simulations is not None:
         raise FlatironsError(f"{spec!r} takes no {next(iter(options), 'simulations')!r}")
     made.name = spec
@@ -456,10 +453,21 @@ def _trained(spec: str, path: Path, game: Game, simulations: int | None, setting
     return Trained(run, game, spec, simulations, settings)
 
 
+def _no_player(spec: str, body: str) -> FlatironsError:
+    missing = "has no run in it" if Path(body).is_dir() else "does not exist"
+    return FlatironsError(
+        f"there is no player {spec!r}, for {body} {missing}: give a run folder, random, minimax:DEPTH, mcts:SIMULATIONS, perfect, "
+        "gtp:COMMAND, uci:COMMAND or usi:COMMAND"
+    )
+
+
 def game_of(spec: str) -> str | None:
-    """The game that a player brings with it: a run's; None where it plays any."""
+    """The game that a player brings with it: a run's; None where it plays any. Raises FlatironsError where there is no such player."""
     path = Path(_options(spec)[0])
     if not (path / folder.CONFIG).exists():
+        kind, colon, _ = str(path).partition(":")
+        if str(path) not in ("random", "perfect") and not (colon and kind in ("minimax", "mcts", "gtp", "uci", "usi")):
+            raise _no_player(spec, str(path))
         return None
     task = folder.read_json(path / folder.CONFIG).get("task")
     if not isinstance(task, str) or task.removeprefix("pgx:") not in notation.games.GAMES:

@@ -215,6 +215,7 @@ def resume(
     Says so when the run is finished.
     Raises FlatironsError when there is no run, no intact checkpoint, or when an object is missing.
     """
+    _put_back_record(Path(path))
     job = reopen(Path(path), env=env, network=network, system=system, eval_env=eval_env)
     job.quiet, job.callbacks = quiet, tuple(callbacks)
     if devices is not None:
@@ -250,9 +251,8 @@ def _go_on(job: Job, *, in_group: bool) -> Run:
             step = loaded.meta["step"]
             done, behind = step >= job.config.total_steps, job.stop_at is not None and job.stop_at <= step
             if done:
-                folder.say(
-                    [f"{job.path} is finished: {step:_} of {job.config.total_steps:_} decisions; total_steps=... goes on"], quiet=job.quiet
-                )
+                said = f"{job.path} is finished: {step:_} of {job.config.total_steps:_} decisions; --total-steps N goes on to more"
+                folder.say([said], quiet=job.quiet)
             if done or (behind and in_group):
                 return load(job.path, env=job.source, network=vars(job.config).get("network"), system=job.system)
             if behind:
@@ -277,25 +277,53 @@ def _go_on(job: Job, *, in_group: bool) -> Run:
                 made.close()
 
 
-def load(path: str | os.PathLike[str], env: Any = None, network: Network | None = None, *, system: Any = None) -> Run:
+def load(path: str | os.PathLike[str], env: Any = None, network: Network | None = None, *, system: Any = None, best: bool = False) -> Run:
     """The run in a folder, with its last policy: for acting, evaluating and looking at. Nothing is trained.
 
-    A damaged policy is replaced, loudly, by the newest intact checkpoint's. Raises FlatironsError when neither can be read.
+    A damaged policy is replaced, loudly, by the newest intact checkpoint's. `best` takes the policy of the best evaluation instead of the
+    last one; its `save` would write that one as the last. Raises FlatironsError when no policy can be read, and for `best` where the run
+    was never evaluated while it trained.
     """
+    _put_back_record(Path(path))
     job = reopen(Path(path), env=env, network=network, system=system, acting_only=True)
     if job.seeds > 1:
-        return Run(job, runs=[load(seed_path, env, network, system=system) for seed_path in folder.seed_folders(job.path)])
+        return Run(job, runs=[load(seed_path, env, network, system=system, best=best) for seed_path in folder.seed_folders(job.path)])
     acting = acting_task(job)
     like = jax.eval_shape(lambda config, key: job.system.actor(job.system.init(config, acting, key)), job.config, jax.random.key(0))
+    place = job.path / (folder.POLICY_BEST if best else folder.POLICY)
+    if best and not place.exists() and not place.with_name(f"{place.name}.old").exists():
+        raise FlatironsError(
+            f"{job.path} has no best policy, for it was not evaluated while it trained; train with --eval-every N, or take its last policy"
+        )
     try:
-        loaded = checkpoint.load_policy(job.path / folder.POLICY, like)
+        loaded = checkpoint.load_policy(place, like)
         for warning in loaded.warnings:
             folder.warn(warning)
         actor = loaded.tree
         step = loaded.meta.get("step", 0)
     except FlatironsError as error:
+        if best:  # the newest checkpoint's is another policy
+            raise
         actor, step = _actor_of_checkpoint(job, error)
     return Run(job, actor=jax.tree.map(owned, actor), step=step)
+
+
+def _put_back_record(path: Path) -> None:
+    """Where config.json was lost, put the newest checkpoint's copy in its place and say so: every command reads it.
+
+    Raises FlatironsError where there are checkpoints and none of them has a copy."""
+    place, checkpoints = path / folder.CONFIG, path / folder.CHECKPOINTS
+    if place.exists() or not checkpoints.is_dir():
+        return
+    try:
+        content, _ = checkpoint.load_file(checkpoints, folder.CONFIG)
+    except FlatironsError:
+        raise FlatironsError(f"{place} is missing, and no checkpoint has a good copy; take it from a copy of the run folder") from None
+    try:
+        folder.write_json(place, json.loads(content))
+    except (FlatironsError, ValueError):  # a folder that may only be read: the copy is found again each time
+        return
+    folder.warn(f"{place} is missing; the copy in the newest checkpoint was put back")
 
 
 def _actor_of_checkpoint(job: Job, error: FlatironsError) -> tuple[Any, int]:
@@ -515,7 +543,7 @@ def _in_processes(job: Job, seeds: Sequence[int], workers: int) -> None:
     surroundings = {**os.environ, "XLA_FLAGS": flags, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     waiting, running, failed = list(seeds), {}, {}
     free = list(range(workers))
-    with Signals() as signals:
+    with Signals(quiet=job.quiet) as signals:
         while waiting or running:
             while waiting and free and signals.caught is None:
                 seed, slot = waiting.pop(0), free.pop(0)

@@ -34,7 +34,9 @@ def find(name: str) -> tuple[ModuleType, dict[str, Any], str | None]:
         if name in module.PRESETS:
             return module, dict(module.PRESETS[name].config), name
         names += [system_name(module), *module.PRESETS]
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    # PPO and mc-dropout are ppo and mc_dropout to most people, and far apart letter by letter.
+    plain = {known.lower().replace("_", "-"): known for known in reversed(names)}
+    near = [plain[match] for match in difflib.get_close_matches(name.lower().replace("_", "-"), plain, n=1, cutoff=0.4)]
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise FlatironsError(f"unknown system {name!r}: {hint}`flatirons list` names them all")
 
