@@ -123,7 +123,8 @@ _OMNIGLOT: dict[str, Any] = {
     "inner_rate": 0.4,
     "network": "omniglot-cnn",
     "eval_steps": (0, 1, 3),
-    "eval_queries": 10,
+    # As in training, and in the authors' program: the network normalises by the pictures that are asked at once.
+    "eval_queries": 1,
 }
 _ACTING: dict[str, Any] = {
     "total_steps": 500,
@@ -157,7 +158,7 @@ PRESETS = {
     ),
     "maml-omniglot": Preset(doc="The paper's 5-way 1-shot Omniglot (section 5.2): 64 filters, 32 tasks.", config=_OMNIGLOT),
     "maml-omniglot-5shot": Preset(
-        doc="The paper's 5-way 5-shot Omniglot.", config=_OMNIGLOT | {"shots": 5, "queries": 5}
+        doc="The paper's 5-way 5-shot Omniglot.", config=_OMNIGLOT | {"shots": 5, "queries": 5, "eval_queries": 5}
     ),
     "maml-omniglot-20way": Preset(
         doc="The paper's 20-way 1-shot Omniglot, for `--env.ways 20`: 16 tasks, five steps of 0.1.",
@@ -165,7 +166,8 @@ PRESETS = {
     ),
     "maml-omniglot-20way-5shot": Preset(
         doc="The paper's 20-way 5-shot Omniglot, likewise for `--env.ways 20`.",
-        config=_OMNIGLOT | {"num_envs": 16, "inner_steps": 5, "inner_rate": 0.1, "eval_steps": (0, 1, 5), "shots": 5, "queries": 5},
+        config=_OMNIGLOT
+        | {"num_envs": 16, "inner_steps": 5, "inner_rate": 0.1, "eval_steps": (0, 1, 5), "shots": 5, "queries": 5, "eval_queries": 5},
     ),
     "maml-omniglot-mlp": Preset(
         doc="The paper's network without convolutions, 5-way 1-shot.", config=_OMNIGLOT | {"network": "omniglot-mlp"}
