@@ -254,10 +254,6 @@ def test_a_replay_larger_than_memory_is_refused_with_its_bytes() -> None:
         ({"num_envs": 3, "train_every": 4}, "num_envs=3 does not divide train_every=4"),
         ({"num_envs": 3, "train_every": 4}, "train_every=12 and gradient_steps=3 keep 1 update every 4 decisions"),
         ({"num_envs": 8, "train_every": 250, "gradient_steps": 250}, "train_every=248 and gradient_steps=248 keep 1 update a decision"),
-        (
-            {"learning_starts": 5_000, "total_steps": 5_000},
-            "learning_starts=5_000 is not below total_steps=5_000, so nothing would be learned",
-        ),
         ({"tau": 1.5}, "tau=1.5 would move the target beyond the online network"),
         ({"num_envs": 4, "buffer_size": 1002}, "buffer_size=1002"),
         ({"buffer_size": 2, "train_every": 4}, "buffer_size=2"),
@@ -268,6 +264,12 @@ def test_a_replay_larger_than_memory_is_refused_with_its_bytes() -> None:
 )
 def test_check_refuses_in_one_sentence(settings: dict[str, Any], words: str) -> None:
     assert words in _refusal(InGraph(Still(), settings.get("num_envs", 1)), **settings)
+
+
+def test_a_budget_that_ends_before_learning_starts_is_said() -> None:
+    (note,) = dqn.notes(dqn.Config(learning_starts=5_000, total_steps=5_000))
+    assert note == "learning_starts=5_000 is not below total_steps=5_000: nothing will be learned"
+    assert dqn.notes(dqn.Config()) == ()
 
 
 def test_check_accepts_the_defaults_and_the_small_presets() -> None:

@@ -308,7 +308,7 @@ def test_solve_from_python_and_the_command_line(capsys: pytest.CaptureFixture[st
         (["train", "tabular", "mdp:Taxi-v4", "--preset", "soft-policy-iteration"], "flatirons solve soft-policy-iteration"),
         (["train", "tabular", "jax:CartPole-v1"], "one whole number"),
         (["train", "tabular", "jax:Pendulum-v1"], "Discrete action space"),
-        (["train", "tabular", "mdp:Taxi-v4", "--gamma", "1.5"], "gamma is 1.5"),
+        (["train", "tabular", "mdp:Taxi-v4", "--gamma", "1.5"], "gamma=1.5 makes no sense in tabular"),
     ],
 )
 def test_mistakes_get_one_sentence(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

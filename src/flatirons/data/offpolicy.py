@@ -23,11 +23,6 @@ def check(config: Any, task: Task, extra_bytes: int = 0) -> None:
     """Refuse settings that no replay can serve, or that the machine's memory cannot hold. Raises FlatironsError."""
     if min(config.num_envs, config.train_every, config.gradient_steps, config.batch_size) < 1:
         raise FlatironsError("num_envs, train_every, gradient_steps and batch_size must be at least 1")
-    if config.learning_starts >= config.total_steps:
-        raise FlatironsError(
-            f"learning_starts={config.learning_starts:_} is not below total_steps={config.total_steps:_}, so nothing would be learned: "
-            "lower the one or raise the other"
-        )
     if config.tau is not None and config.tau > 1.0:
         raise FlatironsError(f"tau={config.tau:g} would move the target beyond the online network: give at most 1, which copies it")
     if config.train_every % config.num_envs:
@@ -42,6 +37,13 @@ def check(config: Any, task: Task, extra_bytes: int = 0) -> None:
         raise FlatironsError(f"buffer_size={config.buffer_size} is smaller than a batch: make it at least batch_size={config.batch_size}")
     needed = memory.num_bytes(task.spec, config.num_envs, config.buffer_size) + extra_bytes
     resources.require_memory(needed, f"a replay of {config.buffer_size:,} transitions (buffer_size)")
+
+
+def notes(config: Any) -> tuple[str, ...]:
+    """What a person should know before the start."""
+    if config.learning_starts < config.total_steps:
+        return ()
+    return (f"learning_starts={config.learning_starts:_} is not below total_steps={config.total_steps:_}: nothing will be learned",)
 
 
 def _same_ratio(config: Any) -> str:

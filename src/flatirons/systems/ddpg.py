@@ -374,3 +374,4 @@ def step(config: Config, task: Task, state: State, *, update: Callable = update)
 
 
 interrupted = offpolicy.interrupted
+notes = offpolicy.notes

@@ -546,3 +546,4 @@ def step(config: Config, task: Task, state: State, *, update: Callable = update)
 
 
 interrupted = offpolicy.interrupted
+notes = offpolicy.notes
