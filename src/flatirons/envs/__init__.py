@@ -163,7 +163,7 @@ def can_be_drawn(task: str, *, in_graph: bool) -> bool:
     prefix, _, name = task.removeprefix("no-velocity:").partition(":")
     if not in_graph:
         return prefix not in ("data", "meta", "envpool")
-    return name in minatar.NAMES if prefix == "pgx" else prefix == "jax" and name in render._STATE_SIZES
+    return name in minatar.NAMES if prefix == "pgx" else prefix == "jax" and name in render.STATE_SIZES
 
 
 def names() -> list[str]:

@@ -38,10 +38,10 @@ def render_frame(task_name: str, inner: Any) -> np.ndarray | None:
         from flatirons.envs import minatar
 
         return _cells(np.asarray(minatar.make(name).observe(inner))) if name in minatar.NAMES else None
-    if prefix != "jax" or name not in _STATE_SIZES:
+    if prefix != "jax" or name not in STATE_SIZES:
         return None
     viewer = _viewer(name)
-    viewer.state = np.asarray(inner, np.float64)[: _STATE_SIZES[name]]
+    viewer.state = np.asarray(inner, np.float64)[: STATE_SIZES[name]]
     if name == "Pendulum-v1":
         viewer.last_u = None
     try:
@@ -50,7 +50,7 @@ def render_frame(task_name: str, inner: Any) -> np.ndarray | None:
         raise FlatironsError(f"drawing {task_name} needs pygame, which is not installed; install it with: pip install pygame") from None
 
 
-_STATE_SIZES = {"CartPole-v1": 4, "Acrobot-v1": 4, "MountainCar-v0": 2, "MountainCarContinuous-v0": 2, "Pendulum-v1": 2}
+STATE_SIZES = {"CartPole-v1": 4, "Acrobot-v1": 4, "MountainCar-v0": 2, "MountainCarContinuous-v0": 2, "Pendulum-v1": 2}
 
 
 @functools.lru_cache(maxsize=2)

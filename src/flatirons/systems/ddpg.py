@@ -334,8 +334,8 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
     key, key_draw, key_noise, key_goals = jax.random.split(state.key, 4)
     starts, envs = memory.draw(replay, key_draw, (config.gradient_steps, config.batch_size))
     noises = jax.random.normal(key_noise, (config.gradient_steps, config.batch_size, len(_box(task).low)))
-    left = 1.0 - jnp.clip(schedules.fraction(state.turns, config.total_steps // config.train_every), 0.0, 1.0)
-    share = left if config.anneal_learning_rate else 1.0
+    done = schedules.fraction(state.turns, config.total_steps // config.train_every)
+    share = schedules.linear(1.0, 0.0, done) if config.anneal_learning_rate else 1.0
     rates = {"actor": config.learning_rate * share, "critics": config.critic_learning_rate * share}
 
     def one_update(i: Any, c: tuple[Any, ...]) -> tuple[tuple[Any, ...], Metrics]:

@@ -335,8 +335,8 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
     """Store a trajectory `[T, B, ...]`, then `gradient_steps` minibatch steps once `learning_starts` decisions are stored."""
     replay = memory.add(state.replay, task.spec, experience)
     turns = state.turns + 1
-    left = 1.0 - jnp.clip(schedules.fraction(state.turns, config.total_steps // config.train_every), 0.0, 1.0)
-    learning_rate = config.learning_rate * (left if config.anneal_learning_rate else 1.0)
+    done = schedules.fraction(state.turns, config.total_steps // config.train_every)
+    learning_rate = config.learning_rate * (schedules.linear(1.0, 0.0, done) if config.anneal_learning_rate else 1.0)
     key, key_draw, key_noise, key_goals = jax.random.split(state.key, 4)
     starts, envs = memory.draw(replay, key_draw, (config.gradient_steps, config.batch_size))
     noises = jax.random.normal(key_noise, (config.gradient_steps, 2, config.batch_size, len(_box(task).low)))
