@@ -286,7 +286,7 @@ def test_a_copy_of_theta_is_not_written_by_others() -> None:
     size = sum(x.size for x in jax.tree.leaves(a3c.init_params(config, task, jax.random.key(0))))
     shared = race.Shared(size)
     learner = a3c.ActorLearner(config, task, shared, jax.random.key(0))
-    copy = learner._tree(shared.theta)
+    copy = jax.block_until_ready(learner._copies(shared.theta))
     shared.theta += 1.0
     assert all(float(jnp.abs(x).max()) == 0.0 for x in jax.tree.leaves(copy))
     task.close()

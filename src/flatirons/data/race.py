@@ -30,8 +30,9 @@ import numpy as np
 
 from flatirons.types import FlatironsError
 
-CACHED = 1 << 15
-"""Numbers added to theta at a time, so that g, theta and the step stay in the cache."""
+CACHED = 1 << 17
+"""Numbers added to theta at a time: few enough that g, theta and the step stay in the cache, and many, for threads hand the interpreter
+over at each of NumPy's calls."""
 
 
 class Report(NamedTuple):

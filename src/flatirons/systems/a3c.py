@@ -701,19 +701,21 @@ class ActorLearner:
         self._last: Transition | None = None
         self._names: list[str] = []
 
-        def packed(params: Any, target: Any, rows: Transition, next_action: Any) -> jax.Array:
+        def packed(copies: Any, target: Any, rows: Transition, next_action: Any) -> jax.Array:
+            params, target = jax.tree.map(lambda x: x[0], (copies, target))
             grads, metrics = gradient(config, task, params, target, rows, next_action, jnp.ones(rows.reward.shape))
             self._names = sorted(metrics)
             return jnp.concatenate([*(g.reshape(-1) for g in jax.tree.leaves(grads)), jnp.stack([metrics[n] for n in self._names])])
 
         one_thread = {"xla_cpu_multi_thread_eigen": False} if jax.default_backend() == "cpu" else {}
         self._gradient = jax.jit(packed, compiler_options=one_thread)
+        # One array in and one call: Python that threads would queue for is a tenth of what handing over every layer takes.
+        self._copies = jax.jit(self._apart)
 
-    def _tree(self, flat: np.ndarray) -> Any:
-        """A copy of shared numbers, at one moment or nearly so, as parameters."""
-        copied = flat.copy()
-        leaves = [copied[a:b].reshape(s) for a, b, s in zip(self._edges, self._edges[1:], self._shapes, strict=False)]
-        return jax.device_put(jax.tree.unflatten(self._structure, leaves))
+    def _apart(self, flat: jax.Array) -> Any:
+        """A copy of shared numbers, at one moment or nearly so, as the parameters of one worker, `[1, ...]` each."""
+        leaves = [flat[a:b].reshape((1, *s)) for a, b, s in zip(self._edges, self._edges[1:], self._shapes, strict=False)]
+        return jax.tree.unflatten(self._structure, leaves)
 
     def learn(self, end: int) -> race.Report:
         """Race until T is `end`."""
@@ -723,13 +725,13 @@ class ActorLearner:
         episodes, updates, sums = np.zeros(3), 0, np.zeros(0)
         target, epsilons = None, []
         while (count := shared.claim(num, end)) is not None:
-            params = self._tree(shared.theta)  # theta' <- theta
+            copies = self._copies(shared.theta)  # theta' <- theta
             epsilon: Any = ()
             if learns_q:
                 self._key, key = jax.random.split(self._key)
                 epsilon = np.asarray(exploration_rates(config, key, count // num, 1))
                 epsilons.append(float(epsilon[0]))
-            acting = Actor(jax.tree.map(lambda x: x[None], params), epsilon)
+            acting = Actor(copies, epsilon)
             self._collector, rows, ended = data.rollout(config, self.task, workers_policy, acting, self._collector, config.num_steps)
             episodes += [int(ended.count), float(ended.return_sum), int(ended.length_sum)]
             began, next_action = clock(), rows.action
@@ -740,8 +742,8 @@ class ActorLearner:
                     continue
                 rows = jax.tree.map(lambda a, b: np.concatenate([a, b[:-1]]), last, newest)
             if learns_q:
-                target = self._tree(shared.target)
-            found = np.asarray(self._gradient(params, target, rows, next_action))  # d theta
+                target = self._copies(shared.target)
+            found = np.asarray(self._gradient(copies, target, rows, next_action))  # d theta
             rate = config.learning_rate * (1.0 - count / config.total_steps if config.anneal_learning_rate else 1.0)
             shared.descend(found[: shared.size], rate, config.rmsprop_decay, config.rmsprop_eps)
             if learns_q and count // config.target_every < (count + num) // config.target_every:
