@@ -254,8 +254,9 @@ def test_play_writes_a_video(run: Path, capsys: pytest.CaptureFixture[str], tmp_
     pytest.importorskip("pygame")
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    assert main(["play", str(run), "--video", str(tmp_path / "a.gif"), "--max-steps", "5"]) == 0
-    assert "a.gif" in capsys.readouterr().out
+    assert main(["play", str(run), "--video", str(tmp_path / "a.gif"), "--max-steps", "5", "--best"]) == 0
+    said = capsys.readouterr().out
+    assert "ppo on jax:CartPole-v1, its best policy, after" in said and "a.gif" in said
     assert (tmp_path / "a.gif").read_bytes()[:3] == b"GIF"
     if doctor.ffmpeg():
         assert main(["play", str(run), "--max-steps", "5"]) == 0

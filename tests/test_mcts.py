@@ -231,6 +231,11 @@ def test_a_win_in_one_is_seen_without_the_network() -> None:
     assert float(jnp.min(found.logits[:2])) == mcts.UNTHINKABLE and not np.any(np.asarray(found.logits[2:]))
 
 
+@jax.jit
+def _seen(states: Any) -> Any:
+    return mcts.seeing_wins(C4, blank, replies=True)(None, jax.random.key(0), states)
+
+
 def test_replies_that_win_are_seen_without_the_network() -> None:
     # 0 has three in a row with both ends open; three with one end open; three in a row that is 1's turn to complete.
     double = position(C4, [2, 6, 3, 6, 4])
@@ -239,7 +244,7 @@ def test_replies_that_win_are_seen_without_the_network() -> None:
     calm = position(C4, [3])
     ended = position(C4, [0, 1, 0, 1, 0, 1, 0])
     states = jax.tree.map(lambda *x: jnp.concatenate(x), double, single, own, calm, ended)
-    found = mcts.seeing_wins(C4, blank, replies=True)(None, jax.random.key(0), states)
+    found = _seen(states)
     np.testing.assert_array_equal(found.value, [-1.0, 0.0, 1.0, 0.0, 0.0])
     np.testing.assert_array_equal(np.flatnonzero(np.asarray(found.logits[1]) == 0.0), [3])  # the block alone is thought of
     np.testing.assert_array_equal(np.flatnonzero(np.asarray(found.logits[2]) == 0.0), [6])
@@ -248,11 +253,12 @@ def test_replies_that_win_are_seen_without_the_network() -> None:
 
 @pytest.mark.parametrize("plies", [14, 28])
 def test_replies_agree_with_playing_them_out(plies: int) -> None:
-    states = jax.vmap(C4.init)(jax.random.split(jax.random.key(plies), 24))
+    states = jax.jit(jax.vmap(C4.init))(jax.random.split(jax.random.key(plies), 24))
     step, play, may = jax.jit(jax.vmap(C4.step, in_axes=(None, 0, 0))), jax.jit(C4.step), jax.jit(C4.legal)
+    drawn = jax.jit(lambda key, states: contest.random_move(C4, key, states))
     for ply in range(plies):
-        states = step(jax.random.key(0), states, contest.random_move(C4, jax.random.key(ply), states))[0]
-    found = mcts.seeing_wins(C4, blank, replies=True)(None, jax.random.key(0), states)
+        states = step(jax.random.key(0), states, drawn(jax.random.key(ply), states))[0]
+    found = _seen(states)
     legal = np.asarray(jax.vmap(C4.legal)(states))
     going = ~np.asarray(states.terminated)
     assert going.sum() > 2

@@ -334,6 +334,7 @@ def test_the_command_serves_until_it_is_stopped(tmp_path: Any, monkeypatch: pyte
     assert cli.run("play", [str(tmp_path), "--port", "0", "--no-browser", "--simulations", "7"]) == 0
     assert "Tic-tac-toe against a stand-in: http://127.0.0.1:" in capsys.readouterr().out
     assert cli.run("play", [str(tmp_path), "--video", "x.mp4"]) == 2
+    assert cli.run("play", [str(tmp_path), "--best"]) == 2
     (tmp_path / "config.json").write_text(json.dumps({"env": "CartPole-v1"}))
     assert cli.run("play", [str(tmp_path), "--port", "0"]) == 2
     assert "board games" in capsys.readouterr().err

@@ -539,7 +539,7 @@ def solve(arguments: list[str]) -> int:
 
 
 def play(arguments: list[str]) -> int:
-    """`flatirons play RUN [--video FILE] [--episodes N] [--seed S]`; of a board game `[--port P] [--no-browser] [--simulations N]`."""
+    """`flatirons play RUN [--video FILE] [--episodes N] [--best] [--seed S]`; of a board game `[--port P] [--no-browser] [--simulations N]`."""
     parser = _parser("play", "Watch a run's policy, in a window or as a video file; of a board game, play against it in the browser.")
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("--seed", type=_whole, default=0, metavar="INT", help="seed of the episodes, or of the search (default: 0)")
@@ -547,6 +547,7 @@ def play(arguments: list[str]) -> int:
     video.add_argument("--video", metavar="FILE", help="write a video (.mp4 or .gif) instead of opening a window")
     video.add_argument("--episodes", type=_whole, default=1, metavar="INT", help="episodes (default: 1)")
     video.add_argument("--max-steps", type=_whole, default=2000, metavar="INT", help="decisions shown per episode (default: 2000)")
+    video.add_argument("--best", action="store_true", help="the policy of the best evaluation while it trained, instead of the last one")
     page = parser.add_argument_group("board games")
     page.add_argument(
         "--port", type=_whole, metavar="INT", help="port of the page; 0 for any free one (default: 8000, or any if it is taken)"
@@ -567,8 +568,8 @@ def play(arguments: list[str]) -> int:
     from flatirons.run import web
 
     if web.is_game(folder):
-        if chosen.video:
-            raise UsageError("a board game is played in the browser; leave out --video.")
+        if chosen.video or chosen.best:
+            raise UsageError(f"a board game is played in the browser; leave out {'--video' if chosen.video else '--best'}.")
         computing = web.serve(
             folder, host=chosen.host or "127.0.0.1", port=chosen.port, browser=not chosen.no_browser, simulations=chosen.simulations,
             seed=chosen.seed,
@@ -581,7 +582,10 @@ def play(arguments: list[str]) -> int:
         raise UsageError(f"--port, --host, --no-browser and --simulations are for board games; {folder} is of another task.")
     from flatirons.run import play as player
 
-    print(player.play(folder, video=chosen.video, episodes=chosen.episodes, seed=chosen.seed, max_steps=chosen.max_steps))
+    said = player.play(
+        folder, video=chosen.video, episodes=chosen.episodes, seed=chosen.seed, max_steps=chosen.max_steps, best=chosen.best
+    )
+    print(said)
     return 0
 
 

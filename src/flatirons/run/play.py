@@ -30,11 +30,14 @@ class Screen(Protocol):
     def close(self) -> str: ...  # noqa: D102
 
 
-def play(path: Path, *, video: str | None = None, episodes: int = 1, seed: int = 0, max_steps: int = 2000) -> str:
+def play(
+    path: Path, *, video: str | None = None, episodes: int = 1, seed: int = 0, max_steps: int = 2000, best: bool = False
+) -> str:
     """Play greedy episodes of the run at `path` and say where to see them, with their returns.
 
     Without `video` a window opens where there is a display; elsewhere the video is `play.mp4` in the run folder. An episode is left after
-    `max_steps` decisions. Raises FlatironsError where the task cannot be drawn or a package is missing.
+    `max_steps` decisions. `best` plays the policy of the best evaluation. Raises FlatironsError where the task cannot be drawn, a package is
+    missing, or no best policy was kept.
     """
     record = folder.read_json(path / folder.CONFIG)
     name = record.get("env")
@@ -42,8 +45,8 @@ def play(path: Path, *, video: str | None = None, episodes: int = 1, seed: int =
         raise FlatironsError(
             f"{path} was trained on an environment of your own ({record.get('own_env')}); play it from Python with run.policy."
         )
-    run = train.load(path)
-    title = f"{record.get('system', '')} on {name}"
+    run = train.load(path, best=best)
+    title = f"{record.get('system', '')} on {name}" + (f", its best policy, after {run.step:_} decisions" if best else "")
     if not display():  # renderers that draw with SDL look for one even off screen
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     screen: Screen | None = None
