@@ -119,12 +119,16 @@ def test_a_replay_must_hold_the_longest_game() -> None:
 # ------------------------------------------------------------------------------------------------------ the network
 
 
+def _shaken(params: Any, by: float) -> Any:
+    """Every number moved by chance, so that none is 0 or 1."""
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda x: x + (by * rng.normal(size=x.shape)).astype(np.float32), params)
+
+
 @pytest.mark.parametrize("norm", ["layer", "none"])
 def test_the_plane_layout_is_a_plain_convolution(norm: Any) -> None:
     spec, shape = ArraySpec((4, 5, 3), "uint8", 0, 1), resnet.Shape(2, 16, norm, 3, 2, 8)
-    params = resnet.resnet_init(jax.random.key(0), spec, 7, shape)
-    keys = iter(jax.random.split(jax.random.key(1), 100))
-    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), params)
+    params = _shaken(jax.jit(lambda key: resnet.resnet_init(key, spec, 7, shape))(jax.random.key(0)), 0.1)
     obs = jax.random.bernoulli(jax.random.key(2), 0.4, (6, 4, 5, 3)).astype(jnp.uint8)
     network = jax.jit(lambda obs: resnet.resnet(params, spec, shape, obs))
     logits, value = network(obs)
@@ -209,18 +213,18 @@ def test_self_play_stores_what_the_search_said() -> None:
 def test_leaves_are_turned_and_their_policy_turned_back() -> None:
     state, _ = started(SMALL)
     game = task().env
-    start = jax.tree.map(lambda x: jnp.broadcast_to(x, (64, *x.shape)), game.init(jax.random.key(0)))
-    states, _, _ = jax.vmap(game.step, in_axes=(None, 0, None))(jax.random.key(0), start, jnp.int32(1))
+    one, _, _ = jax.jit(lambda: game.step(jax.random.key(0), game.init(jax.random.key(0)), jnp.int32(1)))()
+    states = jax.tree.map(lambda x: jnp.broadcast_to(x, (64, *x.shape)), one)
     config = dataclasses.replace(SMALL, leaf_symmetries=True)
-    keys = iter(jax.random.split(jax.random.key(1), 100))
-    params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(next(keys), x.shape), state.params)
-    found = alphazero.evaluator(config, game)(params, jax.random.key(5), states)
-    obs = np.asarray(game.observe(jax.tree.map(lambda x: x[0], states)))
+    params = _shaken(state.params, 0.3)
+    found = jax.jit(alphazero.evaluator(config, game))(params, jax.random.key(5), states)
+    obs = np.asarray(game.observe(one))
     board, action = game.symmetries
+    network = jax.jit(functools.partial(alphazero.network, config, game))
     possible = []
     for s in range(8):
         turned = obs.reshape(9, 2)[board[s]].reshape(1, 3, 3, 2)
-        logits, value = alphazero.network(config, game, params, turned)
+        logits, value = network(params, turned)
         back = np.zeros(9)
         back[action[s]] = np.asarray(logits[0])
         possible.append(np.append(back, value[0]))

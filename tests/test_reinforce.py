@@ -39,13 +39,14 @@ def _variance_of_an_exact_gradient(baseline: bool) -> float:
     config = reinforce.Config(
         num_envs=1, num_steps=2, gamma=GAMMA, discount_states=True, hidden=(6,), total_steps=20, baseline=baseline, value_coef=0.0
     )
-    params = actor_critic.init_params(config, task, jax.random.key(1))
+    params = jax.jit(functools.partial(actor_critic.init_params, config, task))(jax.random.key(1))
     params["policy"] = jax.tree.map(lambda x: 40.0 * x, params["policy"])  # a policy with preferences
     shape = jax.tree.leaves(task.spec.obs)[0].shape
 
     def obs(states: Any) -> Any:
         return jnp.asarray(states, task.spec.obs.dtype).reshape((-1, *shape))
 
+    @jax.jit
     def pi(params: Any) -> jax.Array:
         return jax.nn.softmax(actor_critic.distribution(config, task, params, obs([0, 1, 2]), ()).logits)
 
@@ -55,9 +56,14 @@ def _variance_of_an_exact_gradient(baseline: bool) -> float:
             total += p[0, a] * p[1 + a, b] * (REWARD[0, a] + GAMMA * REWARD[1 + a, b])
         return total
 
+    @jax.jit
+    def estimate(params: Any, rows: Transition) -> Any:
+        batch = reinforce.whole_episodes(config, task, params, rows, 2)
+        return jax.grad(lambda q: reinforce.loss(config, task, q, batch)[0])(params)
+
     if baseline:
         params = _with_values(config, task, params, obs([0, 1, 2]), pi(params))
-    exact = jax.grad(expected_return)(params)
+    exact = jax.jit(jax.grad(expected_return))(params)
     p, mean, square = pi(params), 0.0, 0.0
     found: Any = jax.tree.map(jnp.zeros_like, params)
     for a, b in itertools.product((0, 1), (0, 1)):
@@ -72,8 +78,7 @@ def _variance_of_an_exact_gradient(baseline: bool) -> float:
             legal=(),
             extras=(),
         )
-        batch = reinforce.whole_episodes(config, task, params, rows, 2)
-        grads = jax.grad(lambda q, batch=batch: reinforce.loss(config, task, q, batch)[0])(params)
+        grads = estimate(params, rows)
         chance = p[0, a] * p[1 + a, b]
         found = jax.tree.map(lambda x, g, c=chance: x - c * g, found, grads)
         flat = np.concatenate([np.ravel(x) for x in jax.tree.leaves(grads["policy"])])
@@ -89,28 +94,34 @@ def _with_values(config: Any, task: Any, params: Any, obs: Any, p: Any) -> Any:
     later = jnp.sum(p[1:] * REWARD[1:], axis=1)
     values = jnp.concatenate([jnp.sum(p[:1] * (REWARD[0] + GAMMA * later)[None], axis=1), later])
 
-    @jax.jit
     def descend(params: Any, _: Any) -> Any:
         grads = jax.grad(lambda q: jnp.sum(jnp.square(reinforce.value(config, task, q, obs) - values)))(params)
         return jax.tree.map(lambda x, g: x - 0.05 * g, params, grads), ()
 
-    return jax.lax.scan(descend, params, length=2000)[0]
+    return jax.jit(lambda params: jax.lax.scan(descend, params, length=2000)[0])(params)
 
 
 def test_every_ended_episode_counts_once_and_whole() -> None:
     task = envs.make("jax:CartPole-v1", 3)
     config = reinforce.Config(num_envs=3, num_steps=7, gamma=0.9, baseline=False, hidden=(4,), total_steps=21 * 100)
-    state = reinforce.init(config, task, jax.random.key(0))
+    state = jax.jit(functools.partial(reinforce.init, config, task))(jax.random.key(0))
     batches, rows = [], []
 
-    def spying(config: Any, task: Any, state: Any, experience: Any) -> Any:
-        together = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), state.running, experience)
-        batches.append(reinforce.whole_episodes(config, task, state.params, together, 7))
-        rows.append(experience)
-        return reinforce.update(config, task, state, experience)
+    @jax.jit
+    def step(state: Any) -> Any:
+        seen = []
+
+        def spying(config: Any, task: Any, state: Any, experience: Any) -> Any:
+            together = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), state.running, experience)
+            seen.append((reinforce.whole_episodes(config, task, state.params, together, 7), experience))
+            return reinforce.update(config, task, state, experience)
+
+        return reinforce.step(config, task, state, update=spying)[0], seen[0]
 
     for _ in range(12):
-        state, _ = reinforce.step(config, task, state, update=spying)
+        state, (batch, experience) = step(state)
+        batches.append(batch)
+        rows.append(experience)
     reward, ended = (np.concatenate([getattr(r, name) for r in rows]) for name in ("reward", "terminated"))
     expected = []
     for env in range(3):
@@ -130,8 +141,8 @@ def test_every_ended_episode_counts_once_and_whole() -> None:
 def test_no_step_is_taken_where_no_episode_ended() -> None:
     task = envs.make("jax:CartPole-v1", 2)
     config = reinforce.Config(num_envs=2, num_steps=2, hidden=(4,), total_steps=400)
-    state = reinforce.init(config, task, jax.random.key(0))
-    after, _ = reinforce.step(config, task, state)
+    state = jax.jit(functools.partial(reinforce.init, config, task))(jax.random.key(0))
+    after, _ = jax.jit(functools.partial(reinforce.step, config, task))(state)
     for x, y in zip(jax.tree.leaves(state.params), jax.tree.leaves(after.params), strict=True):
         np.testing.assert_array_equal(x, y)
 
@@ -139,7 +150,7 @@ def test_no_step_is_taken_where_no_episode_ended() -> None:
 def test_an_interrupted_episode_does_not_count() -> None:
     task = envs.make("jax:CartPole-v1", 2)
     config = reinforce.Config(num_envs=2, num_steps=5, hidden=(4,), total_steps=400)
-    state = reinforce.init(config, task, jax.random.key(0))
+    state = jax.jit(functools.partial(reinforce.init, config, task))(jax.random.key(0))
     step = jax.jit(functools.partial(reinforce.step, config, task))
     state, _ = step(state)
     state = reinforce.interrupted(state)

@@ -89,8 +89,8 @@ def test_the_fisher_product_is_the_explicit_matrix_times_the_vector(kind: str) -
         params, of = _linear(kind)
         flat, unravel = jax.flatten_util.ravel_pytree(params)
         old = of(params)
-        explicit = np.asarray(jax.hessian(lambda x: jnp.mean(old.kl(of(unravel(x)))))(flat))
-        product = trust_region.fisher_vector_product(of, params)
+        explicit = np.asarray(jax.jit(jax.hessian(lambda x: jnp.mean(old.kl(of(unravel(x))))))(flat))
+        product = jax.jit(trust_region.fisher_vector_product(of, params))
         for seed in range(3):
             v = np.random.default_rng(seed).normal(size=flat.shape)
             found, _ = jax.flatten_util.ravel_pytree(product(unravel(jnp.asarray(v))))
@@ -232,9 +232,10 @@ def test_q_in_place_of_the_advantage_leaves_the_gradient() -> None:
     q = jax.random.normal(jax.random.key(2), (2, 16))
     v = 10.0 * jax.random.normal(jax.random.key(3), (1, 16))
     actions = jnp.broadcast_to(jnp.arange(2)[:, None], (2, 16))
-    old = jax.vmap(trpo.distribution(config, task, state.params, obs, ()).log_prob)(actions)
+    old = jax.jit(lambda params: jax.vmap(trpo.distribution(config, task, params, obs, ()).log_prob)(actions))(state.params)
     batches = [trpo.Batch(obs, (), actions, old, (), a, ()) for a in (q, q - v)]
-    grads = [jax.grad(lambda p, b=b: trpo.loss(config, task, p, b)[0])(state.params) for b in batches]
+    gradient = jax.jit(jax.grad(lambda p, b: trpo.loss(config, task, p, b)[0]))
+    grads = [gradient(state.params, b) for b in batches]
     for a, b in zip(*map(jax.tree.leaves, grads), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 

@@ -254,12 +254,17 @@ def init(config: Config, task: Task, key: Key) -> State:
         random=jnp.asarray(config.random_steps > 0),
     )
     # With `overlap` the first decisions are those of the parameters at the start.
-    return state._replace(behind=offpolicy.copied(actor(state)) if config.overlap else ())
+    return state._replace(behind=offpolicy.copied(_acting(state)) if config.overlap else ())
 
 
 def actor(state: State) -> Actor:
     """The acting part of a State."""
     return Actor(state.params["actor"], state.params["critics"], state.random)
+
+
+def _acting(state: State) -> Actor:
+    """What decisions are made with: to copy and hand over critics that they do not ask takes time."""
+    return Actor(state.params["actor"], (), state.random)
 
 
 def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
@@ -368,7 +373,7 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
 
 def step(config: Config, task: Task, state: State, *, update: Callable = update) -> tuple[State, Metrics]:
     """One turn of Algorithm 1: `train_every` decisions, then a training."""
-    return offpolicy.turn(config, task, policy, actor, state, update)
+    return offpolicy.turn(config, task, policy, _acting, state, update)
 
 
 interrupted = offpolicy.interrupted
