@@ -261,13 +261,17 @@ def test_the_greedy_policy_is_deterministic(system: ModuleType) -> None:
         seen = TimeStep(zeros, (), jnp.ones(num, bool), ())
     else:
         seen = c.task.observe(c.task.reset(jax.random.key(2)))
-    actions = []
-    for seed in (0, 1):
-        policy = system.policy(c.config, c.task, system.actor(state), greedy=True)
-        action, carry, _ = policy.act(jax.random.key(seed), TimeStep(seen.obs, seen.legal, seen.first, seen.model), policy.reset(num))
-        actions.append(np.asarray(action))
-        assert action.shape[0] == num
+
+    @jax.jit
+    def act(actor: Any, key: Any, timestep: TimeStep) -> Any:
+        policy = system.policy(c.config, c.task, actor, greedy=True)
+        action, carry, _ = policy.act(key, timestep, policy.reset(num))
         assert jax.tree.structure(carry) == jax.tree.structure(policy.reset(num))
+        return action
+
+    timestep = TimeStep(seen.obs, seen.legal, seen.first, seen.model)
+    actions = [np.asarray(act(system.actor(state), jax.random.key(seed), timestep)) for seed in (0, 1)]
+    assert actions[0].shape[0] == num
     np.testing.assert_array_equal(*actions)
 
 
