@@ -330,6 +330,33 @@ def test_sac_2018_keeps_a_target_of_its_value_network_alone() -> None:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), after.target, expected)
 
 
+def test_sac_the_policy_rests_between_its_updates() -> None:
+    config = sac.Config(**SMALL, policy_delay=3, learning_rate=1e-2)
+    step, state = jax.jit(functools.partial(sac.step, config, PENDULUM)), sac.init(config, PENDULUM, jax.random.key(0))
+    for updates in range(1, 7):
+        after, metrics = step(state)
+        for part in ("actor", "log_temperature", "critics"):
+            moved = _largest(jax.tree.map(jnp.subtract, after.params[part], state.params[part]))
+            if part == "critics" or updates % 3 == 0:
+                # Adam's first step is the rate itself, also where the critics' Adam has made three.
+                assert moved == pytest.approx(1e-2, rel=1e-2) if updates in (1, 3) and part != "critics" else moved > 0.0, (part, updates)
+            else:
+                assert moved == 0.0 and int(after.opt_state[part].count) == updates // 3, (part, updates)
+        assert (float(metrics["entropy"]) == 0.0) == (updates % 3 > 0)
+        state = after
+
+
+def test_sac_what_is_told_of_a_policy_that_rests_is_of_the_updates_it_moves_in() -> None:
+    entropy = {}
+    for delay in (1, 2):
+        config = sac.Config(**SMALL, policy_delay=delay, gradient_steps=2, learning_rate=0.0)
+        state = jax.jit(functools.partial(sac.init, config, PENDULUM))(jax.random.key(0))
+        _, metrics = jax.jit(functools.partial(sac.step, config, PENDULUM))(state)
+        entropy[delay] = float(metrics["entropy"])
+    # The one has the mean of both minibatches, the other the second's.
+    assert entropy[2] == pytest.approx(entropy[1], abs=0.2) and entropy[1] > 0.5
+
+
 @pytest.mark.parametrize("module", [ddpg, sac])
 def test_the_rate_falls_to_zero_where_it_is_told_to(module: Any) -> None:
     # Adam's first step is the rate itself, wherever a gradient is not tiny.

@@ -33,7 +33,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "dqn": (CARTPOLE, OFF_POLICY),
     # Noise and random actions that end in the second half, a policy that lags behind, decisions of the parameters before.
     "ddpg": (PENDULUM, OFF_POLICY | {"noise": "ou", "twin": True, "policy_delay": 2, "random_steps": 176}),
-    "sac": (PENDULUM, OFF_POLICY | {"random_steps": 176, "overlap": True}),
+    "sac": (PENDULUM, OFF_POLICY | {"random_steps": 176, "overlap": True, "policy_delay": 3}),
     "a3c": (CARTPOLE, {"num_envs": 4, "actor_learners": 2, "num_steps": 8, "lstm": 4, "hidden": (8,), "total_steps": 320}),
     "async-sarsa": (
         CARTPOLE,

@@ -539,7 +539,7 @@ def solve(arguments: list[str]) -> int:
 
 
 def play(arguments: list[str]) -> int:
-    """`flatirons play RUN [--video FILE] [--episodes N] [--best] [--seed S]`; of a board game `[--port P] [--no-browser] [--simulations N]`."""
+    """`flatirons play RUN [--seed S] [--video FILE] [--episodes N] [--best]`; of a board game `[--port P] [--no-browser] ...`."""
     parser = _parser("play", "Watch a run's policy, in a window or as a video file; of a board game, play against it in the browser.")
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("--seed", type=_whole, default=0, metavar="INT", help="seed of the episodes, or of the search (default: 0)")
@@ -582,9 +582,7 @@ def play(arguments: list[str]) -> int:
         raise UsageError(f"--port, --host, --no-browser and --simulations are for board games; {folder} is of another task.")
     from flatirons.run import play as player
 
-    said = player.play(
-        folder, video=chosen.video, episodes=chosen.episodes, seed=chosen.seed, max_steps=chosen.max_steps, best=chosen.best
-    )
+    said = player.play(folder, video=chosen.video, episodes=chosen.episodes, seed=chosen.seed, max_steps=chosen.max_steps, best=chosen.best)
     print(said)
     return 0
 

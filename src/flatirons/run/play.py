@@ -30,14 +30,12 @@ class Screen(Protocol):
     def close(self) -> str: ...  # noqa: D102
 
 
-def play(
-    path: Path, *, video: str | None = None, episodes: int = 1, seed: int = 0, max_steps: int = 2000, best: bool = False
-) -> str:
+def play(path: Path, *, video: str | None = None, episodes: int = 1, seed: int = 0, max_steps: int = 2000, best: bool = False) -> str:
     """Play greedy episodes of the run at `path` and say where to see them, with their returns.
 
     Without `video` a window opens where there is a display; elsewhere the video is `play.mp4` in the run folder. An episode is left after
-    `max_steps` decisions. `best` plays the policy of the best evaluation. Raises FlatironsError where the task cannot be drawn, a package is
-    missing, or no best policy was kept.
+    `max_steps` decisions. `best` plays the policy of the best evaluation. Raises FlatironsError where the task cannot be drawn, a package
+    is missing, or no best policy was kept.
     """
     record = folder.read_json(path / folder.CONFIG)
     name = record.get("env")

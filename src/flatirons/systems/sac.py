@@ -5,7 +5,7 @@
     for each gradient step do
         psi <- psi - lambda grad J_V(psi)                  only with a value network, as in the first paper
         theta_i <- theta_i - lambda grad J_Q(theta_i)      for i in 1, 2
-        phi <- phi - lambda grad J_pi(phi)
+        phi <- phi - lambda grad J_pi(phi)                 every policy_delay-th, as the next
         alpha <- alpha - lambda grad J(alpha)              only with an automatic temperature, as in the second
         target <- tau online + (1 - tau) target
 
@@ -67,6 +67,8 @@ class Config:
     """Fraction by which the target moves towards the online network; 1 copies it."""
     target_every: int = 1
     """Updates between two moves of the target."""
+    policy_delay: int = 1
+    """Updates of the critics for each one of the policy and its temperature (not in the papers; REDQ and DroQ make 20)."""
     value_network: bool = False
     """Learn V(s) and bootstrap from its target, as the first paper does, instead of from the target critics."""
     automatic_temperature: bool = True
@@ -230,6 +232,10 @@ def check(config: Config, task: Task) -> None:
     bounds.demand_box(task, "sac", "dqn or ppo")
     if config.target_every < 1:
         raise FlatironsError(f"target_every={config.target_every} must be at least 1")
+    if config.policy_delay < 1:
+        raise FlatironsError(f"policy_delay={config.policy_delay} must be at least 1")
+    if config.policy_delay > 1 and config.value_network:
+        raise FlatironsError("the value network learns from the policy's actions in every update: leave policy_delay at 1")
     if config.temperature <= 0.0:
         raise FlatironsError(f"temperature={config.temperature} must be above 0; for a policy without entropy use ddpg")
     offpolicy.check(config, task)
@@ -245,7 +251,7 @@ def init(config: Config, task: Task, key: Key) -> State:
     state = State(
         params=params,
         target=jax.tree.map(jnp.copy, params["value" if config.value_network else "critics"]),
-        opt_state=_optimiser().init(params),
+        opt_state={part: _optimiser().init(x) for part, x in params.items()},
         replay=memory.create(task.spec, task.num_envs, config.buffer_size),
         collector=data.start(task, (), key_collect),
         key=key,
@@ -288,35 +294,62 @@ def estimate(config: Config, task: Task, actor: Actor, timestep: TimeStep) -> ja
 
 
 class Batch(NamedTuple):
-    """Rows `[n, ...]`: actions in [-1, 1], the targets y of their Q, and standard normal noise `[n, d]` for the policy's own actions."""
+    """Rows `[n, ...]`: actions in [-1, 1], the targets y of their Q, and standard normal noise `[n, d]` for the policy's own actions.
+    `moves`: whether the policy learns from it too, a scalar."""
 
     obs: Any
     action: Any
     target: Any
     noise: Any
+    moves: Any = True
+
+
+OF_POLICY = ("actor_loss", "temperature_loss", "entropy")
+"""Metrics of the updates in which the policy moves."""
+
+
+class _OfPolicy(NamedTuple):
+    """What an update makes of the policy's own actions: the losses of policy and temperature, its entropy, and `[n]` log pi and Q."""
+
+    actor_loss: Any
+    temperature_loss: Any
+    entropy: Any
+    log_pi: Any
+    q: Any
+
+
+def _of_policy(config: Config, task: Task, batch: Batch, params: Any) -> _OfPolicy:
+    fixed = jax.lax.stop_gradient
+    pi = distribution(config, task, params["actor"], batch.obs)
+    action, log_pi = pi.at(batch.noise)  # a = f_phi(epsilon; s)
+    q = functools.reduce(jnp.minimum, q_values(config, task, fixed(params["critics"]), batch.obs, action))
+    actor_loss = jnp.mean(fixed(jnp.exp(params["log_temperature"])) * log_pi - q)  # 1812.05905, equation 7
+    target_entropy = -float(len(_box(task).low)) if config.target_entropy is None else config.target_entropy
+    # 1812.05905, equation 18, in log alpha as its authors' code has it
+    temperature_loss = -params["log_temperature"] * fixed(jnp.mean(log_pi) + target_entropy)
+    return _OfPolicy(actor_loss, temperature_loss, -jnp.mean(log_pi), log_pi, q)
 
 
 def loss(config: Config, task: Task, params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
     """J_Q + J_pi (+ J_V, + J(alpha)). Each is held off the others' parameters, so that one gradient is the gradient of each."""
-    fixed = jax.lax.stop_gradient
-    alpha = fixed(jnp.exp(params["log_temperature"]))
-    pi = distribution(config, task, params["actor"], batch.obs)
-    action, log_pi = pi.at(batch.noise)  # a = f_phi(epsilon; s)
-    q_of_pi = functools.reduce(jnp.minimum, q_values(config, task, fixed(params["critics"]), batch.obs, action))
-    actor_loss = jnp.mean(alpha * log_pi - q_of_pi)  # 1812.05905, equation 7
+    fixed, of_policy = jax.lax.stop_gradient, functools.partial(_of_policy, config, task, batch)
+    if config.policy_delay == 1:
+        mine = of_policy(params)
+    else:
+        # Where it rests nothing of it is computed.
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_policy, params))
+        mine = jax.lax.cond(batch.moves, of_policy, lambda _: nothing, params)
     q = q_values(config, task, params["critics"], batch.obs, batch.action)
     critic_loss = sum((jnp.mean(losses.squared(q_i - batch.target)) for q_i in q), start=jnp.zeros(()))  # 1801.01290, equation 7
-    total = critic_loss + actor_loss
-    metrics = {"critic_loss": critic_loss, "actor_loss": actor_loss, "q_value": jnp.mean(q[0]), "entropy": -jnp.mean(log_pi)}
+    total = critic_loss + mine.actor_loss
+    metrics = {"critic_loss": critic_loss, "actor_loss": mine.actor_loss, "q_value": jnp.mean(q[0]), "entropy": mine.entropy}
+    alpha = fixed(jnp.exp(params["log_temperature"]))
     if config.value_network:
         v = value(config, task, params["value"], batch.obs)
-        value_loss = jnp.mean(losses.squared(v - fixed(q_of_pi - alpha * log_pi)))  # 1801.01290, equation 5
+        value_loss = jnp.mean(losses.squared(v - fixed(mine.q - alpha * mine.log_pi)))  # 1801.01290, equation 5
         total, metrics["value_loss"] = total + value_loss, value_loss
     if config.automatic_temperature:
-        target_entropy = -float(len(_box(task).low)) if config.target_entropy is None else config.target_entropy
-        # 1812.05905, equation 18, in log alpha as its authors' code has it
-        temperature_loss = -params["log_temperature"] * fixed(jnp.mean(log_pi) + target_entropy)
-        total, metrics["temperature_loss"] = total + temperature_loss, temperature_loss
+        total, metrics["temperature_loss"] = total + mine.temperature_loss, mine.temperature_loss
     return total, metrics | {"loss": total, "temperature": alpha}
 
 
@@ -353,11 +386,20 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
             key_i = jax.random.fold_in(key_goals, i)
             sampled = hindsight.relabelled(replay, task.spec, key_i, sampled, starts[i], envs[i], config.her_goals)
         y = targets(config, task, params, target, sampled, noises[i, 0])
-        batch = Batch(sampled.obs, bounds.to_unit(_box(task), sampled.action), y, noises[i, 1])
-        grads, metrics = jax.grad(functools.partial(loss, config, task), has_aux=True)(params, batch)
-        direction, opt_state = _optimiser().update(grads, opt_state)
-        params = optimisers.descend(params, direction, learning_rate)
         updates = updates + 1
+        moves = updates % config.policy_delay == 0
+        batch = Batch(sampled.obs, bounds.to_unit(_box(task), sampled.action), y, noises[i, 1], moves)
+        grads, metrics = jax.grad(functools.partial(loss, config, task), has_aux=True)(params, batch)
+        before, params, opt_state = (params, opt_state), dict(params), dict(opt_state)
+        for part, grad in grads.items():
+            direction, opt_state[part] = _optimiser().update(grad, opt_state[part])
+            params[part] = optimisers.descend(params[part], direction, learning_rate)
+        if config.policy_delay > 1:
+            for part in ("actor", "log_temperature"):
+                params[part] = trees.select(moves, params[part], before[0][part])
+                opt_state[part] = trees.select(moves, opt_state[part], before[1][part])
+            # So that their mean over all updates is that over those in which it moves.
+            metrics |= {name: config.policy_delay * metrics[name] for name in OF_POLICY if name in metrics}
         moved = trees.polyak(params["value" if config.value_network else "critics"], target, config.tau)
         target = moved if config.target_every == 1 else trees.select(updates % config.target_every == 0, moved, target)
         return (params, target, opt_state, updates), metrics | {"grad_norm": trees.global_norm(grads)}
