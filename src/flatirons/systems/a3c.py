@@ -223,6 +223,7 @@ PRESETS = {
             "learning_rate": 1e-2,
             "target_every": 500,
             "epsilon_steps": 50_000,
+            "hidden": (128, 128),
         },
     ),
     "a2c": Preset(
