@@ -18,6 +18,10 @@ os.environ.setdefault("FLATIRONS_CACHE", str(Path(__file__).parent.parent / "bui
 import jax
 import pytest
 
+from flatirons.run.train import enable_compilation_cache
+
+# Both test processes compile the same programs, and many tests the same as others.
+enable_compilation_cache()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

@@ -45,23 +45,36 @@ def test_segment_return_is_the_n_step_return_of_its_length() -> None:
     np.testing.assert_allclose(returns.segment_return(*rows, 0.9), returns.n_step_return(*rows, 0.9, 6), rtol=1e-5)
 
 
+def _fresh(config: Any, task: Any, seed: int = 0) -> Any:
+    return jax.jit(functools.partial(a3c.init, config, task))(jax.random.key(seed))
+
+
+def _showing_step(config: Any, task: Any) -> Any:
+    """A compiled step: the State after it, and the trajectory that its update was given."""
+
+    def step(state: Any) -> Any:
+        seen: list[Transition] = []
+
+        def spying(config: Any, task: Any, state: Any, experience: Any) -> Any:
+            seen.append(experience)
+            return a3c.update(config, task, state, experience)
+
+        return a3c.step(config, task, state, update=spying)[0], seen[0]
+
+    return jax.jit(step)
+
+
 def test_every_gradient_is_at_its_own_copy_and_applied_in_order() -> None:
     task, config = _task(), a3c.Config(**SMALL, anneal_learning_rate=False, rmsprop_eps=0.01)
-    state = a3c.init(config, task, jax.random.key(0))
-    seen: list[Transition] = []
-
-    def spying(config: Any, task: Any, state: Any, experience: Any) -> Any:
-        seen.append(experience)
-        return a3c.update(config, task, state, experience)
-
+    state, step = _fresh(config, task), _showing_step(config, task)
     params, copies = state.params, [state.params, state.params]
     square = jax.tree.map(jnp.zeros_like, params)
     one = dataclasses.replace(config, num_envs=2, actor_learners=1)
+    gradient = jax.jit(lambda copy, rows: a3c.gradient(one, task, copy, (), rows, rows.action, jnp.ones((3, 2)))[0])
     for _ in range(3):
-        state, _ = a3c.step(config, task, state, update=spying)
+        state, seen = step(state)
         for i in (0, 1):
-            rows = jax.tree.map(lambda x, i=i: x[:, 2 * i : 2 * i + 2], seen[-1])
-            grads, _ = a3c.gradient(one, task, copies[i], (), rows, rows.action, jnp.ones((3, 2)))
+            grads = gradient(copies[i], jax.tree.map(lambda x, i=i: x[:, 2 * i : 2 * i + 2], seen))
             square = jax.tree.map(lambda g, d: 0.99 * g + 0.01 * d * d, square, grads)
             params = jax.tree.map(lambda p, g, d: p - 0.01 * d / jnp.sqrt(g + 0.01), params, square, grads)
             copies[i] = params
@@ -76,10 +89,9 @@ def test_the_gradient_is_the_papers() -> None:
     """Algorithm S3 row by row, with the derivative of each term taken on its own."""
     task = _task(num_envs=1)
     config = a3c.Config(**SMALL | {"num_envs": 1, "actor_learners": 1, "num_steps": 4}, ent_coef=0.02, value_coef=0.5, gamma=0.9)
-    state = a3c.init(config, task, jax.random.key(3))
-    rows: list[Transition] = []
-    a3c.step(config, task, state, update=lambda c, t, s, e: (rows.append(e), a3c.update(c, t, s, e))[1])
-    r, theta = rows[0], state.params
+    state = _fresh(config, task, 3)
+    _, r = _showing_step(config, task)(state)
+    theta = state.params
 
     def pi(params: Any, t: int) -> jax.Array:
         return jax.nn.log_softmax(a3c._head(params, a3c._features(config, task, params, r.obs[t])))[0]
@@ -97,7 +109,7 @@ def test_the_gradient_is_the_papers() -> None:
             jax.grad(lambda p, t=t, total=total: 0.5 * (total - v(p, t)) ** 2)(theta),
         ]
         expected = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), terms, expected)
-    found, _ = a3c.gradient(config, task, theta, (), r, r.action, jnp.ones((4, 1)))
+    found, _ = jax.jit(lambda theta: a3c.gradient(config, task, theta, (), r, r.action, jnp.ones((4, 1))))(theta)
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5)
 
@@ -105,7 +117,7 @@ def test_the_gradient_is_the_papers() -> None:
 def test_sarsa_bootstraps_the_action_taken_next() -> None:
     config = a3c.Config(**SMALL | {"num_envs": 2, "actor_learners": 1}, method="sarsa", epsilon_ends=(1.0,), epsilon_shares=(1.0,))
     task = _task("jax:CartPole-v1", 2)
-    state = a3c.init(config, task, jax.random.key(1))
+    state = _fresh(config, task, 1)
     turns: list[Transition] = []
     losses: list[Any] = []
 
@@ -137,22 +149,21 @@ def test_sarsa_bootstraps_the_action_taken_next() -> None:
 def test_q_targets_are_theta_minus_s(method: Any) -> None:
     task = _task()
     config = a3c.Config(**SMALL, method=method, target_every=10**6)
-    state = a3c.init(config, task, jax.random.key(0))
+    state = _fresh(config, task)
     state = state._replace(target=jax.tree.map(lambda x: 2.0 * x, state.target))
-    rows: list[Transition] = []
-    a3c.step(config, task, state, update=lambda c, t, s, e: (rows.append(e), a3c.update(c, t, s, e))[1])
-    y = a3c._targets(config, task, state.params, state.target, rows[0], rows[0].action)
-    best = jnp.max(a3c._head(state.target, a3c._features(config, task, state.target, rows[0].next_obs)), axis=-1)
-    best = jnp.where(rows[0].terminated, 0.0, best)
+    _, rows = _showing_step(config, task)(state)
+    y = jax.jit(lambda state: a3c._targets(config, task, state.params, state.target, rows, rows.action))(state)
+    best = jnp.max(a3c._head(state.target, a3c._features(config, task, state.target, rows.next_obs)), axis=-1)
+    best = jnp.where(rows.terminated, 0.0, best)
     if method == "q":
-        np.testing.assert_allclose(y, rows[0].reward + 0.99 * best, rtol=1e-5)
+        np.testing.assert_allclose(y, rows.reward + 0.99 * best, rtol=1e-5)
     else:
         np.testing.assert_allclose(y[0], 1 + 0.99 + 0.99**2 + 0.99**3 * best[-1], rtol=1e-5)
 
 
 def test_theta_minus_is_taken_every_so_many_decisions() -> None:
     task, config = _task(), a3c.Config(**SMALL, method="q", target_every=24)
-    state = a3c.init(config, task, jax.random.key(0))
+    state = _fresh(config, task)
     step = jax.jit(functools.partial(a3c.step, config, task))
     same = []
     for _ in range(4):  # 12 decisions a turn
@@ -164,7 +175,7 @@ def test_theta_minus_is_taken_every_so_many_decisions() -> None:
 def test_the_variance_of_continuous_actions_depends_on_the_state() -> None:
     task = _task("jax:Pendulum-v1")
     config = a3c.Config(**SMALL, share_torso=False)
-    state = a3c.init(config, task, jax.random.key(0))
+    state = _fresh(config, task)
     params = state.params | {"head": jax.tree.map(lambda x: x + 0.5, state.params["head"])}
     pi = a3c._pi(task, a3c._head(params, a3c._features(config, task, params, jnp.array([[1.0, 0, 0], [0, 1.0, 5.0]]))), ())
     out = a3c._head(params, a3c._features(config, task, params, jnp.array([[1.0, 0, 0], [0, 1.0, 5.0]])))
@@ -194,19 +205,20 @@ def test_an_lstm_unrolled_is_its_steps_and_forgets_between_episodes() -> None:
 
 def test_recurrent_learners_start_each_trajectory_with_the_memory_they_acted_with() -> None:
     task, config = _task(), a3c.Config(**SMALL, lstm=6, share_torso=False)
-    state = a3c.init(config, task, jax.random.key(0))
-    seen: list[Any] = []
+    state = _fresh(config, task)
 
-    def spying_loss(config: Any, task: Any, params: Any, batch: Any) -> Any:
-        features, _ = a3c._unroll(config, task, params, batch.obs, batch.first, batch.memory)
-        seen.append((a3c._pi(task, a3c._head(params, features), batch.legal).log_prob(batch.action), batch))
-        return a3c.loss(config, task, params, batch)
+    def showing(config: Any, task: Any, params: Any, batch: Any) -> Any:
+        total, metrics = a3c.loss(config, task, params, batch)
+        return total, metrics | {"memory": jnp.abs(batch.memory["torso"].h).max()}
 
-    update = functools.partial(a3c.update, loss=spying_loss)
-    with jax.disable_jit():
-        for _ in range(2):
-            state, metrics = a3c.step(config, task, state, update=update)
-    assert float(jnp.abs(seen[-1][1].memory["torso"].h).max()) > 0, "the memory of the turn before"
+    step = jax.jit(functools.partial(a3c.step, config, task, update=functools.partial(a3c.update, loss=showing)))
+    remembered = []
+    for _ in range(2):
+        acted_from = jnp.abs(state.collector.carry["torso"].h).reshape(2, -1).max(axis=1).mean()
+        state, metrics = step(state)
+        remembered.append(float(metrics["memory"]))
+        np.testing.assert_allclose(remembered[-1], acted_from, rtol=1e-6)
+    assert remembered[0] == 0.0 < remembered[1], "the memory of the turn before"
     assert np.isfinite(float(metrics["loss"]))
 
 
@@ -263,7 +275,7 @@ def test_threads_race_and_count_exactly(method: Any) -> None:
     state, metrics = _raced(config, task)
     assert int(state.updates) == 40 and task.__dict__["race"].shared.count == 40 * 3 == 2 * a3c.steps_per_turn(config)
     assert metrics["episodes"].length_sum <= 120 and np.isfinite(metrics["loss"])
-    fresh = a3c.init(config, task, jax.random.key(0))
+    fresh = _fresh(config, task)
     assert not np.allclose(state.params["head"]["w"], fresh.params["head"]["w"])
     assert [x.dtype for x in jax.tree.leaves(state)] == [x.dtype for x in jax.tree.leaves(fresh)]
     task.close()
