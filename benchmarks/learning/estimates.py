@@ -64,8 +64,8 @@ def main() -> None:
     result["runs"] = []
     for path in args.runs:
         run = fi.load(path)
-        task = json.loads((path / "config.json").read_text())["task"]
-        title = f"{run.system.__name__.rpartition('.')[2]} on {task}"
+        record = json.loads((path / "config.json").read_text())
+        task, title = record["task"], f"{record['preset'] or record['system']} on {record['task']}"
         result["runs"].append({"title": title, "steps": run.step} | points(run, task, args.episodes, args.seed))
     write(args.out / f"{args.name}.json", result)
 
