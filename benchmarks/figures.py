@@ -120,7 +120,7 @@ def held_out(results: Path, place: Path) -> None:
 def estimates(results: Path, place: Path) -> None:
     """Lillicrap 2016, figure 3: what the critic expected of each state of greedy episodes against the discounted return that came."""
     found = result(results / "curves", "estimates")
-    across = min(3, len(found["runs"]))
+    across = 2 if len(found["runs"]) == 4 else min(3, len(found["runs"]))
     down = -(-len(found["runs"]) // across)
     figure, panels = plt.subplots(down, across, figsize=(4.2 * across, 3.8 * down), layout="constrained", squeeze=False)
     for axes in panels.flat[len(found["runs"]) :]:
@@ -129,7 +129,8 @@ def estimates(results: Path, place: Path) -> None:
         axes.scatter(run["return"], run["estimate"], s=3, color=BLUE, alpha=0.4, linewidths=0)
         ends = [min(run["return"] + run["estimate"]), max(run["return"] + run["estimate"])]
         axes.plot(ends, ends, color="grey", linestyle=":")
-        axes.set(title=f"{run['title']}, {run['steps']:,} decisions", xlabel="discounted return that came")
+        axes.set_title(f"{run['title']}\n{run['steps']:,} decisions", fontsize=9)
+        axes.set_xlabel("discounted return that came")
     for row in panels:
         row[0].set_ylabel("estimate")
     save(figure, place)
