@@ -254,6 +254,7 @@ def test_committed_results_have_the_agreed_fields(path):
         "accelerator": {"rows", "device"},
         "a3c_workers": {"throughput", "time_to_score"},
         "ppo_table1": {"rows", "scores", "reached"},
+        "estimates": {"runs"},
         "maml_sinusoid_torch": {"pairs", "ratio_median", "settings"},
         "dqn_replay_memory": {"frames", "replay_gb", "peak_gb", "above_replay_gb"},
         **{name: {"milliseconds", "milliseconds_at_roof", "ratio_to_roof"} for name in (*UPDATES, "sac_update_halfcheetah")},
