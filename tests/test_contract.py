@@ -180,6 +180,41 @@ def test_systems_and_presets_share_one_namespace() -> None:
             assert systems.find(preset) == (module, dict(module.PRESETS[preset].config), preset)
 
 
+def test_variants_take_the_place_of_a_preset_on_their_tasks(system: ModuleType) -> None:
+    for preset in system.PRESETS.values():
+        if preset.variant_of:
+            assert preset.tasks and not system.PRESETS[preset.variant_of].tasks
+        assert not (preset.on_top and preset.tasks), "it would stand on itself"
+
+
+@pytest.mark.parametrize("name", ["double-dqn", "dqn-2013", "async-q", "async-sarsa", "async-nstep-q", "a3c-lstm", "a2c", "natural-pg"])
+@pytest.mark.parametrize("task_name", ["jax:CartPole-v1", "jax:Acrobot-v1", "pgx:minatar-breakout"])
+def test_a_method_runs_on_every_kind_of_task(name: str, task_name: str) -> None:
+    module, method, _ = systems.find(name)
+    _, _, settings = systems.preset_for(module, name, task_name)
+    config = module.Config(**settings)
+    module.check(config, envs.make(task_name, config.num_envs))
+    if not any(preset.variant_of == name for preset in module.PRESETS.values()):
+        own = systems.preset_for(module, None, task_name)[2]
+        assert settings == {**own, **method}
+
+
+def test_which_preset_a_task_gets() -> None:
+    chosen = {
+        (system, task): systems.preset_for(systems.find(system)[0], systems.find(system)[2], task)[:2]
+        for system, task in (
+            ("sac", "HalfCheetah-v5"), ("sac-2018", "HalfCheetah-v5"), ("sac-2018", "MyOwn-v0"), ("async-q", "CartPole-v1"),
+            ("async-q", "ALE/Pong-v5"), ("dqn-2013", "pgx:minatar-asterix"), ("dqn-2013", "ALE/Pong-v5"), ("dqn", "MyOwn-v0"),
+        )
+    }  # fmt: skip
+    assert list(chosen.values()) == [
+        ("sac-halfcheetah", None), ("sac-2018", "sac-halfcheetah"), ("sac-2018", None), ("async-q-classic", None),
+        ("async-q", "a3c-paper"), ("dqn-2013-minatar", None), ("dqn-2013", None), (None, None),
+    ]  # fmt: skip
+    nature = systems.preset_for(systems.dqn, "double-dqn", "ALE/Pong-v5")[2]
+    assert nature == {**systems.dqn.PRESETS["dqn-nature"].config, "double": True}
+
+
 def test_same_key_same_run_bit_for_bit(system: ModuleType) -> None:
     c = _compiled(system)
     (a, a_metrics), (b, b_metrics) = c.run(c.config, 7), c.run(c.config, 7)

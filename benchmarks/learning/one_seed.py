@@ -18,9 +18,8 @@ from flatirons import systems
 
 def largest_budget(system: str, task: str, budget: int, config: dict[str, Any]) -> int:
     """The largest whole number of turns within `budget`, in decisions, for the preset this task gets."""
-    module, overrides, preset = systems.find(system)
-    chosen = preset or systems.choose_preset(module, task)
-    settings = overrides if preset else dict(module.PRESETS[chosen].config) if chosen else {}
+    module, _, preset = systems.find(system)
+    _, _, settings = systems.preset_for(module, preset, task)
     turn = module.steps_per_turn(module.Config(**{**settings, **config}))
     return budget // turn * turn
 

@@ -113,13 +113,7 @@ ROWS: dict[str, Row] = {
     "sac-halfcheetah": Row(system="sac", task="HalfCheetah-v5", budget=100_000, seeds=5, reach=5470, aim=6285),
     "sac-hopper": Row(system="sac", task="Hopper-v5", budget=100_000, seeds=5, reach=1164, aim=2337),
     "sac-halfcheetah-1m": Row(system="sac", task="HalfCheetah-v5", budget=1_000_000, seeds=1, aim=11_460),
-    # With what the preset for HalfCheetah has, so that the two papers' algorithms are what differs.
-    "sac-2018-halfcheetah": Row(
-        system="sac-2018",
-        task="HalfCheetah-v5",
-        budget=100_000,
-        seeds=5,
-        config={"learning_starts": 1_000, "random_steps": 5_000, "learning_rate": 1e-3, "batch_size": 128, "tau": 0.01},
-    ),
+    # On top of the preset for HalfCheetah, so that the two papers' algorithms are what differs.
+    "sac-2018-halfcheetah": Row(system="sac-2018", task="HalfCheetah-v5", budget=100_000, seeds=5),
     "sac-fetch-reach": Row(system="sac", task="FetchReach-v4", budget=20_000, seeds=5, reach=0.9, aim=1.0, success=True),
 }

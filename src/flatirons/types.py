@@ -230,12 +230,16 @@ class System(Protocol):
 class Preset:
     """A named Config: a system's settings from a paper, or tuned for some tasks.
 
-    `tasks` are glob patterns of the task names it is the automatic choice for. What its benchmark measured is in `run/measured.json`.
+    `tasks` are glob patterns of the task names it is the automatic choice for: of its system, or with `variant_of` of the preset of that
+    name, whose place it takes there. With `on_top` the config says only which method it is: it comes on top of the preset that the
+    task gets by itself. What its benchmark measured is in `run/measured.json`.
     """
 
     doc: str
     config: Mapping[str, Any]
     tasks: tuple[str, ...] = ()
+    variant_of: str = ""
+    on_top: bool = False
 
 
 C = TypeVar("C")

@@ -222,24 +222,21 @@ def is_instance(source: Any) -> bool:
     return isinstance(source, gymnasium.Env)
 
 
-def choose(system: Any, preset: str | None, task_name: str) -> tuple[Any, dict[str, Any], str | None]:
-    """(module, settings, preset name) of what the person asked for."""
+def choose(system: Any, preset: str | None, task_name: str) -> tuple[Any, dict[str, Any], str | None, str | None]:
+    """(module, settings, preset, the preset below it) of what the person asked for."""
     if isinstance(system, str):
-        module, settings, named = studies.find(system)
+        module, _, named = studies.find(system)
         if named is not None and preset is not None and named != preset:
             raise FlatironsError(f"{system!r} is a preset itself; leave out preset={preset!r}, or name the system")
         preset = preset or named
     else:
-        module, settings = system, {}
-    if preset is None:
-        preset = systems.choose_preset(module, task_name)
-    if preset is not None:
-        if preset not in module.PRESETS:
-            systems.demand_trainable(preset)
-            known = list(module.PRESETS)
-            raise FlatironsError(f"{system_name(module)} has no preset {preset!r}; {_near(preset, known) if known else 'it has none'}")
-        settings = dict(module.PRESETS[preset].config)
-    return module, settings, preset
+        module = system
+    if preset is not None and preset not in module.PRESETS:
+        systems.demand_trainable(preset)
+        known = list(module.PRESETS)
+        raise FlatironsError(f"{system_name(module)} has no preset {preset!r}; {_near(preset, known) if known else 'it has none'}")
+    preset, below, settings = systems.preset_for(module, preset, task_name)
+    return module, settings, preset, below
 
 
 def check_options(options: Options, seed: int, seeds: int, workers: int) -> Options:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, MultiDiscrete, Spec
+from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, MultiDiscrete, Preset, Spec
 
 WIDTH = 110
 
@@ -48,9 +48,8 @@ def settings(name: str, task: str | None, preset: str | None) -> tuple[str | Non
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(module.PRESETS) or 'none'}."
             raise FlatironsError(f"{systems.system_name(module)} has no preset {preset!r}; {hint}")
         chosen, overrides = preset, dict(module.PRESETS[preset].config)
-    elif chosen is None and task is not None:
-        chosen = systems.choose_preset(module, task)
-        overrides = dict(module.PRESETS[chosen].config) if chosen else {}
+    if task is not None:
+        chosen, _, overrides = systems.preset_for(module, chosen, task)
     return chosen, module.Config(**overrides)
 
 
@@ -87,6 +86,15 @@ def _takes(module: Any) -> str:
     return f"takes: {', '.join(dict.fromkeys(pattern for preset in module.PRESETS.values() for pattern in preset.tasks))}"
 
 
+def _for(preset: Preset) -> str:
+    """Which tasks a preset is for, in words."""
+    if preset.variant_of:
+        return f"{', '.join(preset.tasks)}, when {preset.variant_of} is asked for"
+    if preset.on_top:
+        return "any task, when asked for, on top of the task's own preset"
+    return ", ".join(preset.tasks) or "any task, when asked for"
+
+
 def everything() -> str:
     """Every system with its presets and the tasks each is for, then every family of tasks."""
     from flatirons import studies, systems
@@ -97,7 +105,7 @@ def everything() -> str:
         lines += ["", f"  {systems.system_name(module)}", *said, f"    {_takes(module)}"]
         width = max(map(len, module.PRESETS), default=0)
         for preset, known in module.PRESETS.items():
-            lines.append(f"    {preset:<{width}}  {', '.join(known.tasks) or 'any task, when asked for'}")
+            lines.append(f"    {preset:<{width}}  {_for(known)}")
     lines += ["", "A preset can stand in the place of a system: `flatirons train PRESET TASK`.", ""]
     lines += ["planners (flatirons solve PLANNER TASK), for tasks mdp:NAME", "", *(f"  {name}" for name in systems.tabular.PLANNERS)]
     lines += ["", "tasks", ""]
@@ -147,7 +155,7 @@ def system(name: str) -> str:
     said = textwrap.wrap(f"{systems.system_name(module)}: {title(module)}", WIDTH, break_on_hyphens=False)
     lines = [*said, _takes(module), "", "presets"]
     for preset, known in module.PRESETS.items():
-        lines += ["", f"  {preset}: {known.doc}", f"    for       {', '.join(known.tasks) or 'any task, when asked for'}"]
+        lines += ["", f"  {preset}: {known.doc}", f"    for       {_for(known)}"]
         reached = measured.get(preset, {}).get("expected", ["not measured yet"])
         for label, line in zip(["expected", *[""] * len(reached)], reached, strict=False):
             lines.append(f"    {label:<9} {line}")

@@ -108,12 +108,12 @@ def train(
     Raises FlatironsError for every input that cannot work, before anything is written; `Interrupted` (a KeyboardInterrupt) after SIGINT
     or SIGTERM, once the checkpoint is written.
     """
-    module, settings, preset = choose(system, preset, name_of_task(task))
+    module, settings, preset, below = choose(system, preset, name_of_task(task))
     if network is not None:
         config = {**config, "network": network}
     notes = []
     if preset is not None:
-        notes.append(f"preset: {preset}")
+        notes.append(f"preset: {preset}" + (f" on top of {below}" if below else ""))
     if is_instance(task) and "num_envs" not in config:
         if "num_steps" in settings and "num_steps" not in config:
             # A turn as long as the preset's, which its minibatches divide.

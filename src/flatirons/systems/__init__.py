@@ -47,9 +47,21 @@ def demand_trainable(name: str | None) -> None:
         raise FlatironsError(f"{name} plans on a model and takes no decisions to train on; call `flatirons solve {name} mdp:...`")
 
 
-def choose_preset(module: ModuleType, task_name: str) -> str | None:
-    """The preset tuned for this task, if there is one: the first whose `tasks` patterns match."""
+def choose_preset(module: ModuleType, task_name: str, variant_of: str = "") -> str | None:
+    """The preset tuned for this task, if there is one: the first whose `tasks` patterns match. With `variant_of`, of that preset's."""
     for name, preset in module.PRESETS.items():
-        if any(fnmatch.fnmatchcase(task_name, pattern) for pattern in preset.tasks):
+        if preset.variant_of == variant_of and any(fnmatch.fnmatchcase(task_name, pattern) for pattern in preset.tasks):
             return name
     return None
+
+
+def preset_for(module: ModuleType, preset: str | None, task_name: str) -> tuple[str | None, str | None, dict[str, Any]]:
+    """(preset, the one below it, settings) for a task, of the preset named or, where that is None, the task's own.
+
+    A preset with variants gives way to the one for the task; one that is `on_top` has the task's own preset below it."""
+    chosen = choose_preset(module, task_name, preset or "") or preset
+    if chosen is None:
+        return None, None, {}
+    known = module.PRESETS[chosen]
+    below = choose_preset(module, task_name) if known.on_top else None
+    return chosen, below, {**(module.PRESETS[below].config if below else {}), **known.config}

@@ -132,6 +132,18 @@ ATARI = {
     "epsilon_steps": 1_000_000,
 }
 
+CLASSIC = ("CartPole-v*", "jax:CartPole-v*", "Acrobot-v*", "jax:Acrobot-v*")
+CLASSIC_Q = {
+    "num_envs": 8,
+    "actor_learners": 2,
+    "num_steps": 20,
+    "trajectories": 125,
+    "learning_rate": 1e-2,
+    "target_every": 500,
+    "epsilon_steps": 50_000,
+    "hidden": (128, 128),
+}
+
 PRESETS = {
     "a3c-paper": Preset(
         doc="The paper's Atari settings: 16 actor-learners, t_max 5, the 2013 network, beta 0.01, shared RMSProp, 320M frames.",
@@ -139,8 +151,9 @@ PRESETS = {
         tasks=("ALE/*",),
     ),
     "a3c-lstm": Preset(
-        doc="The paper's recurrent agent: as a3c-paper, with 256 LSTM cells after the last layer.",
-        config=ATARI | {"lstm": 256},
+        doc="The paper's recurrent agent: 256 LSTM cells after the last layer.",
+        config={"lstm": 256},
+        on_top=True,
     ),
     "a3c-continuous": Preset(
         doc="For continuous actions: as in the paper's section 9 networks of their own for policy and value, entropy at 1e-4.",
@@ -151,16 +164,19 @@ PRESETS = {
         ),
     ),
     "async-q": Preset(
-        doc="Asynchronous one-step Q-learning (Algorithm 1) with the paper's Atari settings.",
-        config=ATARI | {"method": "q"},
+        doc="Asynchronous one-step Q-learning (Algorithm 1); on Atari with the paper's settings.",
+        config={"method": "q"},
+        on_top=True,
     ),
     "async-sarsa": Preset(
-        doc="Asynchronous one-step Sarsa (section 4) with the paper's Atari settings.",
-        config=ATARI | {"method": "sarsa"},
+        doc="Asynchronous one-step Sarsa (section 4); on Atari with the paper's settings.",
+        config={"method": "sarsa"},
+        on_top=True,
     ),
     "async-nstep-q": Preset(
-        doc="Asynchronous n-step Q-learning (Algorithm S2) with the paper's Atari settings.",
-        config=ATARI | {"method": "nstep-q"},
+        doc="Asynchronous n-step Q-learning (Algorithm S2); on Atari with the paper's settings.",
+        config={"method": "nstep-q"},
+        on_top=True,
     ),
     "a3c-classic": Preset(
         doc="Tuned for short classic-control tasks with discrete actions: two actor-learners, t_max 10, a high learning rate.",
@@ -212,23 +228,28 @@ PRESETS = {
         },
         tasks=("jax:RandomMaze-v*",),
     ),
+    "async-q-classic": Preset(
+        doc="One-step Q-learning for short classic-control tasks: two actor-learners with four environments each.",
+        config=CLASSIC_Q | {"method": "q"},
+        tasks=CLASSIC,
+        variant_of="async-q",
+    ),
+    "async-sarsa-classic": Preset(
+        doc="One-step Sarsa for short classic-control tasks: as async-q-classic, but what is learned is of a policy that hardly explores.",
+        config=CLASSIC_Q | {"method": "sarsa", "epsilon_ends": (0.05, 0.01, 0.02)},
+        tasks=CLASSIC,
+        variant_of="async-sarsa",
+    ),
     "async-nstep-q-classic": Preset(
-        doc="n-step Q-learning for short classic-control tasks: two actor-learners with four environments each.",
-        config={
-            "method": "nstep-q",
-            "num_envs": 8,
-            "actor_learners": 2,
-            "num_steps": 20,
-            "trajectories": 125,
-            "learning_rate": 1e-2,
-            "target_every": 500,
-            "epsilon_steps": 50_000,
-            "hidden": (128, 128),
-        },
+        doc="n-step Q-learning for short classic-control tasks: as async-q-classic.",
+        config=CLASSIC_Q | {"method": "nstep-q"},
+        tasks=CLASSIC,
+        variant_of="async-nstep-q",
     ),
     "a2c": Preset(
         doc="Synchronous: one worker with 16 environments, so that every gradient is new (A2C).",
         config={"num_envs": 16, "actor_learners": 1, "rmsprop_eps": 1e-5},
+        on_top=True,
     ),
 }
 

@@ -153,6 +153,19 @@ FORAGER = {
     "hidden": (50, 50),
 }
 
+CLASSIC_TASKS = ("CartPole-v*", "jax:CartPole-v*", "Acrobot-v*", "jax:Acrobot-v*")
+CLASSIC = {
+    "total_steps": 50_000,
+    "train_every": 250,
+    "gradient_steps": 250,
+    "batch_size": 64,
+    "learning_rate": 5e-4,
+    "anneal_learning_rate": True,
+    "layer_norm": True,
+    "epsilon_end": 0.04,
+    "epsilon_steps": 8_000,
+}
+
 PRESETS = {
     "dqn-nature": Preset(
         doc="The Nature paper's settings (Extended Data Table 1): 1M-frame replay, RMSProp, C = 10,000 updates, epsilon to 0.1.",
@@ -180,8 +193,9 @@ PRESETS = {
         },
     ),
     "double-dqn": Preset(
-        doc="Double DQN with the Nature paper's settings, as van Hasselt 2016 compares them.",
-        config=NATURE | {"double": True},
+        doc="Double DQN with DQN's settings, on Atari the Nature paper's, as van Hasselt 2016 compares them.",
+        config={"double": True},
+        on_top=True,
     ),
     "double-dqn-tuned": Preset(
         doc="Double DQN as its authors tuned it: C = 30,000 updates, epsilon to 0.01 (0.001 in evaluation), one bias for all actions.",
@@ -208,21 +222,15 @@ PRESETS = {
         },
     ),
     "dqn-classic": Preset(
-        doc="Tuned for CartPole: targets over 3 steps, layers standardised, an update a decision in turns of 250, rate annealed.",
-        config={
-            "total_steps": 50_000,
-            "train_every": 250,
-            "gradient_steps": 250,
-            "batch_size": 64,
-            "learning_rate": 5e-4,
-            "anneal_learning_rate": True,
-            "n_step": 3,
-            "target_every": 125,
-            "layer_norm": True,
-            "epsilon_end": 0.04,
-            "epsilon_steps": 8_000,
-        },
-        tasks=("CartPole-v*", "jax:CartPole-v*"),
+        doc="Tuned for CartPole; Acrobot too: targets over 3 steps, standardised layers, an update a decision in turns of 250, annealed.",
+        config=CLASSIC | {"n_step": 3, "target_every": 125},
+        tasks=CLASSIC_TASKS,
+    ),
+    "dqn-2013-classic": Preset(
+        doc="DQN of 2013 for short classic-control tasks: as dqn-classic, with targets of one step, no target network, squared error.",
+        config=CLASSIC | {"target_every": 1, "error": "squared", "max_grad_norm": None},
+        tasks=CLASSIC_TASKS,
+        variant_of="dqn-2013",
     ),
     "dqn-lunarlander": Preset(
         doc="Tuned for LunarLander: layers standardised, an update a decision in turns of 100, rate annealed.",
@@ -266,6 +274,8 @@ PRESETS = {
     "dqn-2013-minatar": Preset(
         doc="DQN of 2013 scaled to MinAtar: its authors' settings without the target network (C = 1).",
         config=MINATAR | {"target_every": 1},
+        tasks=("pgx:minatar-*",),
+        variant_of="dqn-2013",
     ),
 }
 

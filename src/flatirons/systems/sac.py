@@ -92,7 +92,8 @@ class Config:
 PRESETS = {
     "sac-2018": Preset(
         doc="The first paper: a value network with its target, temperature 1, rewards times 5 (its scale for all but Humanoid).",
-        config={"value_network": True, "automatic_temperature": False, "reward_scale": 5.0},
+        config={"value_network": True, "automatic_temperature": False, "reward_scale": 5.0, "policy_delay": 1},
+        on_top=True,
     ),
     "sac-pendulum": Preset(
         doc="Tuned for Pendulum: learning begins at once and with larger steps.",

@@ -126,11 +126,12 @@ PRESETS = {
     "natural-pg": Preset(
         doc="Natural policy gradient with a step of constant KL (Kakade 2002; section 6): no line search.",
         config={"line_search": False},
+        on_top=True,
     ),
     "trpo-classic": Preset(
         doc="Tuned for short classic-control tasks with discrete actions.",
         config={"total_steps": 100_000, "num_envs": 8, "num_steps": 125, "gae_lambda": 0.98, "damping": 1e-3, "anneal_delta": True},
-        tasks=("CartPole-v*", "jax:CartPole-v*"),
+        tasks=("CartPole-v*", "jax:CartPole-v*", "Acrobot-v*", "jax:Acrobot-v*"),
     ),
     "trpo-pendulum": Preset(
         doc="Tuned for Pendulum: a short horizon, rewards normalised, larger steps that shrink, a value function fitted for longer.",
