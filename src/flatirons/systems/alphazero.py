@@ -157,6 +157,13 @@ PRESETS = {
             "learning_rate_drops": (4 / 7, 6 / 7), "symmetries": True, "leaf_symmetries": True, "gate_every": 250, "resign": True,
         },
     ),
+    "alphago-zero-laptop": Preset(
+        doc="AlphaGo Zero's loop, its gating, symmetries and resignation, with the numbers of the game's own preset.",
+        config={"gate_every": 25, "gate_games": 100, "symmetries": True, "leaf_symmetries": True, "resign": True},
+        tasks=("pgx:tic_tac_toe", "pgx:connect_four", "pgx:othello", "pgx:hex", "pgx:go_9x9"),
+        variant_of="alphago-zero",
+        on_top=True,
+    ),
     "alphazero-tic-tac-toe": Preset(
         doc="Tic-tac-toe in a minute or two on a laptop.",
         config=_small(
