@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import jax
 import numpy as np
 import pytest
@@ -95,6 +96,34 @@ def test_evaluations_go_on_as_if_nothing_happened(tmp_path):
     assert scores[0] == scores[1] and [step for step, _ in scores[0]] == [24, 48, 72, 96, 120, 128]
     summaries = [json.loads((run.path / "summary.json").read_text())["best"] for run in (whole, resumed)]
     assert summaries[0] == summaries[1] == max(row["mean"] for row in whole.evaluations)
+
+
+def test_a_signal_gives_up_an_evaluation_and_the_resume_makes_it(tmp_path, capfd):
+    """At once, not after its last episode; and what was evaluated in the end is what would have been."""
+    reports, decisions = [], []
+
+    class Interrupting(gymnasium.Wrapper):
+        def step(self, action):
+            decisions.extend([action] if reports else [])  # not while the door looks at the environment
+            if len(decisions) == 3:
+                signal.raise_signal(signal.SIGINT)
+            return super().step(action)
+
+    def evaluating():
+        return Interrupting(gymnasium.make("CartPole-v1"))
+
+    def watch(run, row):
+        reports.append(row)
+
+    settings = {**SETTINGS["ppo"][1], "eval_every": 160, "eval_episodes": 2, "quiet": True}
+    with pytest.raises(loop.Interrupted):
+        fi.train("ppo", "CartPole-v1", out=tmp_path / "cut", eval_env=evaluating, callbacks=[watch], **settings)
+    run = fi.load(tmp_path / "cut")
+    assert run.step == 160 and run.evaluations == [] and len(decisions) < 2 * 8
+    resumed = fi.resume(tmp_path / "cut", eval_env=evaluating, quiet=True)
+    whole = fi.train("ppo", "CartPole-v1", out=tmp_path / "whole", eval_env=evaluating, **settings)
+    assert [row["step"] for row in resumed.evaluations] == [row["step"] for row in whole.evaluations] == [160, 320]
+    assert resumed.evaluations[0]["returns"] == whole.evaluations[0]["returns"]
 
 
 def test_the_best_policy_outlives_a_resume(tmp_path, monkeypatch):

@@ -20,12 +20,18 @@ EPISODE_CAP = 27_000
 HOST_ENVS = 8
 
 
+class Stopped(Exception):
+    """An evaluation given up because its `stopped` said so."""
+
+
 def envs_for(episodes: int, *, in_graph: bool) -> int:
     """How many environments to score that many episodes on: one each in-graph (at most 1024), at most 8 on a host."""
     return min(episodes, 1024 if in_graph else HOST_ENVS)
 
 
-def evaluate(system: Any, config: Any, task: Task, actor: Any, episodes: int, seed: int) -> dict[str, Any]:
+def evaluate(
+    system: Any, config: Any, task: Task, actor: Any, episodes: int, seed: int, stopped: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
     """Score `actor` on `episodes` greedy episodes of `task`, an evaluation twin (`envs.make(..., training=False)`).
 
     Every environment gives a number of episodes fixed beforehand, so that short episodes do not count for more. Observation moments are
@@ -34,7 +40,8 @@ def evaluate(system: Any, config: Any, task: Task, actor: Any, episodes: int, se
     share of episodes whose last reward is that of a goal reached. Deterministic for a seed, as far as the environment is.
     A system whose quality is not a return has `score(config, task, actor, episodes, seed) -> {"mean": higher is better, ...}`, and what it
     gives stands in the place of mean, std, ..., lengths.
-    Raises FlatironsError when episodes < 1, or when the task is a host's that faults or whose episodes do not end.
+    Raises FlatironsError when episodes < 1, or when the task is a host's that faults or whose episodes do not end; Stopped as soon as
+    `stopped` is True, which a host's task asks before every decision, an in-graph one between two lots of environments.
     """
     if episodes < 1:
         raise FlatironsError(f"episodes is {episodes}: give at least 1")
@@ -43,7 +50,7 @@ def evaluate(system: Any, config: Any, task: Task, actor: Any, episodes: int, se
         return {"system": name, "task": task.name, "episodes": episodes, **system.score(config, task, actor, episodes, seed)}
     cap = task.spec.max_episode_steps or EPISODE_CAP
     score: Callable = _in_graph if task.in_graph else _on_host
-    returns, lengths, last, cut = score(system.policy, config, task, actor, episodes, seed, cap)
+    returns, lengths, last, cut = score(system.policy, config, task, actor, episodes, seed, cap, stopped)
     returns = np.asarray(returns, np.float64)
     if cut and task.spec.max_episode_steps is None:
         folder.warn(f"{task.name} has no time limit, so {cut} of {episodes} episodes were cut at {cap} decisions and count as they stood")
@@ -99,12 +106,13 @@ def _first_episodes(policy: Callable, task: InGraphTask, cap: int, config: Any, 
 
 
 def _in_graph(
-    policy: Callable, config: Any, task: InGraphTask, actor: Any, episodes: int, seed: int, cap: int
+    policy: Callable, config: Any, task: InGraphTask, actor: Any, episodes: int, seed: int, cap: int, stopped: Callable[[], bool]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    parts = [
-        jax.device_get(_first_episodes(policy, task, cap, config, actor, jax.random.fold_in(jax.random.key(seed), round_)))
-        for round_ in range(-(-episodes // task.num_envs))
-    ]
+    parts = []
+    for round_ in range(-(-episodes // task.num_envs)):
+        if stopped():
+            raise Stopped
+        parts.append(jax.device_get(_first_episodes(policy, task, cap, config, actor, jax.random.fold_in(jax.random.key(seed), round_))))
     returns, last, lengths, done = (np.concatenate(xs)[:episodes] for xs in zip(*parts, strict=True))
     return returns, lengths, last, int(np.sum(~done))
 
@@ -113,7 +121,7 @@ def _in_graph(
 
 
 def _on_host(
-    policy: Callable, config: Any, task: HostTask, actor: Any, episodes: int, seed: int, cap: int
+    policy: Callable, config: Any, task: HostTask, actor: Any, episodes: int, seed: int, cap: int, stopped: Callable[[], bool]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     num_envs = task.num_envs
     wanted = [episodes // num_envs + (i < episodes % num_envs) for i in range(num_envs)]
@@ -130,6 +138,8 @@ def _on_host(
         missing = [len(found[i]) < wanted[i] for i in range(num_envs)]
         if not any(missing):
             break
+        if stopped():
+            raise Stopped
         if not any(counting[i] for i in range(num_envs) if missing[i]):
             resets += 1
             timestep = task.reset(seed + resets)

@@ -233,6 +233,8 @@ def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable
     before_seconds: float = meta.get("seconds", 0.0)
     timing: dict[str, float] = dict(meta.get("timing", {}))
     best: list[float | None] = list(meta.get("best", [None] * job.seeds))
+    # Whether an evaluation of this State is still to be made: a signal gave up the last one.
+    owed = bool(meta.get("evaluation_owed", False))
     end = job.config.total_steps if job.stop_at is None else min(job.stop_at, job.config.total_steps)
     layout = Layout(job, task)
     config = layout.everywhere(on_device(job.config))
@@ -245,13 +247,16 @@ def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable
     def clocked(name: str, since: float) -> None:
         timing[name] = timing.get(name, 0.0) + time.perf_counter() - since
 
+    def stopped() -> bool:
+        return signals.caught is not None
+
     def seconds() -> float:
         return before_seconds + time.perf_counter() - began
 
     def facts() -> dict[str, Any]:
         spent = seconds()
         kept = {**timing, "other": timing.get("other", 0.0) + max(0.0, spent - before_seconds - (sum(timing.values()) - accounted))}
-        return {"seconds": spent, "timing": kept, "best": list(best)}
+        return {"seconds": spent, "timing": kept, "best": list(best), "evaluation_owed": owed}
 
     def save() -> None:
         since = time.perf_counter()
@@ -262,13 +267,18 @@ def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable
         clocked("checkpoint", since)
 
     def evaluate_now() -> None:
-        since = time.perf_counter()
+        nonlocal owed
+        since, owed = time.perf_counter(), True
         assert eval_task is not None
         for i, log in enumerate(logs):
             actor = system.actor(state)
             if job.seeds > 1:
                 actor = jax.tree.map(operator.itemgetter(i), actor)
-            result = evaluate.evaluate(system, config, eval_task, actor, options.eval_episodes, EVALUATION_SEED + job.seed + i)
+            seed = EVALUATION_SEED + job.seed + i
+            try:
+                result = evaluate.evaluate(system, config, eval_task, actor, options.eval_episodes, seed, stopped)
+            except evaluate.Stopped:
+                break
             line = {"step": step, "seconds": seconds(), **{k: v for k, v in result.items() if k not in ("system", "task")}}
             log.evaluation(line)
             spread = f" ± {result['std']:.3g}" if "std" in result else ""
@@ -277,6 +287,8 @@ def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable
                 best[i] = result["mean"]
                 meta = {"step": step, "system": job.name, "task": task.name, "seed": job.seed + i, "mean": result["mean"]}
                 checkpoint.save_policy(slots(job)[i] / folder.POLICY_BEST, actor, meta)
+        else:
+            owed = False
         clocked("evaluation", since)
 
     title = f"{job.name} {task.name}"
@@ -302,10 +314,13 @@ def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable
         engine: _Engine = (
             _InGraph(job, task, config, state, timing, layout)
             if task.in_graph
-            else _Host(job, task, config, state, timing, layout, lambda: signals.caught is not None)
+            else _Host(job, task, config, state, timing, layout, stopped)
         )
         last_saved, last_saved_step = time.perf_counter(), step
-        while step < end and signals.caught is None and not stopped_by_callback:
+        if owed and eval_task is not None:
+            evaluate_now()
+            save()
+        while step < end and not stopped() and not stopped_by_callback:
             due = [end, *((step // every + 1) * every for every in (options.eval_every, options.checkpoint_every) if every)]
             max_turns = max(1, -(-(min(due) - step) // turn))
             stretch = time.perf_counter()
@@ -356,7 +371,7 @@ def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable
         run._state, run.step = state, step
         whole = seconds()
         timing["other"] = timing.get("other", 0.0) + max(0.0, whole - before_seconds - (sum(timing.values()) - accounted))
-        run.timing, run._facts = timing, {"seconds": whole, "timing": timing, "best": best}
+        run.timing, run._facts = timing, {"seconds": whole, "timing": timing, "best": best, "evaluation_owed": owed}
         finished = step >= job.config.total_steps
         summary = {"step": step, "finished": finished, "seconds": whole, "timing": timing, "best": best}
         for i, slot in enumerate(slots(job)):
