@@ -20,7 +20,7 @@ from test_run import CARTPOLE, STUB, Lengths, assert_equal, go, no_pictures  # n
 
 import flatirons as fi
 from flatirons import envs
-from flatirons.run import checkpoint, loop, train
+from flatirons.run import checkpoint, job, loop, train
 from flatirons.types import FlatironsError
 
 OFF_POLICY = {
@@ -134,6 +134,20 @@ def test_the_best_policy_outlives_a_resume(tmp_path, monkeypatch):
     fi.resume(run.path, system=STUB, quiet=True)
     assert json.loads((run.path / "summary.json").read_text())["best"] == 9.0
     assert_equal(checkpoint.load_policy(run.path / "policy_best", best).tree, best)
+
+
+def test_a_run_of_another_version_names_it(tmp_path):
+    run = go(tmp_path, total_steps=64, stop_at=32)
+    record = json.loads((run.path / "config.json").read_text()) | {"versions": {"flatirons": "0.0.7"}, "git_commit": "c0ffee" * 6}
+    job.write_record(run.path, {**record, "config": {**record["config"], "momentum": 0.9}})
+    with pytest.raises(
+        FlatironsError, match=r"trained by Flatirons 0\.0\.7 .*commit c0ffeec0ff\), whose .* had momentum, which this one has not"
+    ):
+        fi.resume(run.path, system=STUB)
+    del record["options"]
+    job.write_record(run.path, record)
+    with pytest.raises(FlatironsError, match=r"lacks what this version reads: it was written by Flatirons 0\.0\.7"):
+        fi.resume(run.path, system=STUB)
 
 
 def test_lines_past_the_checkpoint_are_cut(tmp_path):

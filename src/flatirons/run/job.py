@@ -390,6 +390,12 @@ def reopen(path: Path, *, env: Any, network: Any, system: Any, eval_env: Any = N
         elif isinstance(system, str):
             system = studies.find(system)[0]
         settings = dict(recorded["config"])
+        unknown = sorted(settings.keys() - {field.name for field in dataclasses.fields(system.Config)})
+        if unknown:
+            raise FlatironsError(
+                f"{path} was trained by {_written_by(recorded)}, whose {system_name(system)} had {', '.join(unknown)}, which this one has "
+                "not; use that version for it, or train anew"
+            )
         if recorded["own_network"] is not None and config is None:
             if network is None:
                 raise FlatironsError(f"{path} was trained with a network of your own ({recorded['own_network']}); pass network=... again")
@@ -409,7 +415,17 @@ def reopen(path: Path, *, env: Any, network: Any, system: Any, eval_env: Any = N
             path, options, quiet=True, recorded=recorded, from_run=None if recorded["from_run"] is None else Path(recorded["from_run"]),
         )  # fmt: skip
     except (KeyError, TypeError, AttributeError, ValueError):
-        raise FlatironsError(f"{path / folder.CONFIG} is damaged or of another version; take it from a copy of the run folder") from None
+        raise FlatironsError(
+            f"{path / folder.CONFIG} lacks what this version reads: it was written by {_written_by(recorded)}; use that version for it, or "
+            "train anew"
+        ) from None
+
+
+def _written_by(record: Mapping[str, Any]) -> str:
+    """Which Flatirons wrote a record, in words."""
+    versions, commit = record.get("versions"), record.get("git_commit")
+    version = versions.get("flatirons") if isinstance(versions, dict) else None
+    return f"Flatirons {version or 'of unknown version'}" + (f" (in a repository at commit {str(commit)[:10]})" if commit else "")
 
 
 def spec_to_json(spec: Spec) -> dict[str, Any]:
