@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -553,9 +554,31 @@ def _shares(r: dict[str, Any]) -> dict[str, float]:
     return {name: share for name, share in found.items() if share is not None}
 
 
-def measured(learned: Sequence[dict[str, Any]], played: Sequence[dict[str, Any]] = ()) -> str:
+METHODS = {
+    "ewc_permuted": "ewc-mnist",
+    "maml_navigation": "maml-navigation",
+    "maml_omniglot_5way_1shot": "maml-omniglot-laptop",
+    "maml_sinusoid": "maml-sinusoid",
+    "mc-dropout-co2": "mc-dropout-co2",
+    "mc-dropout-rotated-digit": "mc-dropout-mnist",
+    "mc-dropout-thompson": "dqn-thompson",
+    "mc-dropout-uci": "mc-dropout-uci",
+}
+"""The presets whose runs a method's result file is of."""
+
+
+def _method_seconds(r: dict[str, Any]) -> float | None:
+    """A method's result file: the seconds of a seed of the method itself, where the file has them."""
+    if r["name"] == "ewc_permuted":  # several processes shared the cores: the least is the nearest to one core's
+        return min(r["seconds"]["ewc"])
+    found = r.get("seconds_per_seed", r.get("seconds"))
+    found = found.get("maml") if isinstance(found, dict) else found
+    return statistics.fmean(found) if isinstance(found, list) else found
+
+
+def measured(learned: Sequence[dict[str, Any]], played: Sequence[dict[str, Any]] = (), checked: Sequence[dict[str, Any]] = ()) -> str:
     """measured.json: per preset what its rows reached, and the hours of a seed on one core, a range where rows differ. Of games the
-    presets that `systems` chooses by themselves, with their matches."""
+    presets that `systems` chooses by themselves, with their matches; of methods what their checks found."""
     found: dict[str, dict[str, Any]] = {}
     for r in played:
         if r["name"] == "tictactoe":
@@ -576,9 +599,18 @@ def measured(learned: Sequence[dict[str, Any]], played: Sequence[dict[str, Any]]
         what = "success " if r.get("measure") == "success" else ""
         entry["expected"].append(f"{r['task']} at {r['total_steps']:,}: {what}{number(r['mean'])} ({seeds})")
         entry["hours"].append(sum(r["seconds_per_seed"]) / len(r["seconds_per_seed"]) / 3600)
-    for entry in found.values():
+    for r in checked:
+        if r["name"] in METHODS:
+            entry = found.setdefault(METHODS[r["name"]], {"expected": [], "hours": []})
+            entry["expected"] += [f"{row['what'].split(' (aim')[0]}: {number(row['measured'])}" for row in r["rows"]]
+            seconds = _method_seconds(r)
+            entry["hours"] += [] if seconds is None else [seconds / 3600]
+    for entry in [entry for entry in found.values() if entry["hours"]]:
         ends = [f"{hours:.1g}" for hours in (min(entry["hours"]), max(entry["hours"]))]
         entry["hours"] = ends[0] if ends[0] == ends[1] else " to ".join(ends)
+    for entry in found.values():
+        if not entry["hours"]:
+            del entry["hours"]
     return json.dumps(found, indent=1, sort_keys=True) + "\n"
 
 
@@ -589,7 +621,7 @@ def main(arguments: Sequence[str]) -> int:
     behind = []
     for page in [ROOT / MEASURED, ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         old = page.read_text(encoding="utf-8") if page.exists() else ""
-        new = measured(learned, played) if page == ROOT / MEASURED else fill(old, learned, timed, checked, curved, played)
+        new = measured(learned, played, checked) if page == ROOT / MEASURED else fill(old, learned, timed, checked, curved, played)
         if new != old:
             behind.append(str(page.relative_to(ROOT)))
             if "--check" not in arguments:

@@ -112,6 +112,13 @@ def test_every_stage_of_alphago_can_begin():
         module.check(config, make(alphago.TASK, config.num_envs))
 
 
+def test_what_was_measured_is_of_presets_there_are():
+    presets = {name for module in systems.SYSTEMS for name in module.PRESETS} | {"null"}  # null: a system's defaults
+    told = json.loads((ROOT / tables.MEASURED).read_text())
+    assert {"ewc-mnist", "maml-sinusoid", "ppo-classic", "alphazero-othello"} <= told.keys() <= presets
+    assert all(entry["expected"] for entry in told.values())
+
+
 def test_flops_of_a_decision_by_hand():
     settings = {"hidden": [64, 64], "num_epochs": 20}
     forward = 2 * 2 * (4 * 64 + 64 * 64) + 2 * 64 * 3
