@@ -306,11 +306,12 @@ def estimate(config: Config, task: Task, actor: Actor, timestep: TimeStep) -> ja
 
 
 class Batch(NamedTuple):
-    """Rows `[n, ...]`: actions in [-1, 1] and the targets y of their Q."""
+    """Rows `[n, ...]`: actions in [-1, 1] and the targets y of their Q. `moves`: whether the actor learns from them too, a scalar."""
 
     obs: Any
     action: Any
     target: Any
+    moves: Any = True
 
 
 def loss(config: Config, task: Task, params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
@@ -321,8 +322,14 @@ def loss(config: Config, task: Task, params: Any, batch: Batch) -> tuple[jax.Arr
     critic_loss = sum((jnp.mean(jnp.square(q_i - batch.target)) for q_i in q), start=jnp.zeros(()))
     weights = [x for x in jax.tree.leaves(params["critics"]) if x.ndim > 1]
     decay = config.critic_weight_decay * 0.5 * sum((jnp.sum(jnp.square(w)) for w in weights), start=jnp.zeros(()))
-    frozen = jax.lax.stop_gradient(params["critics"][:1])
-    actor_loss = -jnp.mean(q_values(config, task, frozen, batch.obs, mu(config, task, params["actor"], batch.obs))[0])
+
+    def of_actor(params: Any) -> jax.Array:
+        frozen = jax.lax.stop_gradient(params["critics"][:1])
+        return -jnp.mean(q_values(config, task, frozen, batch.obs, mu(config, task, params["actor"], batch.obs))[0])
+
+    # Where the actor rests nothing of it is computed.
+    delayed = config.policy_delay > 1
+    actor_loss = jax.lax.cond(batch.moves, of_actor, lambda _: jnp.zeros(()), params) if delayed else of_actor(params)
     total = critic_loss + decay + actor_loss
     return total, {"loss": total, "critic_loss": critic_loss, "actor_loss": actor_loss, "q_value": jnp.mean(q[0])}
 
@@ -357,19 +364,21 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
         if config.her_goals:
             key_i = jax.random.fold_in(key_goals, i)
             sampled = hindsight.relabelled(replay, task.spec, key_i, sampled, starts[i], envs[i], config.her_goals)
-        batch = Batch(sampled.obs, bounds.to_unit(_box(task), sampled.action), targets(config, task, target, sampled, noises[i]))
-        grads, metrics = jax.grad(functools.partial(loss, config, task), has_aux=True)(params, batch)
         updates = updates + 1
-        moving = updates % config.policy_delay == 0
+        moves = updates % config.policy_delay == 0
+        batch = Batch(sampled.obs, bounds.to_unit(_box(task), sampled.action), targets(config, task, target, sampled, noises[i]), moves)
+        grads, metrics = jax.grad(functools.partial(loss, config, task), has_aux=True)(params, batch)
         after, opt_after = {}, {}
         for part, rate in rates.items():
             direction, opt_after[part] = _optimiser().update(grads[part], opt_state[part])
             after[part] = optimisers.descend(params[part], direction, rate)
         moved = trees.polyak(after, target, config.tau)
         if config.policy_delay > 1:
-            after["actor"] = trees.select(moving, after["actor"], params["actor"])
-            opt_after["actor"] = trees.select(moving, opt_after["actor"], opt_state["actor"])
-            moved = trees.select(moving, moved, target)
+            after["actor"] = trees.select(moves, after["actor"], params["actor"])
+            opt_after["actor"] = trees.select(moves, opt_after["actor"], opt_state["actor"])
+            moved = trees.select(moves, moved, target)
+            # So that its mean over all updates is that over those in which the actor moves.
+            metrics |= {"actor_loss": config.policy_delay * metrics["actor_loss"]}
         return (after, moved, opt_after, updates), metrics | {"grad_norm": trees.global_norm(grads)}
 
     carry = (state.params, state.target, state.opt_state, state.updates)
