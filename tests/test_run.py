@@ -211,7 +211,7 @@ def test_numbers_are_coerced_and_presets_chosen(tmp_path):
     run = go(tmp_path, total_steps=16.0, learning_rate=1, widths=[2, 2], clip=3)
     assert (run.config.total_steps, run.config.learning_rate, run.config.widths, run.config.clip) == (16, 1.0, (2, 2), 3.0)
     assert all(type(x) is t for x, t in ((run.config.total_steps, int), (run.config.learning_rate, float), (run.config.clip, float)))
-    assert job.choose(STUB, None, "jax:Pendulum-v1")[1:] == ({"learning_rate": 0.5}, "stub-fast")
+    assert job.choose(STUB, None, "jax:Pendulum-v1")[1:] == ({"learning_rate": 0.5}, "stub-fast", None)
     assert job.choose(STUB, "stub-fast", CARTPOLE)[2] == "stub-fast"
     assert job.choose("ppo-paper", None, CARTPOLE)[2] == "ppo-paper"
 

@@ -53,6 +53,11 @@ def settings(name: str, task: str | None, preset: str | None) -> tuple[str | Non
     return chosen, module.Config(**overrides)
 
 
+def what_was_measured() -> dict[str, dict[str, Any]]:
+    """What the benchmarks of a preset found, by its name: `expected`, lines, and `hours` of a seed on one core. Not all have any."""
+    return json.loads((Path(__file__).parent / "measured.json").read_text(encoding="utf-8"))
+
+
 def title(module: Any) -> str:
     """The first sentence of a module, on one line, with its full stop; that of an abbreviation such as "et al. 2016" ends none."""
     paragraph = " ".join((inspect.getdoc(module) or "").split("\n\n")[0].split())
@@ -151,7 +156,7 @@ def system(name: str) -> str:
 
     module, overrides, chosen = studies.find(name)
     config = module.Config(**overrides)
-    measured = json.loads((Path(__file__).parent / "measured.json").read_text(encoding="utf-8"))
+    measured = what_was_measured()
     said = textwrap.wrap(f"{systems.system_name(module)}: {title(module)}", WIDTH, break_on_hyphens=False)
     lines = [*said, _takes(module), "", "presets"]
     for preset, known in module.PRESETS.items():

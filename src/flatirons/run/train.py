@@ -49,6 +49,7 @@ from flatirons.run.job import (
     write_record,
     write_records,
 )
+from flatirons.run.listing import what_was_measured
 from flatirons.run.loop import EVALUATION_SEED, Interrupted, Signals, StopTraining, drive, turns_function
 from flatirons.types import FlatironsError, Network, Task
 
@@ -113,7 +114,8 @@ def train(
         config = {**config, "network": network}
     notes = []
     if preset is not None:
-        notes.append(f"preset: {preset}" + (f" on top of {below}" if below else ""))
+        unknown = "" if preset in what_was_measured() else " (no benchmark has measured it)"
+        notes.append(f"preset: {preset}" + (f" on top of {below}" if below else "") + unknown)
     if is_instance(task) and "num_envs" not in config:
         if "num_steps" in settings and "num_steps" not in config:
             # A turn as long as the preset's, which its minibatches divide.
