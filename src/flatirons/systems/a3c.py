@@ -400,7 +400,8 @@ def steps_per_turn(config: Config) -> int:
 
 
 def _per_trajectory(config: Config) -> int:
-    return config.num_envs // config.actor_learners * config.num_steps
+    # At least one environment each: where there are fewer, it is `check` that says so.
+    return max(1, config.num_envs // config.actor_learners) * config.num_steps
 
 
 def check(config: Config, task: Task) -> None:
