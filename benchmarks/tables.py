@@ -568,11 +568,9 @@ METHODS = {
 
 
 def _method_seconds(r: dict[str, Any]) -> float | None:
-    """A method's result file: the seconds of a seed of the method itself, where the file has them."""
-    if r["name"] == "ewc_permuted":  # several processes shared the cores: the least is the nearest to one core's
-        return min(r["seconds"]["ewc"])
+    """A method's result file: the mean seconds of a seed of the method itself, where the file has them."""
     found = r.get("seconds_per_seed", r.get("seconds"))
-    found = found.get("maml") if isinstance(found, dict) else found
+    found = found.get("maml", found.get("ewc")) if isinstance(found, dict) else found
     return statistics.fmean(found) if isinstance(found, list) else found
 
 
@@ -605,12 +603,10 @@ def measured(learned: Sequence[dict[str, Any]], played: Sequence[dict[str, Any]]
             entry["expected"] += [f"{row['what'].split(' (aim')[0]}: {number(row['measured'])}" for row in r["rows"]]
             seconds = _method_seconds(r)
             entry["hours"] += [] if seconds is None else [seconds / 3600]
-    for entry in [entry for entry in found.values() if entry["hours"]]:
-        ends = [f"{hours:.1g}" for hours in (min(entry["hours"]), max(entry["hours"]))]
-        entry["hours"] = ends[0] if ends[0] == ends[1] else " to ".join(ends)
     for entry in found.values():
-        if not entry["hours"]:
-            del entry["hours"]
+        if hours := entry.pop("hours"):
+            ends = [f"{end:.1g}" for end in (min(hours), max(hours))]
+            entry["hours"] = ends[0] if ends[0] == ends[1] else " to ".join(ends)
     return json.dumps(found, indent=1, sort_keys=True) + "\n"
 
 

@@ -251,7 +251,9 @@ def _go_on(job: Job, *, in_group: bool) -> Run:
             for warning in loaded.warnings:
                 folder.warn(warning)
             step = loaded.meta["step"]
-            done, behind = step >= job.config.total_steps, job.stop_at is not None and job.stop_at <= step
+            # A last evaluation that a signal gave up is still to be made.
+            done = step >= job.config.total_steps and not loaded.meta.get("evaluation_owed", False)
+            behind = job.stop_at is not None and job.stop_at <= step
             if done:
                 said = f"{job.path} is finished: {step:_} of {job.config.total_steps:_} decisions; --total-steps N goes on to more"
                 folder.say([said], quiet=job.quiet)
