@@ -38,7 +38,7 @@ demo: install
 	@echo "Try another:        $(BIN)/flatirons list"
 
 test: install
-	XLA_FLAGS="$(ONE_THREAD) $$XLA_FLAGS" $(BIN)/python -m pytest -n 2 -q $(PYTEST_ARGS)
+	XLA_FLAGS="$(ONE_THREAD) $$XLA_FLAGS" $(BIN)/python -m pytest -n 2 --dist worksteal -q $(PYTEST_ARGS)
 
 lint: install
 	$(BIN)/ruff check .

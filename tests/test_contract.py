@@ -255,24 +255,6 @@ def test_one_trace_serves_every_learning_rate(system: ModuleType) -> None:
     assert any(not np.array_equal(x, y) for x, y in zip(_plain(a.params), _plain(b.params), strict=True))
 
 
-def test_vmap_over_seeds_and_configs_equals_single_runs(system: ModuleType) -> None:
-    c = _compiled(system)
-    configs = [dataclasses.replace(c.config, learning_rate=rate) for rate in (1e-3, 1e-2)]
-    both = jax.tree.map(lambda *xs: jnp.stack([jnp.float32(x) for x in xs]), *configs)
-    keys = jnp.stack([jax.random.key(seed) for seed in (4, 5)])
-
-    def two_turns(config: Any, key: Any) -> Any:
-        state = system.init(config, c.task, key)
-        return jax.lax.scan(lambda state, _: system.step(config, c.task, state), state, None, length=2)
-
-    states, metrics = jax.jit(jax.vmap(two_turns))(both, keys)
-    last = jax.tree.map(lambda x: x[:, -1], metrics)
-    for i, (config, seed) in enumerate(zip(configs, (4, 5), strict=True)):
-        state, single = c.run(config, seed, turns=2)
-        for x, y in zip(_plain((states, last)), _plain((state, single[-1])), strict=True):
-            np.testing.assert_allclose(x[i], y, rtol=1e-3, atol=1e-4)
-
-
 def test_the_actor_is_part_of_the_state_and_smaller(system: ModuleType) -> None:
     c = _compiled(system)
     state = c.init(c.config, jax.random.key(0))
@@ -323,27 +305,39 @@ def _anchored(system: ModuleType, anchor: Any, strength: Any, names: tuple[str, 
     return loss
 
 
-def test_update_takes_another_loss_whose_numbers_are_arguments(system: ModuleType) -> None:
+def test_vmap_over_seeds_and_configs_equals_single_runs_and_takes_another_loss(system: ModuleType) -> None:
+    """Four runs in one program, for compiling is what takes the time: two must equal single ones, a foreign loss pulls two apart."""
     c = _compiled(system)
-    traces = 0
+    runs = [
+        (dataclasses.replace(c.config, learning_rate=1e-3), 4, 0.0, 0.0),
+        (dataclasses.replace(c.config, learning_rate=1e-2), 5, 0.0, 0.0),
+        (c.config, 0, -3.0, 1e4),
+        (c.config, 0, 3.0, 1e4),
+    ]
+    configs, seeds, anchors, strengths = zip(*runs, strict=True)
+    together = jax.tree.map(lambda *xs: jnp.stack([jnp.float32(x) for x in xs]), *configs)
 
-    @jax.jit
-    def step(config: Any, state: Any, anchor: Any, strength: Any) -> Any:
-        nonlocal traces
-        traces += 1
-        return system.step(config, c.task, state, update=functools.partial(system.update, loss=_anchored(system, anchor, strength)))
+    def turns(config: Any, key: Any, where: Any, strength: Any) -> Any:
+        state = system.init(config, c.task, key)
+        anchor = jax.tree.map(lambda x: jnp.broadcast_to(where.astype(x.dtype), x.shape), state.params)
+        update = functools.partial(system.update, loss=_anchored(system, anchor, strength))
 
-    ends = {}
-    for name, where, strength in (("free", 0.0, 0.0), ("low", -3.0, 1e4), ("high", 3.0, 1e4)):
-        state = c.init(c.config, jax.random.key(0))
-        anchor = jax.tree.map(lambda x, w=where: jnp.full_like(x, w), state.params)
-        for _ in range(TURNS):
-            state, _ = step(c.config, state, anchor, jnp.float32(strength))
-        ends[name] = np.concatenate([x.ravel() for x in _plain(state.params)])
-    assert traces == 1
-    untouched = np.concatenate([x.ravel() for x in _plain(c.run(c.config, 0)[0].params)])
-    np.testing.assert_allclose(ends["free"], untouched, rtol=1e-3, atol=1e-5)
-    assert (ends["low"] < ends["high"]).all(), "each parameter was pulled to its own anchor"
+        def turn(state: Any, _: None) -> Any:
+            state, metrics = system.step(config, c.task, state, update=update)
+            return state, (state, metrics)
+
+        return jax.lax.scan(turn, state, None, length=TURNS)[1]
+
+    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+    states, metrics = jax.jit(jax.vmap(turns))(together, keys, jnp.array(anchors), jnp.array(strengths))
+    # Later turns drift apart: an order of sums is enough to choose another action.
+    early = jax.tree.map(lambda x: x[:, 1], (states, metrics))
+    for i in range(2):
+        state, single = c.run(configs[i], seeds[i], turns=2)
+        for x, y in zip(_plain(early), _plain((state, single[-1])), strict=True):
+            np.testing.assert_allclose(x[i], y, rtol=1e-3, atol=1e-4)
+    low, high = (np.concatenate([x[i, -1].ravel() for x in _plain(states.params)]) for i in (2, 3))
+    assert (low < high).all(), "each parameter was pulled to its own anchor"
 
 
 def test_another_loss_may_report_more(system: ModuleType) -> None:

@@ -467,17 +467,21 @@ def _remembering(kind: str) -> tuple[ppo.Config, InGraph, Any, Any]:
 def test_a_memory_is_recomputed_as_it_was_acted_with(kind: str) -> None:
     config, task, init, turn = _remembering(kind)
     state = init(jax.random.key(0))
+
+    @jax.jit
+    def one_step(actor: Any, carry: Any, obs: Any, first: Any, legal: Any, action: Any) -> Any:
+        carry = actor_critic.remembering(config, task, actor.params, ppo.prepare(task, actor.obs, obs), carry, first)
+        features = actor_critic.features(config, actor.params, carry, "head")
+        return carry, actor_critic.pi(task, actor.params, features, legal).log_prob(action)
+
     for _ in range(3):
         before = state
         state, _, experience, batch = turn(state)
         # Step by step, as the environments saw it, from the memory at the rollout's start.
         actor, carry = ppo.actor(before), before.collector.carry
         for t in range(16):
-            obs = ppo.prepare(task, actor.obs, experience.obs[t])
-            carry = actor_critic.remembering(config, task, actor.params, obs, carry, experience.first[t])
             legal = () if isinstance(experience.legal, tuple) else experience.legal[t]
-            features = actor_critic.features(config, actor.params, carry, "head")
-            log_prob = actor_critic.pi(task, actor.params, features, legal).log_prob(experience.action[t])
+            carry, log_prob = one_step(actor, carry, experience.obs[t], experience.first[t], legal, experience.action[t])
             np.testing.assert_allclose(batch.old_log_prob[:, t], log_prob, rtol=1e-4, atol=1e-5)
         for there, here in ((state.collector.carry, carry), (state.memory.policy, carry)):
             np.testing.assert_allclose(there.h, here.h, atol=1e-5)
