@@ -42,7 +42,10 @@ class Pixels(gymnasium.Wrapper):
         self._options = options
         self.frames_per_step = options.repeat
         self._frames: collections.deque[np.ndarray] = collections.deque(maxlen=options.stack)
-        self._draw = _mujoco_drawer(env.unwrapped, options.size) or self._render
+        drawer = _mujoco_drawer(env.unwrapped, options.size)
+        # OpenGL's context is current in the thread that drew last, and in no other.
+        self.of_one_thread = drawer is not None
+        self._draw = drawer or self._render
         self.observation_space = spaces.StackedBox(0, 255, (options.stack, options.size, options.size), np.uint8)
 
     def _render(self) -> np.ndarray:
