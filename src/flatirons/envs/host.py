@@ -87,6 +87,8 @@ class Rows:
 
     def __init__(self, envs: Sequence[gymnasium.Env], limits: Sequence[int | None], first: int = 0) -> None:
         self.envs = list(envs)
+        for env in self.envs:
+            diverge_openly(env)
         self.first = first
         self.at = 0
         self._steps = [env.step for env in self.envs]
@@ -689,6 +691,17 @@ def warnings_as(notes: list[str]) -> Iterator[None]:
         _, said, text = " ".join(str(warning.message).split()).replace("\x1b[0m", "").partition("WARN: ")
         if said and text not in notes:
             notes.append(text)
+
+
+def diverge_openly(env: gymnasium.Env) -> None:
+    """Let MuJoCo give NaN where its simulation diverges, which is then a fault that is named.
+
+    By itself it resets its state within the step, and the transition to that start is learned from. Other trajectories stay the same.
+    """
+    mujoco: Any = sys.modules.get("mujoco")
+    model = getattr(env.unwrapped, "model", None)
+    if mujoco is not None and isinstance(model, mujoco.MjModel):
+        model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
 
 
 @contextlib.contextmanager
