@@ -150,6 +150,16 @@ PRESETS = {
         config={"total_steps": 20_000, "learning_starts": 1_000, "random_steps": 1_000, "buffer_size": 20_000},
         tasks=("Pendulum-v*", "jax:Pendulum-v*"),
     ),
+    "ddpg-pixels-pendulum": Preset(
+        doc="For Pendulum from what is seen alone: the smaller convolutional network, a replay that holds the whole run.",
+        config={"total_steps": 20_000, "buffer_size": 20_000, "network": "playing-atari"},
+        tasks=("pixels:Pendulum-v*",),
+    ),
+    "ddpg-pixels": Preset(
+        doc="As ddpg-pixels-pendulum, for other tasks that are seen: 100,000 decisions, whose pictures take 0.4 GB.",
+        config={"total_steps": 100_000, "buffer_size": 100_000, "network": "playing-atari"},
+        tasks=("pixels:*",),
+    ),
 }
 
 

@@ -146,6 +146,16 @@ PRESETS = {
         # With their dense rewards another goal's reward is not known.
         tasks=("FetchReach-v*", "FetchPush-v*", "FetchSlide-v*", "FetchPickAndPlace-v*"),
     ),
+    "sac-pixels-pendulum": Preset(
+        doc="For Pendulum from what is seen alone: the smaller convolutional network, a replay that holds the whole run.",
+        config={"total_steps": 20_000, "buffer_size": 20_000, "network": "playing-atari"},
+        tasks=("pixels:Pendulum-v*",),
+    ),
+    "sac-pixels": Preset(
+        doc="As sac-pixels-pendulum, for other tasks that are seen: 100,000 decisions, whose pictures take 0.4 GB.",
+        config={"total_steps": 100_000, "buffer_size": 100_000, "network": "playing-atari"},
+        tasks=("pixels:*",),
+    ),
 }
 
 
