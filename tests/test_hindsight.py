@@ -16,6 +16,7 @@ from flatirons import envs, systems
 from flatirons.data import hindsight
 from flatirons.data import replay as memory
 from flatirons.envs import robotics
+from flatirons.run import evaluate
 from flatirons.systems import ddpg, sac
 from flatirons.types import ArraySpec, Box, FlatironsError, Spec, Transition
 
@@ -145,12 +146,24 @@ def test_tasks_without_goals_are_refused_in_a_sentence() -> None:
         ddpg.check(ddpg.Config(her_goals=4), line)
 
 
+def test_success_is_left_out_where_a_wrapper_hides_the_goal() -> None:
+    whole, flat = (Threshold(), gymnasium.wrappers.FlattenObservation(Threshold()))
+    last = np.array([0.0, -1.0])
+    assert evaluate._success(envs.make(whole), last) == {"success": 0.5}
+    made = envs.make(flat)
+    assert made.spec.goal_reward is not None and evaluate._success(made, last) == {}
+
+
 class Threshold(gymnasium.Env):
     """What Gymnasium-Robotics' tasks look like from outside."""
 
     action_space = gs.Box(-1, 1, (2,), np.float32)
     observation_space = gs.Dict({name: gs.Box(-9, 9, (2,), np.float32) for name in ("observation", *hindsight.GOALS)})
     reward_type, distance_threshold = "sparse", 0.05
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return {name: np.zeros(2, np.float32) for name in self.observation_space}, {}
 
 
 def test_the_threshold_rule_is_read_off_the_environment() -> None:

@@ -245,7 +245,7 @@ def steps_per_turn(config: Config) -> int:
 
 def check(config: Config, task: Task) -> None:
     """Refuse what cannot run. Raises FlatironsError."""
-    bounds.demand_box(task, "ddpg", "dqn or ppo")
+    bounds.demand_box(task, "ddpg")
     if config.policy_delay < 1:
         raise FlatironsError(f"policy_delay={config.policy_delay} must be at least 1")
     if not 0 <= config.action_layer <= len(config.hidden):

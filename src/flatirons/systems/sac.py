@@ -248,7 +248,7 @@ def steps_per_turn(config: Config) -> int:
 
 def check(config: Config, task: Task) -> None:
     """Refuse what cannot run. Raises FlatironsError."""
-    bounds.demand_box(task, "sac", "dqn or ppo")
+    bounds.demand_box(task, "sac")
     if config.target_every < 1:
         raise FlatironsError(f"target_every={config.target_every} must be at least 1")
     if config.policy_delay < 1:
