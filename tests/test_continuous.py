@@ -334,6 +334,11 @@ def test_sac_2018_keeps_a_target_of_its_value_network_alone() -> None:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), after.target, expected)
 
 
+def test_sac_a_value_network_is_told_what_to_pass_beside_it() -> None:
+    with pytest.raises(FlatironsError, match=r"policy_delay=5 lets the policy rest .*: give policy_delay=1 too \(--policy-delay 1\)"):
+        sac.check(sac.Config(**dict(sac.PRESETS["sac-hopper"].config) | {"value_network": True}), PENDULUM)
+
+
 def test_sac_the_policy_rests_between_its_updates() -> None:
     config = sac.Config(**SMALL, policy_delay=3, learning_rate=1e-2)
     step, state = jax.jit(functools.partial(sac.step, config, PENDULUM)), sac.init(config, PENDULUM, jax.random.key(0))

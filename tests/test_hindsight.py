@@ -185,8 +185,9 @@ def test_a_rule_with_rotations_is_not_taken_for_a_distance() -> None:
 
 def test_goals_are_exchanged_by_itself_only_where_their_reward_is_known() -> None:
     sparse = [f"Fetch{name}-v4" for name in ("Reach", "Push", "Slide", "PickAndPlace")]
-    assert {systems.choose_preset(sac, name) for name in sparse} == {"sac-her"}
-    assert {systems.choose_preset(sac, name.replace("-", "Dense-")) for name in sparse} == {None}
+    for module, own in ((sac, "sac-her"), (ddpg, "ddpg-her")):
+        assert [systems.choose_preset(module, name) for name in sparse] == [own, *[f"{own}-objects"] * 3]
+        assert {systems.choose_preset(module, name.replace("-", "Dense-")) for name in sparse} == {None}
 
 
 def test_fetch_steps_under_mujoco_4_and_its_reward_is_our_rule() -> None:
