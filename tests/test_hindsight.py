@@ -204,3 +204,10 @@ def test_fetch_steps_under_mujoco_4_and_its_reward_is_our_rule() -> None:
         seen.add(found)
     assert task.spec.max_episode_steps == 50 and seen
     task.close()
+
+
+def test_fetch_can_be_wrapped() -> None:
+    pytest.importorskip("gymnasium_robotics")
+    task: Any = envs.make("discrete:FetchReach-v4", 1)
+    assert task.spec.action.n == 3**4 and set(hindsight.GOALS) <= set(task.spec.obs)
+    task.close()

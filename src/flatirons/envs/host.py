@@ -699,7 +699,7 @@ def diverge_openly(env: gymnasium.Env) -> None:
     By itself it resets its state within the step, and the transition to that start is learned from. Other trajectories stay the same.
     """
     mujoco: Any = sys.modules.get("mujoco")
-    model = getattr(env.unwrapped, "model", None)
+    model: Any = getattr(env.unwrapped, "model", None)
     if mujoco is not None and isinstance(model, mujoco.MjModel):
         model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
 

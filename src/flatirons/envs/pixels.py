@@ -86,7 +86,8 @@ class Pixels(gymnasium.Wrapper):
 def _mujoco_drawer(env: Any, size: int) -> Callable[[], np.ndarray] | None:
     """What draws a Gymnasium MuJoCo environment, RGB uint8 `[size, size, 3]`; None for others."""
     model, data = getattr(env, "model", None), getattr(env, "data", None)
-    if "mujoco" not in sys.modules or model is None or data is None:
+    # Gymnasium-Robotics puts the goal into the picture in its own `render`.
+    if "mujoco" not in sys.modules or model is None or data is None or type(env).__module__.startswith("gymnasium_robotics"):
         return None
     mujoco: Any = sys.modules["mujoco"]
     model.vis.quality.shadowsize = model.vis.quality.offsamples = 0
