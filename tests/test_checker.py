@@ -30,7 +30,7 @@ class Sound(gymnasium.Env):
         self.buffer = np.zeros(3, np.float32)
         self.other = np.random.default_rng()
         if wrong == "unbounded actions":
-            self.action_space = gs.Box(-np.inf, np.inf, (1,), np.float32)
+            self.action_space = gs.Box(-3.4e38, 3.4e38, (1,), np.float32)
         if wrong in ("low actions", "action rewritten"):
             self.action_space = gs.Box(-1, 1, (1,), np.float32)
         if wrong == "odd actions":

@@ -14,7 +14,7 @@ import pytest
 
 from flatirons import systems
 from flatirons.__main__ import COMMANDS, main
-from flatirons.run import cli, doctor, listing, report
+from flatirons.run import cli, doctor, listing, play, report
 from flatirons.types import FlatironsError
 
 TINY = ["--num-envs", "2", "--num-steps", "16", "--num-epochs", "1", "--num-minibatches", "1", "--quiet"]
@@ -234,6 +234,12 @@ def test_what_comes_next_leaves_out_what_cannot_be_played(capsys: pytest.Capture
         cli._say_what_next(tmp_path / name)
         shown = capsys.readouterr().out
         assert ("flatirons play" in shown) == played and "flatirons eval" in shown and "flatirons plot" in shown, name
+
+
+def test_play_of_envpool_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"env": "envpool:Ant-v5", "system": "sac"}))
+    with pytest.raises(FlatironsError, match="envpool:Ant-v5 cannot be drawn, as EnvPool's simulators give no pictures; `flatirons eval`"):
+        play.play(tmp_path)
 
 
 def test_eval_does_not_play_the_episodes_of_the_training(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from flatirons.envs import probes
 from flatirons.envs.ingraph import InGraph
 from flatirons.nets import mlp
 from flatirons.systems import ddpg, sac
-from flatirons.types import Box, FlatironsError, TimeStep
+from flatirons.types import Box, FlatironsError, MultiDiscrete, TimeStep
 
 SMALL: dict[str, Any] = {"hidden": (8, 6), "buffer_size": 16, "batch_size": 4, "learning_starts": 1, "random_steps": 0}
 PENDULUM: Any = envs.make("jax:Pendulum-v1", 1)
@@ -112,8 +112,12 @@ def test_decisions_stay_within_bounds_random_and_greedy(module: Any) -> None:
 def test_other_actions_are_refused_in_a_sentence(module: Any) -> None:
     with pytest.raises(FlatironsError, match=r"needs a Box action space and jax:CartPole-v1 has Discrete: .* dqn or ppo"):
         module.check(module.Config(), envs.make("jax:CartPole-v1", 1))
-    task: Any = InGraph(probes.ConstantReward(action_spec=Box((-np.inf,), (1.0,))), 1, "probe:x")
-    with pytest.raises(FlatironsError, match="these are infinite"):
+    for box in (Box((-np.inf,), (1.0,)), Box((-3.4e38,), (3.4e38,)), Box((0.0,), (np.nan,))):
+        task: Any = InGraph(probes.ConstantReward(action_spec=box), 1, "probe:x")
+        with pytest.raises(FlatironsError, match="these are infinite"):
+            module.check(module.Config(), task)
+    task = InGraph(probes.ConstantReward(action_spec=MultiDiscrete((2, 3))), 1, "probe:x")
+    with pytest.raises(FlatironsError, match=r"probe:x has MultiDiscrete: use a system for it, such as ppo or a3c$"):
         module.check(module.Config(), task)
     with pytest.raises(FlatironsError, match=r"buffer_size=16 is smaller than a batch: make it at least batch_size=17"):
         module.check(module.Config(**SMALL | {"batch_size": 17}), PENDULUM)
@@ -328,6 +332,11 @@ def test_sac_2018_keeps_a_target_of_its_value_network_alone() -> None:
         after, _ = jax.jit(functools.partial(sac.step, config, PENDULUM))(state)
         expected = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, state.target, after.params[part])
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), after.target, expected)
+
+
+def test_sac_a_value_network_is_told_what_to_pass_beside_it() -> None:
+    with pytest.raises(FlatironsError, match=r"policy_delay=5 lets the policy rest .*: give policy_delay=1 too \(--policy-delay 1\)"):
+        sac.check(sac.Config(**dict(sac.PRESETS["sac-hopper"].config) | {"value_network": True}), PENDULUM)
 
 
 def test_sac_the_policy_rests_between_its_updates() -> None:

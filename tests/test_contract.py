@@ -206,11 +206,15 @@ def test_which_preset_a_task_gets() -> None:
         for system, task in (
             ("sac", "HalfCheetah-v5"), ("sac-2018", "HalfCheetah-v5"), ("sac-2018", "MyOwn-v0"), ("async-q", "CartPole-v1"),
             ("async-q", "ALE/Pong-v5"), ("dqn-2013", "pgx:minatar-asterix"), ("dqn-2013", "ALE/Pong-v5"), ("dqn", "MyOwn-v0"),
+            ("ddpg", "pixels:Pendulum-v1"), ("ddpg", "pixels:HalfCheetah-v5"), ("sac", "pixels:Pendulum-v1"), ("sac-2018", "pixels:Ant-v5"),
+            ("sac-2018", "Humanoid-v5"), ("sac", "envpool:HalfCheetah-v5"), ("sac", "envpool:FetchReach-v4"),
         )
     }  # fmt: skip
     assert list(chosen.values()) == [
         ("sac-halfcheetah", None), ("sac-2018", "sac-halfcheetah"), ("sac-2018", None), ("async-q-classic", None),
         ("async-q", "a3c-paper"), ("dqn-2013-minatar", None), ("dqn-2013", None), (None, None),
+        ("ddpg-pixels-pendulum", None), ("ddpg-pixels", None), ("sac-pixels-pendulum", None), ("sac-2018", "sac-pixels"),
+        ("sac-2018-humanoid", None), ("sac-halfcheetah", None), (None, None),
     ]  # fmt: skip
     nature = systems.preset_for(systems.dqn, "double-dqn", "ALE/Pong-v5")[2]
     assert nature == {**systems.dqn.PRESETS["dqn-nature"].config, "double": True}

@@ -170,6 +170,20 @@ def test_a_float64_observation_beyond_float32_is_not_finite() -> None:
         task.step(np.array([0]))
 
 
+@pytest.mark.parametrize("wrapped", ["InvertedPendulum-v5", "discrete:InvertedPendulum-v5"])
+def test_a_simulator_that_diverges_is_named(wrapped: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MuJoCo's own answer is to start anew within the step, which nothing tells from a transition."""
+    pytest.importorskip("mujoco")
+    monkeypatch.chdir(tmp_path)  # MuJoCo notes it in a file where it runs
+    task: Any = envs.make(wrapped, 1, seed=0)
+    action = np.zeros(1, np.int32) if wrapped.startswith("discrete:") else np.zeros((1, 1), np.float32)
+    task.step(action)
+    task.engine.rows.envs[0].unwrapped.data.qvel[0] = np.nan
+    with pytest.raises(FlatironsError, match=rf"environment 0 of {wrapped}, at step 1 .* obs\[\d\] is nan, not a finite number"):
+        task.step(action)
+    task.close()
+
+
 def test_large_but_finite_numbers_pass() -> None:
     env = Faulty()
     env.step = lambda action: (np.full(3, 3e38, np.float32), 3e38, False, False, {})  # type: ignore[method-assign]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from typing import Any
 
@@ -270,6 +271,42 @@ def test_slow_environments_get_processes_and_fast_ones_do_not(monkeypatch: pytes
     assert "serial" in envs.make("CartPole-v1", 2).notes[0]
     with pytest.raises(FlatironsError, match="not importable"):
         envs.make(lambda: Counter(), 2, vectoriser="processes")
+
+
+class OfMujoco(gymnasium.Env):
+    """Looks like one of Gymnasium's MuJoCo environments; only the thread that made it can step it."""
+
+    observation_space = gs.Box(-1, 1, (3,), np.float32)
+    action_space = gs.Box(-1, 1, (2,), np.float32)
+    of_one_thread = False
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        if threading.get_ident() != self.thread:
+            raise RuntimeError("current in another thread")
+        return np.zeros(3, np.float32), 0.0, False, False, {}
+
+
+@pytest.mark.parametrize("of_one_thread", [True, False])
+def test_what_cannot_be_stepped_in_threads_is_not(of_one_thread: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    monkeypatch.setattr(host, "usable_cores", lambda: 2)
+    monkeypatch.setattr(OfMujoco, "__module__", "gymnasium.envs.mujoco.test")
+    monkeypatch.setattr(OfMujoco, "of_one_thread", of_one_thread)
+    monkeypatch.setattr(host, "_threads", lambda *args, threads=host._threads: tried.append(1) or threads(*args))
+    # Where nothing says so, the trial of threads fails and is no reason to take them.
+    task = envs.make(lambda: OfMujoco(), 4)
+    assert "serial" in task.notes[0] and bool(tried) != of_one_thread
+    task.step(np.zeros((4, 2), np.float32))
+    if of_one_thread:
+        with pytest.raises(FlatironsError, match="draws in the one thread that made it, so threads cannot step it"):
+            envs.make(lambda: OfMujoco(), 4, vectoriser="threads")
 
 
 def test_the_measurement_leaves_no_trace() -> None:

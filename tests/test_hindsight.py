@@ -16,6 +16,7 @@ from flatirons import envs, systems
 from flatirons.data import hindsight
 from flatirons.data import replay as memory
 from flatirons.envs import robotics
+from flatirons.run import evaluate
 from flatirons.systems import ddpg, sac
 from flatirons.types import ArraySpec, Box, FlatironsError, Spec, Transition
 
@@ -145,12 +146,24 @@ def test_tasks_without_goals_are_refused_in_a_sentence() -> None:
         ddpg.check(ddpg.Config(her_goals=4), line)
 
 
+def test_success_is_left_out_where_a_wrapper_hides_the_goal() -> None:
+    whole, flat = (Threshold(), gymnasium.wrappers.FlattenObservation(Threshold()))
+    last = np.array([0.0, -1.0])
+    assert evaluate._success(envs.make(whole), last) == {"success": 0.5}
+    made = envs.make(flat)
+    assert made.spec.goal_reward is not None and evaluate._success(made, last) == {}
+
+
 class Threshold(gymnasium.Env):
     """What Gymnasium-Robotics' tasks look like from outside."""
 
     action_space = gs.Box(-1, 1, (2,), np.float32)
     observation_space = gs.Dict({name: gs.Box(-9, 9, (2,), np.float32) for name in ("observation", *hindsight.GOALS)})
     reward_type, distance_threshold = "sparse", 0.05
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return {name: np.zeros(2, np.float32) for name in self.observation_space}, {}
 
 
 def test_the_threshold_rule_is_read_off_the_environment() -> None:
@@ -172,8 +185,9 @@ def test_a_rule_with_rotations_is_not_taken_for_a_distance() -> None:
 
 def test_goals_are_exchanged_by_itself_only_where_their_reward_is_known() -> None:
     sparse = [f"Fetch{name}-v4" for name in ("Reach", "Push", "Slide", "PickAndPlace")]
-    assert {systems.choose_preset(sac, name) for name in sparse} == {"sac-her"}
-    assert {systems.choose_preset(sac, name.replace("-", "Dense-")) for name in sparse} == {None}
+    for module, own in ((sac, "sac-her"), (ddpg, "ddpg-her")):
+        assert [systems.choose_preset(module, name) for name in sparse] == [own, *[f"{own}-objects"] * 3]
+        assert {systems.choose_preset(module, name.replace("-", "Dense-")) for name in sparse} == {None}
 
 
 def test_fetch_steps_under_mujoco_4_and_its_reward_is_our_rule() -> None:
@@ -189,4 +203,11 @@ def test_fetch_steps_under_mujoco_4_and_its_reward_is_our_rule() -> None:
         assert found == float(outcome.reward[0])
         seen.add(found)
     assert task.spec.max_episode_steps == 50 and seen
+    task.close()
+
+
+def test_fetch_can_be_wrapped() -> None:
+    pytest.importorskip("gymnasium_robotics")
+    task: Any = envs.make("discrete:FetchReach-v4", 1)
+    assert task.spec.action.n == 3**4 and set(hindsight.GOALS) <= set(task.spec.obs)
     task.close()

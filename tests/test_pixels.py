@@ -11,6 +11,7 @@ import pytest
 
 from flatirons import envs
 from flatirons.data import replay as memory
+from flatirons.envs import host
 from flatirons.types import FlatironsError
 
 pytest.importorskip("pygame")
@@ -26,6 +27,8 @@ def test_pictures_move_and_are_stacked_oldest_first(name: str) -> None:
         if "MUJOCO_GL" not in str(error):
             raise
         pytest.skip("no way to draw without a display here")
+    # A context of OpenGL's is current in one thread; another could not draw.
+    assert host.of_one_thread(task.engine.rows.envs[0]) == ("Cheetah" in name)
     assert task.spec.obs.shape == (3, 32, 32) and task.spec.obs.stack == 3 and task.spec.obs.dtype == "uint8"
     first = task.current.obs[0]
     np.testing.assert_array_equal(first[0], first[2])

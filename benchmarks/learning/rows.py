@@ -97,9 +97,7 @@ ROWS: dict[str, Row] = {
     "ddpg-inverted-pendulum": Row(system="ddpg", task="InvertedPendulum-v5", budget=100_000, seeds=5, reach=950, aim=1000),
     "ddpg-halfcheetah": Row(system="ddpg", task="HalfCheetah-v5", budget=100_000, seeds=5, reach=3800, aim=4340),
     # Small, and from what is seen alone.
-    "ddpg-pixels-pendulum": Row(
-        system="ddpg", task="pixels:Pendulum-v1", budget=20_000, seeds=3, config={"network": "playing-atari", "buffer_size": 20_000}
-    ),
+    "ddpg-pixels-pendulum": Row(system="ddpg", task="pixels:Pendulum-v1", budget=20_000, seeds=3),
     # What the DDPG paper begins with: seven joints cut in three are 2,187 actions for DQN.
     "ddpg-pusher": Row(system="ddpg", task="Pusher-v5", budget=50_000, seeds=3),
     "dqn-pusher-cut": Row(system="dqn", task="discrete:Pusher-v5", budget=50_000, seeds=3),

@@ -6,20 +6,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatirons.types import Array, Box, FlatironsError, Task
+from flatirons.types import Array, Box, FlatironsError, MultiDiscrete, Task
+
+LARGEST = 1e30
+"""A bound beyond this stands for none: float32's largest number, 3.4e38, is what people write who may not write infinity, and the width of
+such a Box overflows."""
 
 
-def demand_box(task: Task, system: str, others: str) -> Box:
-    """The task's Box. Raises FlatironsError, naming the systems in `others`, where actions are of another kind or their bounds infinite."""
+def demand_box(task: Task, system: str) -> Box:
+    """The task's Box. Raises FlatironsError, naming systems that take them, where actions are of another kind or their bounds infinite."""
     box = task.spec.action
     if not isinstance(box, Box):
+        others = "ppo or a3c" if isinstance(box, MultiDiscrete) else "dqn or ppo"
         raise FlatironsError(
             f"{system} needs a Box action space and {task.name} has {type(box).__name__}: use a system for it, such as {others}"
         )
-    if not np.isfinite([*box.low, *box.high]).all():
+    if not (np.abs([*box.low, *box.high]) <= LARGEST).all():
         raise FlatironsError(
-            f"{system} scales its actions to the bounds of {task.name}, and these are infinite: give the environment's action_space finite "
-            "ones, or use ppo"
+            f"{system} scales its actions to the bounds of {task.name}, and these are infinite (or beyond {LARGEST:g}): give the "
+            "environment's action_space finite ones, or use ppo"
         )
     return box
 

@@ -406,20 +406,13 @@ def _from_object(task: Any, num_envs: int, seed: int, vectoriser: str, timeout_s
 def _from_gymnasium(task: str, num_envs: int, seed: int, vectoriser: str, timeout_s: float | None, options: dict[str, Any]) -> Task:
     import gymnasium
 
-    from flatirons.envs import host, robotics
+    from flatirons.envs import host
 
     atari = re.fullmatch(r"(?:ALE/)?([A-Z]\w*?)(?:NoFrameskip|Deterministic)-v\d+", task)
     if atari:
         raise FlatironsError(f"the task {task!r} is an old Atari name; use 'ALE/{atari[1]}-v5', whose preprocessing is set by options")
     notes: list[str] = []
-    from_robotics = task not in gymnasium.registry and task.startswith(robotics.PREFIXES)
-    if from_robotics or str(getattr(gymnasium.registry.get(task), "entry_point", "")).startswith("gymnasium_robotics"):
-        try:
-            with host.warnings_as([]):
-                robotics.register()
-        except ModuleNotFoundError as error:
-            raise _missing(task, error.name or "gymnasium_robotics") from None
-        from_robotics = True
+    from_robotics = _register_robotics(task, task)
     try:
         with host.warnings_as(notes):
             spec = gymnasium.spec(task)
@@ -472,6 +465,23 @@ def _from_gymnasium(task: str, num_envs: int, seed: int, vectoriser: str, timeou
     return made
 
 
+def _register_robotics(task: str, name: str) -> bool:
+    """Whether `name`, which `task` names or wraps, is of Gymnasium-Robotics; its environments are registered then."""
+    import gymnasium
+
+    from flatirons.envs import host, robotics
+
+    known = gymnasium.registry.get(name)
+    ours = name.startswith(robotics.PREFIXES) if known is None else str(known.entry_point).startswith("gymnasium_robotics")
+    if ours:
+        try:
+            with host.warnings_as([]):
+                robotics.register()
+        except ModuleNotFoundError as error:
+            raise _missing(task, error.name or "gymnasium_robotics") from None
+    return ours
+
+
 def _from_wrapped(
     task: str,
     name: str,
@@ -488,6 +498,7 @@ def _from_wrapped(
 
     from flatirons.envs import host
 
+    _register_robotics(task, name)
     if name not in gymnasium.registry:
         raise FlatironsError(f"the task {task!r} is unknown{_nearest(name, gymnasium.registry)}")
     _demand_types(task, typing.get_type_hints(options_type), options)

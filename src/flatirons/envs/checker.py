@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from gymnasium import spaces as gs
 
+from flatirons.core.bounds import LARGEST
 from flatirons.envs import spaces
 from flatirons.types import ArraySpec, Box, FlatironsError, MultiDiscrete
 
@@ -295,7 +296,7 @@ def _action_space(walk: Walk) -> Verdict:
     if walk.action_problem:
         return "error", walk.action_problem
     spec = spaces.action_spec(walk.env.action_space)
-    if isinstance(spec, Box) and not np.isfinite([*spec.low, *spec.high]).all():
+    if isinstance(spec, Box) and not (np.abs([*spec.low, *spec.high]) <= LARGEST).all():
         return "warning", f"the action space {walk.env.action_space} has infinite bounds, so actions cannot be scaled to it"
     return None
 

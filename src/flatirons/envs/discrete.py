@@ -14,6 +14,7 @@ import gymnasium
 import numpy as np
 from gymnasium.wrappers import TimeLimit
 
+from flatirons.core.bounds import LARGEST
 from flatirons.envs.host import quiet_mujoco, unwrap
 from flatirons.types import FlatironsError
 
@@ -39,7 +40,7 @@ class Discretised(gymnasium.ActionWrapper):
             raise FlatironsError(f"there is nothing to discretise: the action space is {space}, not a Box")
         if isinstance(bins, bool) or not isinstance(bins, int) or bins < 2:
             raise FlatironsError(f"bins is {bins!r}; it is a whole number from 2 up")
-        if not space.is_bounded():
+        if not (np.abs([space.low, space.high]) <= LARGEST).all():
             raise FlatironsError(f"cannot discretise {space}: it has no bounds")
         dimensions = int(np.prod(space.shape))
         if bins**dimensions > MOST_ACTIONS:

@@ -87,6 +87,8 @@ class Rows:
 
     def __init__(self, envs: Sequence[gymnasium.Env], limits: Sequence[int | None], first: int = 0) -> None:
         self.envs = list(envs)
+        for env in self.envs:
+            diverge_openly(env)
         self.first = first
         self.at = 0
         self._steps = [env.step for env in self.envs]
@@ -674,6 +676,11 @@ def frames_per_step(env: gymnasium.Env) -> int:
     return env.get_wrapper_attr("frames_per_step") if env.has_wrapper_attr("frames_per_step") else 1
 
 
+def of_one_thread(env: gymnasium.Env) -> bool:
+    """Whether an environment may be stepped by the thread that made it alone, as a wrapper says that draws with OpenGL in its steps."""
+    return env.has_wrapper_attr("of_one_thread") and env.get_wrapper_attr("of_one_thread")
+
+
 @contextlib.contextmanager
 def warnings_as(notes: list[str]) -> Iterator[None]:
     """Gymnasium's warnings become notes."""
@@ -684,6 +691,17 @@ def warnings_as(notes: list[str]) -> Iterator[None]:
         _, said, text = " ".join(str(warning.message).split()).replace("\x1b[0m", "").partition("WARN: ")
         if said and text not in notes:
             notes.append(text)
+
+
+def diverge_openly(env: gymnasium.Env) -> None:
+    """Let MuJoCo give NaN where its simulation diverges, which is then a fault that is named.
+
+    By itself it resets its state within the step, and the transition to that start is learned from. Other trajectories stay the same.
+    """
+    mujoco: Any = sys.modules.get("mujoco")
+    model: Any = getattr(env.unwrapped, "model", None)
+    if mujoco is not None and isinstance(model, mujoco.MjModel):
+        model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
 
 
 @contextlib.contextmanager
@@ -754,6 +772,8 @@ def batch(
             first.close()
             engine, note = _processes(name, source, spec, obs_space, num_envs, cores, timeout_s)
         elif vectoriser == "threads":
+            if of_one_thread(first):
+                raise FlatironsError(f"{name} draws in the one thread that made it, so threads cannot step it; use vectoriser='auto'")
             engine, note = _threads(*rest(), cores)
         elif num_envs == 1 or vectoriser == "serial":
             engine = SerialEngine(Rows(*rest()))
@@ -768,7 +788,8 @@ def batch(
             else:
                 envs, limits = rest()
                 engine, note = SerialEngine(Rows(envs, limits)), f"vectoriser: serial (one process, {num_envs} environments): {speed}"
-                if num_envs >= 4 and cores > 1 and type(first.unwrapped).__module__.startswith("gymnasium.envs.mujoco"):
+                of_mujoco = type(first.unwrapped).__module__.startswith("gymnasium.envs.mujoco")
+                if num_envs >= 4 and cores > 1 and of_mujoco and not of_one_thread(first):
                     threads, threads_note = _threads(envs, limits, cores)
                     ratio = _faster(threads, engine, first.action_space, num_envs)
                     if ratio > 1.1:
@@ -857,15 +878,19 @@ def _random_batch(spec: Any, count: int, rng: np.random.Generator) -> np.ndarray
 
 
 def _faster(a: Engine, b: Engine, action_space: gymnasium.Space, num_envs: int, rounds: int = 3, round_s: float = 0.005) -> float:
-    """How many times as fast engine `a` steps as engine `b`, in turn, by the best round of each (about 30 ms in all)."""
+    """How many times as fast engine `a` steps as engine `b`, in turn, by the best round of each (about 30 ms in all); 0 where an
+    environment fails meanwhile, which is no reason to choose `a`."""
     rng = np.random.default_rng(0)
     spec = spaces.action_spec(action_space)
     best = {id(a): np.inf, id(b): np.inf}
-    a.reset(env_seeds(0, num_envs))
-    for engine in [a, b] * rounds:
-        start, count = time.perf_counter(), 0
-        while count < 2 or time.perf_counter() - start < round_s:
-            engine.step(_random_batch(spec, num_envs, rng))
-            count += 1
-        best[id(engine)] = min(best[id(engine)], (time.perf_counter() - start) / count)
+    try:
+        a.reset(env_seeds(0, num_envs))
+        for engine in [a, b] * rounds:
+            start, count = time.perf_counter(), 0
+            while count < 2 or time.perf_counter() - start < round_s:
+                engine.step(_random_batch(spec, num_envs, rng))
+                count += 1
+            best[id(engine)] = min(best[id(engine)], (time.perf_counter() - start) / count)
+    except EnvFault:
+        return 0.0
     return best[id(b)] / best[id(a)]

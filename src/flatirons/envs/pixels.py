@@ -42,7 +42,10 @@ class Pixels(gymnasium.Wrapper):
         self._options = options
         self.frames_per_step = options.repeat
         self._frames: collections.deque[np.ndarray] = collections.deque(maxlen=options.stack)
-        self._draw = _mujoco_drawer(env.unwrapped, options.size) or self._render
+        drawer = _mujoco_drawer(env.unwrapped, options.size)
+        # OpenGL's context is current in the thread that drew last, and in no other.
+        self.of_one_thread = drawer is not None
+        self._draw = drawer or self._render
         self.observation_space = spaces.StackedBox(0, 255, (options.stack, options.size, options.size), np.uint8)
 
     def _render(self) -> np.ndarray:
@@ -83,7 +86,8 @@ class Pixels(gymnasium.Wrapper):
 def _mujoco_drawer(env: Any, size: int) -> Callable[[], np.ndarray] | None:
     """What draws a Gymnasium MuJoCo environment, RGB uint8 `[size, size, 3]`; None for others."""
     model, data = getattr(env, "model", None), getattr(env, "data", None)
-    if "mujoco" not in sys.modules or model is None or data is None:
+    # Gymnasium-Robotics puts the goal into the picture in its own `render`.
+    if "mujoco" not in sys.modules or model is None or data is None or type(env).__module__.startswith("gymnasium_robotics"):
         return None
     mujoco: Any = sys.modules["mujoco"]
     model.vis.quality.shadowsize = model.vis.quality.offsamples = 0

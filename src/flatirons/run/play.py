@@ -43,6 +43,10 @@ def play(path: Path, *, video: str | None = None, episodes: int = 1, seed: int =
         raise FlatironsError(
             f"{path} was trained on an environment of your own ({record.get('own_env')}); play it from Python with run.policy."
         )
+    if name.startswith("envpool:"):
+        raise FlatironsError(
+            f"{name} cannot be drawn, as EnvPool's simulators give no pictures; `flatirons eval` scores its policy instead."
+        )
     run = train.load(path, best=best)
     title = f"{record.get('system', '')} on {name}" + (f", its best policy, after {run.step:_} decisions" if best else "")
     if not display():  # renderers that draw with SDL look for one even off screen

@@ -61,6 +61,7 @@ RANGES: Mapping[str, Range] = MappingProxyType(
                 "learning_rate", "critic_learning_rate", "inner_rate", "eval_rate", "learning_rate_decay", "damping", "cg_tolerance",
                 "critic_weight_decay", "weight_decay", "l2", "strength", "noise_std", "target_noise", "target_noise_clip", "optimiser_eps",
                 "rmsprop_eps", "priority_exponent", "last_layer_bound", "temperature", "kl_coef", "c_puct", "c_init", "c_scale", "c_visit",
+                "learning_starts", "random_steps", "her_goals",
             ),
             NOT_NEGATIVE,
         ),

@@ -99,6 +99,14 @@ class Config:
     """Standardise the critic's layers before their activation, which keeps Q from running away (not in the paper)."""
 
 
+HINDSIGHT = {
+    "total_steps": 20_000,
+    "learning_starts": 1_000,
+    "random_steps": 1_000,
+    "gamma": 0.95,
+    "her_goals": 4,
+}
+
 PRESETS = {
     "ddpg-paper": Preset(
         doc="The paper's settings (section 7), no batch normalisation: 400-300, action in the second layer, OU noise, weight decay.",
@@ -149,6 +157,27 @@ PRESETS = {
         doc="Tuned for Pendulum: learning begins at once.",
         config={"total_steps": 20_000, "learning_starts": 1_000, "random_steps": 1_000, "buffer_size": 20_000},
         tasks=("Pendulum-v*", "jax:Pendulum-v*"),
+    ),
+    "ddpg-her": Preset(
+        doc="For FetchReach: hindsight experience replay with four goals of the future for each one desired.",
+        config=HINDSIGHT,
+        tasks=("FetchReach-v*",),
+    ),
+    "ddpg-her-objects": Preset(
+        doc="As ddpg-her, for Fetch's tasks with an object to move, which need a million decisions where reaching needs 20,000.",
+        config=HINDSIGHT | {"total_steps": 1_000_000},
+        # With their dense rewards another goal's reward is not known.
+        tasks=("FetchPush-v*", "FetchSlide-v*", "FetchPickAndPlace-v*"),
+    ),
+    "ddpg-pixels-pendulum": Preset(
+        doc="For Pendulum from what is seen alone: the smaller convolutional network, a replay that holds the whole run.",
+        config={"total_steps": 20_000, "buffer_size": 20_000, "network": "playing-atari"},
+        tasks=("pixels:Pendulum-v*",),
+    ),
+    "ddpg-pixels": Preset(
+        doc="As ddpg-pixels-pendulum, for other tasks that are seen: 100,000 decisions, whose pictures take 0.4 GB.",
+        config={"total_steps": 100_000, "buffer_size": 100_000, "network": "playing-atari"},
+        tasks=("pixels:*",),
     ),
 }
 
@@ -235,7 +264,7 @@ def steps_per_turn(config: Config) -> int:
 
 def check(config: Config, task: Task) -> None:
     """Refuse what cannot run. Raises FlatironsError."""
-    bounds.demand_box(task, "ddpg", "dqn or ppo")
+    bounds.demand_box(task, "ddpg")
     if config.policy_delay < 1:
         raise FlatironsError(f"policy_delay={config.policy_delay} must be at least 1")
     if not 0 <= config.action_layer <= len(config.hidden):

@@ -102,10 +102,28 @@ WALKERS = {
     "layer_norm": True,
 }
 
+FIRST_PAPER = {"value_network": True, "automatic_temperature": False, "reward_scale": 5.0, "policy_delay": 1}
+
+HINDSIGHT = {
+    "total_steps": 20_000,
+    "learning_starts": 1_000,
+    "random_steps": 1_000,
+    "learning_rate": 1e-3,
+    "gamma": 0.95,
+    "her_goals": 4,
+}
+
 PRESETS = {
     "sac-2018": Preset(
         doc="The first paper: a value network with its target, temperature 1, rewards times 5 (its scale for all but Humanoid).",
-        config={"value_network": True, "automatic_temperature": False, "reward_scale": 5.0, "policy_delay": 1},
+        config=FIRST_PAPER,
+        on_top=True,
+    ),
+    "sac-2018-humanoid": Preset(
+        doc="As sac-2018, for Humanoid: rewards times 20, the paper's scale there.",
+        config=FIRST_PAPER | {"reward_scale": 20.0},
+        tasks=("Humanoid-v*",),
+        variant_of="sac-2018",
         on_top=True,
     ),
     "sac-pendulum": Preset(
@@ -134,17 +152,25 @@ PRESETS = {
         tasks=("Inverted*Pendulum-v*",),
     ),
     "sac-her": Preset(
-        doc="For tasks with goals, such as FetchReach: hindsight experience replay with four goals of the future for each one desired.",
-        config={
-            "total_steps": 20_000,
-            "learning_starts": 1_000,
-            "random_steps": 1_000,
-            "learning_rate": 1e-3,
-            "gamma": 0.95,
-            "her_goals": 4,
-        },
+        doc="For FetchReach: hindsight experience replay with four goals of the future for each one desired.",
+        config=HINDSIGHT,
+        tasks=("FetchReach-v*",),
+    ),
+    "sac-her-objects": Preset(
+        doc="As sac-her, for Fetch's tasks with an object to move, which need a million decisions where reaching needs 20,000.",
+        config=HINDSIGHT | {"total_steps": 1_000_000},
         # With their dense rewards another goal's reward is not known.
-        tasks=("FetchReach-v*", "FetchPush-v*", "FetchSlide-v*", "FetchPickAndPlace-v*"),
+        tasks=("FetchPush-v*", "FetchSlide-v*", "FetchPickAndPlace-v*"),
+    ),
+    "sac-pixels-pendulum": Preset(
+        doc="For Pendulum from what is seen alone: the smaller convolutional network, a replay that holds the whole run.",
+        config={"total_steps": 20_000, "buffer_size": 20_000, "network": "playing-atari"},
+        tasks=("pixels:Pendulum-v*",),
+    ),
+    "sac-pixels": Preset(
+        doc="As sac-pixels-pendulum, for other tasks that are seen: 100,000 decisions, whose pictures take 0.4 GB.",
+        config={"total_steps": 100_000, "buffer_size": 100_000, "network": "playing-atari"},
+        tasks=("pixels:*",),
     ),
 }
 
@@ -238,13 +264,16 @@ def steps_per_turn(config: Config) -> int:
 
 def check(config: Config, task: Task) -> None:
     """Refuse what cannot run. Raises FlatironsError."""
-    bounds.demand_box(task, "sac", "dqn or ppo")
+    bounds.demand_box(task, "sac")
     if config.target_every < 1:
         raise FlatironsError(f"target_every={config.target_every} must be at least 1")
     if config.policy_delay < 1:
         raise FlatironsError(f"policy_delay={config.policy_delay} must be at least 1")
     if config.policy_delay > 1 and config.value_network:
-        raise FlatironsError("the value network learns from the policy's actions in every update: leave policy_delay at 1")
+        raise FlatironsError(
+            f"policy_delay={config.policy_delay} lets the policy rest between updates, and the value network learns from its actions in "
+            "every one: give policy_delay=1 too (--policy-delay 1), or leave out value_network"
+        )
     if config.temperature <= 0.0:
         raise FlatironsError(f"temperature={config.temperature} must be above 0; for a policy without entropy use ddpg")
     offpolicy.check(config, task)
