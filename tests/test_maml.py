@@ -23,6 +23,8 @@ from flatirons.data.episodes import Batch
 from flatirons.envs import datasets, meta
 from flatirons.envs.ingraph import InGraph
 from flatirons.nets import few_shot
+from flatirons.run import listing
+from flatirons.run.folder import read_json
 from flatirons.systems import maml
 from flatirons.types import ArraySpec, Discrete, FlatironsError, Transition
 
@@ -434,13 +436,36 @@ def test_omniglot_holds_two_alphabets_out() -> None:
     assert set(test_env.pictures.alphabets) == set(meta.HELD_OUT) and not set(train_env.pictures.alphabets) & set(meta.HELD_OUT)
     assert test_env.num_classes == len(test_env.pictures.images) == 66 and train_env.num_classes == 4 * len(train_env.pictures.images)
     assert train_env.pictures.images.shape[1:] == (20, 28, 28)
-    with pytest.raises(FlatironsError, match="only 66 classes"):
+    with pytest.raises(FlatironsError, match="66 to test on"):
         envs.make("meta:omniglot", 1, training=False, ways=67)
+
+
+def invented(files: str = "0" * 64) -> dict[bool, tuple[meta.Pictures, tuple[str, ...]]]:
+    """Six characters to train on, and to test on, where Omniglot's would be."""
+    pictures = meta.Pictures(fake_pictures(size=6).images, ("Invented",), files)
+    return {True: (pictures, ()), False: (pictures, ())}
+
+
+def test_more_ways_than_a_test_has_are_refused_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meta, "_omniglot", lambda *_: invented())
+    with pytest.raises(FlatironsError, match=r"ways=7, .* only 24 classes to train on and 6 to test on \(Invented\): give at most 6"):
+        fi.train("maml", "meta:omniglot", out=tmp_path / "run", env_options={"ways": 7}, quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_preset_sets_what_its_task_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meta, "_omniglot", lambda *_: invented())
+    with pytest.raises(FlatironsError, match="ways=20, but"):
+        fi.train("maml-omniglot-20way", "meta:omniglot", out=tmp_path / "run", quiet=True)
+    settings = {"num_envs": 2, "inner_steps": 1, "network": "mlp", "hidden": (4,), "total_steps": 1}
+    run = fi.train("maml-omniglot-20way", "meta:omniglot", out=tmp_path / "run", env_options={"ways": 3}, quiet=True, **settings)
+    assert read_json(run.path / "config.json")["env_options"] == {"ways": 3}, "what a person gives comes first"
+    assert "env       ways 20" in listing.system("maml")
 
 
 def test_other_pictures_than_a_run_began_with_are_refused(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     files = "0" * 64
-    monkeypatch.setattr(meta, "_omniglot", lambda *_: (meta.Pictures(fake_pictures(size=6).images, ("Invented",), files), ()))
+    monkeypatch.setattr(meta, "_omniglot", lambda *_: invented(files))
     settings = {"num_envs": 2, "shots": 1, "queries": 1, "network": "mlp", "hidden": (4,), "eval_queries": 1, "total_steps": 2}
     run = fi.train("maml", "meta:omniglot", out=tmp_path / "run", env_options={"ways": 2}, stop_at=1, quiet=True, **settings)
     assert run.step == 1

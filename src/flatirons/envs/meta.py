@@ -395,18 +395,32 @@ HELD_OUT = ("Greek", "Sanskrit")
 def in_graph(name: str, *, training: bool, **options: Any) -> tuple[Any, tuple[str, ...]]:
     """The distribution of that name and notes on it. `training` False asks for what was held out, where something was."""
     if name == "omniglot":
-        pictures, notes = _omniglot(options.pop("data_dir", None), training)
-        # The characters of a test are not turned: each is one class there.
-        return Glyphs(pictures, turned=training, **options), notes
+        return _glyphs(training, **options)
     return (Sinusoid() if name == "sinusoid" else Navigation(**options)), ()
 
 
+def _glyphs(training: bool, ways: int = 5, data_dir: str | None = None) -> tuple[Glyphs, tuple[str, ...]]:
+    splits = _omniglot(data_dir)
+    # The characters of a test are not turned: each is one class there.
+    available = {kind: len(pictures.images) * (4 if kind else 1) for kind, (pictures, _) in splits.items()}
+    if ways > min(available.values()):
+        # At once, and not when the first evaluation makes the other split.
+        raise FlatironsError(
+            f"ways={ways}, but there are only {available[True]} classes to train on and {available[False]} to test on "
+            f"({', '.join(splits[False][0].alphabets)}): give at most {min(available.values())}"
+        )
+    pictures, notes = splits[training]
+    return Glyphs(pictures, ways, turned=training), notes
+
+
 @functools.cache
-def _omniglot(data_dir: str | None, training: bool) -> tuple[Pictures, tuple[str, ...]]:
+def _omniglot(data_dir: str | None) -> dict[bool, tuple[Pictures, tuple[str, ...]]]:
+    """The characters to train on (True) and those held out, each with a note."""
     arrays, names, sha256 = datasets.load("omniglot", data_dir)
-    held_out = [names.index(name) for name in HELD_OUT]
-    of_training = ~np.isin(arrays["alphabet"], held_out)
-    chosen = of_training if training else ~of_training
-    alphabets = tuple(name for name in names if (name not in HELD_OUT) == training)
-    note = f"Omniglot: {int(chosen.sum())} characters of {', '.join(alphabets)} (files {sha256[:12]})"
-    return Pictures(np.ascontiguousarray(arrays["images"][chosen]), alphabets, sha256), (note,)
+    of_training = ~np.isin(arrays["alphabet"], [names.index(name) for name in HELD_OUT])
+    splits = {}
+    for training, chosen in ((True, of_training), (False, ~of_training)):
+        alphabets = tuple(name for name in names if (name not in HELD_OUT) == training)
+        note = f"Omniglot: {int(chosen.sum())} characters of {', '.join(alphabets)} (files {sha256[:12]})"
+        splits[training] = Pictures(np.ascontiguousarray(arrays["images"][chosen]), alphabets, sha256), (note,)
+    return splits

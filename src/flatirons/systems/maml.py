@@ -161,13 +161,15 @@ PRESETS = {
         doc="The paper's 5-way 5-shot Omniglot.", config=_OMNIGLOT | {"shots": 5, "queries": 5, "eval_queries": 5}
     ),
     "maml-omniglot-20way": Preset(
-        doc="The paper's 20-way 1-shot Omniglot, for `--env.ways 20`: 16 tasks, five steps of 0.1.",
+        doc="The paper's 20-way 1-shot Omniglot: 16 tasks, five steps of 0.1.",
         config=_OMNIGLOT | {"num_envs": 16, "inner_steps": 5, "inner_rate": 0.1, "eval_steps": (0, 1, 5)},
+        env={"ways": 20},
     ),
     "maml-omniglot-20way-5shot": Preset(
-        doc="The paper's 20-way 5-shot Omniglot, likewise for `--env.ways 20`.",
+        doc="The paper's 20-way 5-shot Omniglot.",
         config=_OMNIGLOT
         | {"num_envs": 16, "inner_steps": 5, "inner_rate": 0.1, "eval_steps": (0, 1, 5), "shots": 5, "queries": 5, "eval_queries": 5},
+        env={"ways": 20},
     ),
     "maml-omniglot-mlp": Preset(
         doc="The paper's network without convolutions, 5-way 1-shot.", config=_OMNIGLOT | {"network": "omniglot-mlp"}
