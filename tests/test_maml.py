@@ -184,6 +184,55 @@ def test_pictures_of_a_task_are_of_different_hands_and_turned() -> None:
     assert plain.num_classes == 6
 
 
+def test_mirror_images_are_classes_of_their_own() -> None:
+    pictures = fake_pictures()
+    env = meta.Glyphs(pictures, ways=5, mirrored=True)
+    assert env.num_classes == 48 and meta.Glyphs(pictures, turned=False, mirrored=True).num_classes == 12
+    seen = np.asarray(env._seen(jnp.arange(48), jnp.full((48, 1), 3)))[:, 0, ..., 0]
+    for number, picture in enumerate(seen):
+        drawn = pictures.images[number % 6, 3]
+        np.testing.assert_array_equal(picture, np.rot90(drawn[:, ::-1] if number >= 24 else drawn, number // 6 % 4))
+
+
+def test_distorted_pictures_by_hand() -> None:
+    images = jnp.asarray(fake_pictures(size=5).images[:1, 0])
+    read = lambda linear, shift: np.asarray(meta._resampled(images, jnp.array(linear)[None], jnp.array(shift)[None]))[0]  # noqa: E731
+    kept = np.asarray(images[0])
+    np.testing.assert_array_equal(read([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.0]), kept)
+    moved = read([[1.0, 0.0], [0.0, 1.0]], [1.0, -2.0])
+    np.testing.assert_array_equal(moved[:4, 2:], kept[1:, :3])
+    assert not moved[4].any() and not moved[:, :2].any(), "nothing is outside"
+    np.testing.assert_array_equal(read([[0.0, 1.0], [-1.0, 0.0]], [0.0, 0.0]), np.rot90(kept))
+    slanted, by = np.array([[0.9, 0.3], [-0.2, 1.1]], np.float32), np.array([0.4, -0.7], np.float32)
+    places = slanted @ (np.indices((5, 5)).reshape(2, -1) - 2.0) + 2.0 + by[:, None]
+    low = np.floor(places).astype(int)
+    expected = np.zeros(25)
+    for corner in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        at = low + np.array(corner)[:, None]
+        weight = np.prod(1.0 - np.abs(places - at), axis=0)
+        expected += np.where(((at >= 0) & (at < 5)).all(axis=0), weight * kept[tuple(np.clip(at, 0, 4))], 0.0)
+    assert np.abs(read(slanted, by).ravel() - expected).max() <= 0.501
+    linear, shift = meta._affine(jax.random.key(0), (2_000,), 1.0, 28)
+    turn, size = np.degrees(np.arctan2(linear[:, 1, 0], linear[:, 0, 0])), np.hypot(linear[:, 0, 0], linear[:, 1, 0])
+    for values, most in ((turn, 10.0), (size - 1.0, 0.1), (shift, 2.0)):
+        assert 0.99 * most < np.abs(values).max() <= 1.0001 * most and abs(np.mean(values)) < 0.05 * most
+
+
+def test_a_class_is_distorted_as_a_whole_and_a_picture_by_itself() -> None:
+    images = np.broadcast_to(fake_pictures().images[:, :1], (6, 20, 8, 8))  # all hands write the same
+    for classes, pictures, different in ((1.0, 0.0, 1), (0.0, 1.0, 20)):
+        env = meta.Glyphs(meta.Pictures(images, ("Invented",)), 2, turned=False, distorted_classes=classes, distorted_pictures=pictures)
+        tasks = jnp.array([[0, 1], [0, 1]])
+        inner, outer = jax.jit(env.examples, static_argnums=(2, 3))(jax.random.key(0), tasks, 5, 15)
+        assert inner.obs.dtype == jnp.uint8 and outer.obs.shape == (2, 30, 8, 8, 1)
+        of_first = [np.concatenate([inner.obs[i, :5], outer.obs[i, :15]]) for i in range(2)]
+        assert all(len(np.unique(drawn, axis=0)) == different for drawn in of_first)
+        assert not np.array_equal(*of_first), "another task, another character"
+    for wrong in ({"distorted_classes": -0.1}, {"distorted_pictures": 5.1}):
+        with pytest.raises(FlatironsError, match=r"give a strength from 0 \(none\) to 5"):
+            dataclasses.replace(env, **wrong)
+
+
 def test_navigation_by_hand() -> None:
     env = meta.Navigation()
     state = {"goal": jnp.array([0.3, -0.4]), "place": jnp.zeros(2)}
@@ -442,8 +491,8 @@ def test_omniglot_holds_two_alphabets_out() -> None:
 
 def invented(files: str = "0" * 64) -> dict[bool, tuple[meta.Pictures, tuple[str, ...]]]:
     """Six characters to train on, and to test on, where Omniglot's would be."""
-    pictures = meta.Pictures(fake_pictures(size=6).images, ("Invented",), files)
-    return {True: (pictures, ()), False: (pictures, ())}
+    learned, tested = (meta.Pictures(fake_pictures(size=6).images, ("Invented",), files) for _ in range(2))
+    return {True: (learned, ()), False: (tested, ())}
 
 
 def test_more_ways_than_a_test_has_are_refused_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -451,6 +500,14 @@ def test_more_ways_than_a_test_has_are_refused_before_anything_is_trained(tmp_pa
     with pytest.raises(FlatironsError, match=r"ways=7, .* only 24 classes to train on and 6 to test on \(Invented\): give at most 6"):
         fi.train("maml", "meta:omniglot", out=tmp_path / "run", env_options={"ways": 7}, quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_only_what_is_learned_from_is_distorted_and_mirrored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meta, "_omniglot", lambda *_: invented())
+    options = {"mirrored": True, "distorted_classes": 1, "distorted_pictures": 0.5}
+    learned, tested = (envs.make("meta:omniglot", 1, training=training, **options).env for training in (True, False))  # type: ignore[union-attr]
+    assert learned == meta.Glyphs(learned.pictures, 5, mirrored=True, distorted_classes=1, distorted_pictures=0.5)
+    assert tested == meta.Glyphs(tested.pictures, 5, turned=False) and (learned.num_classes, tested.num_classes) == (48, 6)
 
 
 def test_a_preset_sets_what_its_task_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
