@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 
 import flatirons as fi
 from flatirons import envs
+from flatirons.__main__ import main
 from flatirons.core import baseline, trust_region
 from flatirons.core.adapt import adapt
 from flatirons.core.distributions import Normal
@@ -23,7 +25,8 @@ from flatirons.data.episodes import Batch
 from flatirons.envs import datasets, meta
 from flatirons.envs.ingraph import InGraph
 from flatirons.nets import few_shot
-from flatirons.run import listing
+from flatirons.run import adapting, listing
+from flatirons.run.cli import split_settings
 from flatirons.run.folder import read_json
 from flatirons.systems import maml
 from flatirons.types import ArraySpec, Discrete, FlatironsError, Transition
@@ -508,6 +511,8 @@ def test_only_what_is_learned_from_is_distorted_and_mirrored(monkeypatch: pytest
     learned, tested = (envs.make("meta:omniglot", 1, training=training, **options).env for training in (True, False))  # type: ignore[union-attr]
     assert learned == meta.Glyphs(learned.pictures, 5, mirrored=True, distorted_classes=1, distorted_pictures=0.5)
     assert tested == meta.Glyphs(tested.pictures, 5, turned=False) and (learned.num_classes, tested.num_classes) == (48, 6)
+    turned = envs.make("meta:omniglot", 1, training=False, ways=24, turned_tests=True, **options).env  # type: ignore[union-attr]
+    assert turned == meta.Glyphs(turned.pictures, 24) and turned.num_classes == 24
 
 
 def test_a_preset_sets_what_its_task_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -530,7 +535,12 @@ def test_other_pictures_than_a_run_began_with_are_refused(tmp_path: Any, monkeyp
     with pytest.raises(FlatironsError, match="are not those that"):
         fi.resume(tmp_path / "run", quiet=True)
     files = "0" * 64
-    assert fi.resume(tmp_path / "run", quiet=True).step == 2
+    again = fi.resume(tmp_path / "run", quiet=True)
+    assert again.step == 2
+    with pytest.raises(FlatironsError, match="has other actions than"):
+        again.evaluate(20, env_options={"ways": 3})
+    with pytest.raises(FlatironsError, match="has no option 'turned'"):
+        again.evaluate(20, env_options={"turned": True})
 
 
 # ------------------------------------------------------------------------------------------------------------------- bad input
@@ -565,3 +575,67 @@ def test_what_cannot_run_is_refused(sinusoid_run: Any) -> None:
         sinusoid_run.adapt((x, np.zeros((4, 1))))
     with pytest.raises(FlatironsError, match="steps=0"):
         sinusoid_run.adapt((x, x), steps=0)
+    with pytest.raises(FlatironsError, match="the answers have NaN"):
+        sinusoid_run.adapt((x, x + np.nan))
+    with pytest.raises(FlatironsError, match=r"obs have shape \[3, 2\], and \[M, 1\] is wanted"):
+        sinusoid_run.predict(np.zeros((3, 2)))
+    with pytest.raises(FlatironsError, match="there is no part 'critics' of this policy to drop; it has head, torso"):
+        sinusoid_run.uncertainty(x[0], 3, rate=0.1, parts=("critics",))
+    assert sinusoid_run.uncertainty(x[0], 3, rate=0.5, parts=("head",)).actions.shape == (3, 1)
+
+
+def test_pictures_that_a_cast_would_blacken_are_refused() -> None:
+    task: Any = InGraph(meta.Glyphs(fake_pictures(size=6), ways=2), 1, "fake")
+    whole, classes = np.full((2, 6, 6, 1), 200, np.int64), np.array([0, 1])
+    obs, answer = adapting.given(task, (whole.astype(np.float64), classes.astype(np.float32)))
+    assert obs.dtype == np.uint8 and (obs == 200).all() and answer.dtype == np.int32
+    for pictures, answers, said in (
+        (whole / 255, classes, r"float64 from 0.784314 to 0.784314, and uint8 from 0 to 255 is wanted: multiply them by 255 and round"),
+        ((whole > 0).astype(np.float32), classes, "multiply them by 255 and round"),
+        (whole + 0.5, classes, "round them"),
+        (whole * np.nan, classes, "NaN or infinite"),
+        (whole + 100, classes, "run from 300 to 300, and uint8 holds 0 to 255"),
+        (whole, classes + 0.5, "round them"),
+        (whole, classes + 1, "has classes 0 to 1"),
+    ):
+        with pytest.raises(FlatironsError, match=said):
+            adapting.given(task, (pictures, answers))
+
+
+def test_distributions_of_ones_own_are_checked() -> None:
+    class Misspelt(Bandit):
+        loss = "retrun"
+
+    class Answered(Bandit):
+        loss = "cross-entropy"
+
+    class Guessed(Bandit):
+        loss = "squared"
+
+    config = maml.Config()
+    for env, said in (
+        (Bandit(max_episode_steps=None), "a bandit has no max_episode_steps, and maml plays its episodes whole"),
+        (Misspelt(), "the loss of a bandit is 'retrun': let it be one of squared, cross-entropy, return"),
+        (Answered(), "give it the methods examples and demand"),
+        (Guessed(), "does not fit its actions, Discrete"),
+    ):
+        with pytest.raises(FlatironsError, match=said):
+            maml.check(config, InGraph(env, 1, "a bandit"))
+    maml.check(config, InGraph(Bandit(), 1))
+
+
+def test_an_evaluation_may_have_settings_of_its_own(sinusoid_run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = sinusoid_run.evaluate(60, 5, eval_shots=1, eval_steps=2)["mse_after"]
+    assert set(asked) == {"2"} and asked["2"] > sinusoid_run.evaluate(60, 5)["mse_after"]["1"]
+    assert sinusoid_run.config.eval_shots is None and sinusoid_run.config.eval_steps == (0, 1, 5)
+    given = ["eval", str(sinusoid_run.path), "--episodes", "60", "--seed", "5", "--json", "--eval-shots", "1", "--eval-steps=2"]
+    assert main(given) == 0 and json.loads(capsys.readouterr().out)["mse_after"] == asked
+    assert split_settings(["run", "--eval-steps", "0", "2", "--json"], "--eval-") == ({"eval_steps": [0, 2]}, ["run", "--json"])
+    for wrong, said in (
+        ({"eval_shot": 1}, "'eval_shot' is no setting of an evaluation of maml; did you mean 'eval_shots'"),
+        ({"hidden": (3,)}, "'hidden' is no setting of an evaluation"),
+        ({"eval_shots": "five"}, "eval_shots='five' does not fit maml"),
+        ({"eval_shots": 0}, "at least 1"),
+    ):
+        with pytest.raises(FlatironsError, match=said):
+            sinusoid_run.evaluate(20, 1, **wrong)

@@ -450,6 +450,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "sinusoid": {},
         "omniglot": {
             "ways": int,
+            "turned_tests": bool,
             "mirrored": bool,
             "distorted_classes": float,
             "distorted_pictures": float,
@@ -471,12 +472,15 @@ def in_graph(name: str, *, training: bool, **options: Any) -> tuple[Any, tuple[s
     return (Sinusoid() if name == "sinusoid" else Navigation(**options)), ()
 
 
-def _glyphs(training: bool, *, ways: int = 5, data_dir: str | None = None, **more: Any) -> tuple[Glyphs, tuple[str, ...]]:
-    """Omniglot's tasks. `more` is what adds to the characters to learn from: a test has them as they are, each one class, not turned."""
+def _glyphs(
+    training: bool, *, ways: int = 5, turned_tests: bool = False, data_dir: str | None = None, **more: Any
+) -> tuple[Glyphs, tuple[str, ...]]:
+    """Omniglot's tasks. `more` is what adds to the characters to learn from: a test has them as they are, each one class, unless
+    `turned_tests`."""
     splits = _omniglot(data_dir)
     made = {
         True: Glyphs(splits[True][0], 2, **more),
-        False: Glyphs(splits[False][0], 2, turned=False),
+        False: Glyphs(splits[False][0], 2, turned=bool(turned_tests)),
     }
     available = {kind: glyphs.num_classes for kind, glyphs in made.items()}
     if ways > min(available.values()):
