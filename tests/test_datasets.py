@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
 import os
 import shutil
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_shrinking_keeps_the_mean() -> None:
 def test_no_file_and_no_network_says_where_to_put_it(nowhere: Path) -> None:
     with pytest.raises(FlatironsError, match=r"cannot be reached \(no network\); get that file and put it at .*cache/co2/co2.csv"):
         envs.make("data:co2")
-    with pytest.raises(FlatironsError, match=r"put it at .*mine/co2/co2.csv"):
+    with pytest.raises(FlatironsError, match=r"put it at .*mine/co2/co2.csv or .*cache/co2/co2.csv"):
         envs.make("data:co2", data_dir=str(nowhere / "mine"))
 
 
@@ -87,21 +88,83 @@ def test_a_damaged_file_is_named_kept_aside_and_not_used(nowhere: Path) -> None:
     assert own.exists()
 
 
+class Answer:
+    """What a source sends: bytes, or an error in the middle of them."""
+
+    def __init__(self, content: bytes | Exception) -> None:
+        self.content = content
+
+    def __enter__(self) -> Answer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def read(self) -> bytes:
+        if isinstance(self.content, Exception):
+            raise self.content
+        return self.content
+
+
+GOOD = b"the right bytes"
+
+
+@pytest.fixture
+def listed(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One file of one data set is listed, and is `GOOD`."""
+    files = {"file.txt": [hashlib.sha256(GOOD).hexdigest()]}
+    monkeypatch.setattr(datasets, "_listed", lambda: {"some": {"source": "https://example.org/", "files": files}})
+    return nowhere
+
+
 def test_a_fetched_file_is_checked_before_it_is_used(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Answer:
-        def __enter__(self) -> Answer:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def read(self) -> bytes:
-            return b"an error page"
-
-    monkeypatch.setattr(datasets.urllib.request, "urlopen", lambda *_, **__: Answer())
-    with pytest.raises(FlatironsError, match="another SHA-256 than expected: it was kept as"):
+    monkeypatch.setattr(datasets.urllib.request, "urlopen", lambda *_, **__: Answer(b"an error page"))
+    with pytest.raises(FlatironsError, match=r"another SHA-256 than expected: it was kept as .*; try again, or get that file"):
         envs.make("data:co2")
     assert (nowhere / "cache" / "co2" / "co2.csv.damaged").read_bytes() == b"an error page"
+
+
+def test_a_damaged_file_is_named_where_a_good_one_is_used(
+    listed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine, cached = listed / "mine" / "some" / "file.txt", listed / "cache" / "some" / "file.txt"
+    for place, content in ((mine, b"junk"), (cached, GOOD)):
+        place.parent.mkdir(parents=True)
+        place.write_bytes(content)
+    assert datasets.file("some", "file.txt", listed / "mine") == GOOD
+    assert f"{mine} has another SHA-256 than expected: it was left where it is" in capsys.readouterr().err
+    cached.write_bytes(b"junk")
+    monkeypatch.setattr(datasets.urllib.request, "urlopen", lambda *_, **__: Answer(GOOD))
+    assert datasets.file("some", "file.txt") == GOOD == cached.read_bytes()
+    assert f"{cached} has another SHA-256 than expected: it was moved to {cached}.damaged" in capsys.readouterr().err
+    assert cached.with_name("file.txt.damaged").read_bytes() == b"junk"
+
+
+def test_a_download_that_breaks_off_and_a_cache_that_cannot_be_written(listed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (http.client.IncompleteRead(b"the"), ConnectionResetError()):
+        monkeypatch.setattr(datasets.urllib.request, "urlopen", lambda *_, error=error, **__: Answer(error))
+        with pytest.raises(FlatironsError, match=r"broke off .*; try again, or get that file and put it at") as caught:
+            datasets.file("some", "file.txt")
+        assert not isinstance(caught.value, datasets.Missing), "MNIST is not to do without a file that is to be had"
+    monkeypatch.setattr(datasets.urllib.request, "urlopen", lambda *_, **__: Answer(GOOD))
+    (listed / "taken").write_text("a file where the cache should be")
+    monkeypatch.setenv("FLATIRONS_CACHE", str(listed / "taken"))
+    with pytest.raises(FlatironsError, match=r"cannot be written .*: let FLATIRONS_CACHE name a folder that can be"):
+        datasets.file("some", "file.txt")
+
+
+@pytest.mark.parametrize("wrong", ["nowhere", "file"])
+def test_a_file_put_where_the_error_says_is_found(wrong: str, listed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where FLATIRONS_DATA is wrong: a folder that is not there, or no folder."""
+    (listed / "file").write_text("")
+    monkeypatch.setenv("FLATIRONS_DATA", str(listed / wrong))
+    with pytest.raises(datasets.Missing) as caught:
+        datasets.file("some", "file.txt")
+    first, last = str(caught.value).partition("put it at ")[2].split(" or ")
+    place = Path(first if wrong == "nowhere" else last)
+    place.parent.mkdir(parents=True)
+    place.write_bytes(GOOD)
+    assert datasets.file("some", "file.txt") == GOOD
 
 
 def test_mnist_does_without_training_digits_that_are_absent_and_not_with_damaged_ones(
@@ -127,7 +190,7 @@ def test_mnist_does_without_training_digits_that_are_absent_and_not_with_damaged
         (mine / name).write_bytes(contents[name])
     arrays, (note,), _ = datasets.load("mnist", mine.parent)
     assert arrays["train_labels"].tolist() == [7, 8, 9]
-    assert "train-labels-idx1-ubyte.gz" in note and note.endswith(f"put it at {mine / 'train-images-idx3-ubyte.gz'}")
+    assert "train-labels-idx1-ubyte.gz" in note and f"put it at {mine / 'train-images-idx3-ubyte.gz'} or " in note
     (mine / "train-images-idx3-ubyte.gz").write_bytes(b"junk")
     with pytest.raises(FlatironsError, match=r"mine/mnist/train-images-idx3-ubyte.gz has another SHA-256") as caught:
         datasets.load("mnist", mine.parent)

@@ -128,6 +128,8 @@ def test_a_fisher_without_what_it_needs_is_refused() -> None:
         (lambda: fisher.fisher_diagonal(lambda p, x: p * x, jnp.float32(1.0), jnp.zeros(0)), "needs examples, and was given 0"),
         (lambda: f(jnp.ones((3, 2)), labels="observed"), "observed labels needs them"),
         (lambda: f(jnp.ones((3, 2)), labels="sampled"), "needs a random key"),
+        (lambda: f(jnp.ones((3, 2)), labels="empirical"), r"labels='empirical' .* give 'observed' \(the data's: the empirical Fisher\)"),
+        (lambda: fisher.dense_classifier_fisher(ewc.logits, {}, jnp.ones((3, 2)), labels="exact"), "labels='exact' does not say"),
     ):
         with pytest.raises(FlatironsError, match=said):
             call()

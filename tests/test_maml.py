@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 
 import flatirons as fi
 from flatirons import envs
+from flatirons.__main__ import main
 from flatirons.core import baseline, trust_region
 from flatirons.core.adapt import adapt
 from flatirons.core.distributions import Normal
@@ -23,6 +25,9 @@ from flatirons.data.episodes import Batch
 from flatirons.envs import datasets, meta
 from flatirons.envs.ingraph import InGraph
 from flatirons.nets import few_shot
+from flatirons.run import adapting, listing
+from flatirons.run.cli import split_settings
+from flatirons.run.folder import read_json
 from flatirons.systems import maml
 from flatirons.types import ArraySpec, Discrete, FlatironsError, Transition
 
@@ -180,6 +185,55 @@ def test_pictures_of_a_task_are_of_different_hands_and_turned() -> None:
         assert len(seen) == 25, "no picture stands in both sets"
     plain = meta.Glyphs(pictures, ways=6, turned=False)
     assert plain.num_classes == 6
+
+
+def test_mirror_images_are_classes_of_their_own() -> None:
+    pictures = fake_pictures()
+    env = meta.Glyphs(pictures, ways=5, mirrored=True)
+    assert env.num_classes == 48 and meta.Glyphs(pictures, turned=False, mirrored=True).num_classes == 12
+    seen = np.asarray(env._seen(jnp.arange(48), jnp.full((48, 1), 3)))[:, 0, ..., 0]
+    for number, picture in enumerate(seen):
+        drawn = pictures.images[number % 6, 3]
+        np.testing.assert_array_equal(picture, np.rot90(drawn[:, ::-1] if number >= 24 else drawn, number // 6 % 4))
+
+
+def test_distorted_pictures_by_hand() -> None:
+    images = jnp.asarray(fake_pictures(size=5).images[:1, 0])
+    read = lambda linear, shift: np.asarray(meta._resampled(images, jnp.array(linear)[None], jnp.array(shift)[None]))[0]  # noqa: E731
+    kept = np.asarray(images[0])
+    np.testing.assert_array_equal(read([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.0]), kept)
+    moved = read([[1.0, 0.0], [0.0, 1.0]], [1.0, -2.0])
+    np.testing.assert_array_equal(moved[:4, 2:], kept[1:, :3])
+    assert not moved[4].any() and not moved[:, :2].any(), "nothing is outside"
+    np.testing.assert_array_equal(read([[0.0, 1.0], [-1.0, 0.0]], [0.0, 0.0]), np.rot90(kept))
+    slanted, by = np.array([[0.9, 0.3], [-0.2, 1.1]], np.float32), np.array([0.4, -0.7], np.float32)
+    places = slanted @ (np.indices((5, 5)).reshape(2, -1) - 2.0) + 2.0 + by[:, None]
+    low = np.floor(places).astype(int)
+    expected = np.zeros(25)
+    for corner in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        at = low + np.array(corner)[:, None]
+        weight = np.prod(1.0 - np.abs(places - at), axis=0)
+        expected += np.where(((at >= 0) & (at < 5)).all(axis=0), weight * kept[tuple(np.clip(at, 0, 4))], 0.0)
+    assert np.abs(read(slanted, by).ravel() - expected).max() <= 0.501
+    linear, shift = meta._affine(jax.random.key(0), (2_000,), 1.0, 28)
+    turn, size = np.degrees(np.arctan2(linear[:, 1, 0], linear[:, 0, 0])), np.hypot(linear[:, 0, 0], linear[:, 1, 0])
+    for values, most in ((turn, 10.0), (size - 1.0, 0.1), (shift, 2.0)):
+        assert 0.99 * most < np.abs(values).max() <= 1.0001 * most and abs(np.mean(values)) < 0.05 * most
+
+
+def test_a_class_is_distorted_as_a_whole_and_a_picture_by_itself() -> None:
+    images = np.broadcast_to(fake_pictures().images[:, :1], (6, 20, 8, 8))  # all hands write the same
+    for classes, pictures, different in ((1.0, 0.0, 1), (0.0, 1.0, 20)):
+        env = meta.Glyphs(meta.Pictures(images, ("Invented",)), 2, turned=False, distorted_classes=classes, distorted_pictures=pictures)
+        tasks = jnp.array([[0, 1], [0, 1]])
+        inner, outer = jax.jit(env.examples, static_argnums=(2, 3))(jax.random.key(0), tasks, 5, 15)
+        assert inner.obs.dtype == jnp.uint8 and outer.obs.shape == (2, 30, 8, 8, 1)
+        of_first = [np.concatenate([inner.obs[i, :5], outer.obs[i, :15]]) for i in range(2)]
+        assert all(len(np.unique(drawn, axis=0)) == different for drawn in of_first)
+        assert not np.array_equal(*of_first), "another task, another character"
+    for wrong in ({"distorted_classes": -0.1}, {"distorted_pictures": 5.1}):
+        with pytest.raises(FlatironsError, match=r"give a strength from 0 \(none\) to 5"):
+            dataclasses.replace(env, **wrong)
 
 
 def test_navigation_by_hand() -> None:
@@ -434,13 +488,46 @@ def test_omniglot_holds_two_alphabets_out() -> None:
     assert set(test_env.pictures.alphabets) == set(meta.HELD_OUT) and not set(train_env.pictures.alphabets) & set(meta.HELD_OUT)
     assert test_env.num_classes == len(test_env.pictures.images) == 66 and train_env.num_classes == 4 * len(train_env.pictures.images)
     assert train_env.pictures.images.shape[1:] == (20, 28, 28)
-    with pytest.raises(FlatironsError, match="only 66 classes"):
+    with pytest.raises(FlatironsError, match="66 to test on"):
         envs.make("meta:omniglot", 1, training=False, ways=67)
+
+
+def invented(files: str = "0" * 64) -> dict[bool, tuple[meta.Pictures, tuple[str, ...]]]:
+    """Six characters to train on, and to test on, where Omniglot's would be."""
+    learned, tested = (meta.Pictures(fake_pictures(size=6).images, ("Invented",), files) for _ in range(2))
+    return {True: (learned, ()), False: (tested, ())}
+
+
+def test_more_ways_than_a_test_has_are_refused_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meta, "_omniglot", lambda *_: invented())
+    with pytest.raises(FlatironsError, match=r"ways=7, .* only 24 classes to train on and 6 to test on \(Invented\): give at most 6"):
+        fi.train("maml", "meta:omniglot", out=tmp_path / "run", env_options={"ways": 7}, quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_what_is_learned_from_is_distorted_and_mirrored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meta, "_omniglot", lambda *_: invented())
+    options = {"mirrored": True, "distorted_classes": 1, "distorted_pictures": 0.5}
+    learned, tested = (envs.make("meta:omniglot", 1, training=training, **options).env for training in (True, False))  # type: ignore[union-attr]
+    assert learned == meta.Glyphs(learned.pictures, 5, mirrored=True, distorted_classes=1, distorted_pictures=0.5)
+    assert tested == meta.Glyphs(tested.pictures, 5, turned=False) and (learned.num_classes, tested.num_classes) == (48, 6)
+    turned = envs.make("meta:omniglot", 1, training=False, ways=24, turned_tests=True, **options).env  # type: ignore[union-attr]
+    assert turned == meta.Glyphs(turned.pictures, 24) and turned.num_classes == 24
+
+
+def test_a_preset_sets_what_its_task_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meta, "_omniglot", lambda *_: invented())
+    with pytest.raises(FlatironsError, match="ways=20, but"):
+        fi.train("maml-omniglot-20way", "meta:omniglot", out=tmp_path / "run", quiet=True)
+    settings = {"num_envs": 2, "inner_steps": 1, "network": "mlp", "hidden": (4,), "total_steps": 1}
+    run = fi.train("maml-omniglot-20way", "meta:omniglot", out=tmp_path / "run", env_options={"ways": 3}, quiet=True, **settings)
+    assert read_json(run.path / "config.json")["env_options"] == {"ways": 3}, "what a person gives comes first"
+    assert "env       ways 20" in listing.system("maml")
 
 
 def test_other_pictures_than_a_run_began_with_are_refused(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     files = "0" * 64
-    monkeypatch.setattr(meta, "_omniglot", lambda *_: (meta.Pictures(fake_pictures(size=6).images, ("Invented",), files), ()))
+    monkeypatch.setattr(meta, "_omniglot", lambda *_: invented(files))
     settings = {"num_envs": 2, "shots": 1, "queries": 1, "network": "mlp", "hidden": (4,), "eval_queries": 1, "total_steps": 2}
     run = fi.train("maml", "meta:omniglot", out=tmp_path / "run", env_options={"ways": 2}, stop_at=1, quiet=True, **settings)
     assert run.step == 1
@@ -448,7 +535,12 @@ def test_other_pictures_than_a_run_began_with_are_refused(tmp_path: Any, monkeyp
     with pytest.raises(FlatironsError, match="are not those that"):
         fi.resume(tmp_path / "run", quiet=True)
     files = "0" * 64
-    assert fi.resume(tmp_path / "run", quiet=True).step == 2
+    again = fi.resume(tmp_path / "run", quiet=True)
+    assert again.step == 2
+    with pytest.raises(FlatironsError, match="has other actions than"):
+        again.evaluate(20, env_options={"ways": 3})
+    with pytest.raises(FlatironsError, match="has no option 'turned'"):
+        again.evaluate(20, env_options={"turned": True})
 
 
 # ------------------------------------------------------------------------------------------------------------------- bad input
@@ -483,3 +575,67 @@ def test_what_cannot_run_is_refused(sinusoid_run: Any) -> None:
         sinusoid_run.adapt((x, np.zeros((4, 1))))
     with pytest.raises(FlatironsError, match="steps=0"):
         sinusoid_run.adapt((x, x), steps=0)
+    with pytest.raises(FlatironsError, match="the answers have NaN"):
+        sinusoid_run.adapt((x, x + np.nan))
+    with pytest.raises(FlatironsError, match=r"obs have shape \[3, 2\], and \[M, 1\] is wanted"):
+        sinusoid_run.predict(np.zeros((3, 2)))
+    with pytest.raises(FlatironsError, match="there is no part 'critics' of this policy to drop; it has head, torso"):
+        sinusoid_run.uncertainty(x[0], 3, rate=0.1, parts=("critics",))
+    assert sinusoid_run.uncertainty(x[0], 3, rate=0.5, parts=("head",)).actions.shape == (3, 1)
+
+
+def test_pictures_that_a_cast_would_blacken_are_refused() -> None:
+    task: Any = InGraph(meta.Glyphs(fake_pictures(size=6), ways=2), 1, "fake")
+    whole, classes = np.full((2, 6, 6, 1), 200, np.int64), np.array([0, 1])
+    obs, answer = adapting.given(task, (whole.astype(np.float64), classes.astype(np.float32)))
+    assert obs.dtype == np.uint8 and (obs == 200).all() and answer.dtype == np.int32
+    for pictures, answers, said in (
+        (whole / 255, classes, r"float64 from 0.784314 to 0.784314, and uint8 from 0 to 255 is wanted: multiply them by 255 and round"),
+        ((whole > 0).astype(np.float32), classes, "multiply them by 255 and round"),
+        (whole + 0.5, classes, "round them"),
+        (whole * np.nan, classes, "NaN or infinite"),
+        (whole + 100, classes, "run from 300 to 300, and uint8 holds 0 to 255"),
+        (whole, classes + 0.5, "round them"),
+        (whole, classes + 1, "has classes 0 to 1"),
+    ):
+        with pytest.raises(FlatironsError, match=said):
+            adapting.given(task, (pictures, answers))
+
+
+def test_distributions_of_ones_own_are_checked() -> None:
+    class Misspelt(Bandit):
+        loss = "retrun"
+
+    class Answered(Bandit):
+        loss = "cross-entropy"
+
+    class Guessed(Bandit):
+        loss = "squared"
+
+    config = maml.Config()
+    for env, said in (
+        (Bandit(max_episode_steps=None), "a bandit has no max_episode_steps, and maml plays its episodes whole"),
+        (Misspelt(), "the loss of a bandit is 'retrun': let it be one of squared, cross-entropy, return"),
+        (Answered(), "give it the methods examples and demand"),
+        (Guessed(), "does not fit its actions, Discrete"),
+    ):
+        with pytest.raises(FlatironsError, match=said):
+            maml.check(config, InGraph(env, 1, "a bandit"))
+    maml.check(config, InGraph(Bandit(), 1))
+
+
+def test_an_evaluation_may_have_settings_of_its_own(sinusoid_run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = sinusoid_run.evaluate(60, 5, eval_shots=1, eval_steps=2)["mse_after"]
+    assert set(asked) == {"2"} and asked["2"] > sinusoid_run.evaluate(60, 5)["mse_after"]["1"]
+    assert sinusoid_run.config.eval_shots is None and sinusoid_run.config.eval_steps == (0, 1, 5)
+    given = ["eval", str(sinusoid_run.path), "--episodes", "60", "--seed", "5", "--json", "--eval-shots", "1", "--eval-steps=2"]
+    assert main(given) == 0 and json.loads(capsys.readouterr().out)["mse_after"] == asked
+    assert split_settings(["run", "--eval-steps", "0", "2", "--json"], "--eval-") == ({"eval_steps": [0, 2]}, ["run", "--json"])
+    for wrong, said in (
+        ({"eval_shot": 1}, "'eval_shot' is no setting of an evaluation of maml; did you mean 'eval_shots'"),
+        ({"hidden": (3,)}, "'hidden' is no setting of an evaluation"),
+        ({"eval_shots": "five"}, "eval_shots='five' does not fit maml"),
+        ({"eval_shots": 0}, "at least 1"),
+    ):
+        with pytest.raises(FlatironsError, match=said):
+            sinusoid_run.evaluate(20, 1, **wrong)

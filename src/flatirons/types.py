@@ -232,7 +232,8 @@ class Preset:
 
     `tasks` are glob patterns of the task names it is the automatic choice for: of its system, or with `variant_of` of the preset of that
     name, whose place it takes there. With `on_top` the config says only which method it is: it comes on top of the preset that the
-    task gets by itself. What its benchmark measured is in `run/measured.json`.
+    task gets by itself. `env` are options of the environment that it is meant with, where a person gives no others. What its benchmark
+    measured is in `run/measured.json`.
     """
 
     doc: str
@@ -240,6 +241,7 @@ class Preset:
     tasks: tuple[str, ...] = ()
     variant_of: str = ""
     on_top: bool = False
+    env: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 C = TypeVar("C")

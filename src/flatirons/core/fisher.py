@@ -12,7 +12,7 @@ of the loss at the minimum of a model that is right. See docs/ewc.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +66,13 @@ def fisher_diagonal(
     return jax.tree.map(lambda x: x / rows, total)
 
 
+def _demand_labels(labels: str) -> None:
+    """Raises FlatironsError for what is none of `Labels`."""
+    if labels not in get_args(Labels):
+        known = "'observed' (the data's: the empirical Fisher), 'sampled' (drawn from the model) or 'expected' (over all classes)"
+        raise FlatironsError(f"labels={labels!r} does not say whose labels a Fisher information is an average over: give {known}")
+
+
 def classifier_fisher(
     logits: Callable[[PyTree, Any], Array],
     params: PyTree,
@@ -79,9 +86,11 @@ def classifier_fisher(
     """The Fisher information of p(y | x, params) = softmax(logits(params, x)), averaged over inputs `[n, ...]`.
 
     logits(params, x) -> `[classes]` for one input. labels: whose they are (`Labels`): "observed" takes the int `[n]` in `observed`,
-    "sampled" draws one for each input with `key`, "expected" goes through all classes. Raises FlatironsError where what it needs is
-    missing.
+    "sampled" draws one for each input with `key`, "expected" goes through all classes. Raises FlatironsError for other labels, and where
+    what they need is missing.
     """
+
+    _demand_labels(labels)
 
     def log_prob(params: PyTree, example: tuple[Any, Array]) -> Array:
         x, y = example
@@ -141,6 +150,8 @@ def dense_classifier_fisher(
 
     logits(params, inputs, dense) -> `[n, classes]`, built with the `dense(layer, x)` that it is given; each layer is used once.
     """
+
+    _demand_labels(labels)
 
     def squares(y: Array, weight: Array) -> PyTree:
         def total(params: PyTree) -> jax.Array:

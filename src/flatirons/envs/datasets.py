@@ -10,10 +10,12 @@ import dataclasses
 import functools
 import gzip
 import hashlib
+import http.client
 import importlib.resources
 import io
 import json
 import os
+import sys
 import urllib.error
 import urllib.request
 import zipfile
@@ -99,44 +101,88 @@ def _aside(path: Path) -> str:
     if not path.is_relative_to(cache_dir()):
         return "it was left where it is and is not used"
     kept = path.with_name(path.name + ".damaged")
-    path.replace(kept)
+    try:
+        path.replace(kept)
+    except OSError as error:
+        return f"it cannot be moved aside ({error.strerror}) and is not used"
     return f"it was moved to {kept} and is not used"
 
 
-def file(folder: str, name: str, data_dir: str | os.PathLike[str] | None = None) -> bytes:
-    """The content of one listed file, such as `file("mnist", "t10k-images-idx3-ubyte.gz")`, checked.
+def _read(path: Path, hashes: list[str]) -> tuple[bytes | None, str]:
+    """(a file's content, ""), or (None, what is wrong with it); (None, "") where there is none."""
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None, ""
+    except OSError as error:
+        return None, f"{path} cannot be read ({error.strerror})"
+    if hashlib.sha256(content).hexdigest() in hashes:
+        return content, ""
+    return None, f"{path} has another SHA-256 than expected: {_aside(path)}"
 
-    Raises Missing where it is nowhere and cannot be fetched (with the place to put it by hand), FlatironsError where its hash is another.
+
+def _keep(content: bytes, place: Path) -> None:
+    """Put a fetched file in the cache, whole or not at all. Raises FlatironsError where that cannot be written."""
+    scratch = place.with_name(place.name + ".tmp")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_bytes(content)
+        scratch.replace(place)
+    except OSError as error:
+        raise FlatironsError(
+            f"{place} was fetched and cannot be written ({error.strerror}): let FLATIRONS_CACHE name a folder that can be"
+        ) from None
+
+
+def file(folder: str, name: str, data_dir: str | os.PathLike[str] | None = None) -> bytes:
+    """The content of one listed file, such as `file("mnist", "t10k-images-idx3-ubyte.gz")`, checked. A damaged one that was passed over is
+    named on stderr.
+
+    Raises Missing where it is nowhere and its source cannot be reached (with the places to put it by hand), FlatironsError where its hash
+    is another, where the connection breaks off, and where the cache cannot be written.
     """
     source, hashes = _listed()[folder]["source"], _listed()[folder]["files"][name]
     given = data_dir if data_dir is not None else os.environ.get("FLATIRONS_DATA")
-    homes = ([Path(given)] if given else []) + [cache_dir()]
+    places = [home / folder / name for home in ([Path(given)] if given else []) + [cache_dir()]]
+    by_hand = f"get that file and put it at {' or '.join(map(str, places))}"
     refused = []
-    for home in homes:
-        path = home / folder / name
-        if path.is_file():
-            content = path.read_bytes()
-            if hashlib.sha256(content).hexdigest() in hashes:
-                return content
-            refused.append(f"{path} has another SHA-256 than expected: {_aside(path)}")
-    by_hand = homes[0] / folder / name
+    for place in places:
+        content, wrong = _read(place, hashes)
+        if content is not None:
+            _warn(refused)
+            return content
+        refused += [wrong] if wrong else []
     try:
         with urllib.request.urlopen(source + name, timeout=TIMEOUT_S) as answer:
-            content = answer.read()
-    except (urllib.error.URLError, OSError, ValueError) as error:
+            content = _whole(answer, source + name, refused, by_hand)
+    except (urllib.error.URLError, OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
         told = "; ".join([*refused, f"{source}{name} cannot be reached ({reason})"])
-        raise (FlatironsError if refused else Missing)(f"{told}; get that file and put it at {by_hand}") from None
-    path = cache_dir() / folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    good = hashlib.sha256(content).hexdigest() in hashes
-    kept = path if good else path.with_name(name + ".damaged")
-    scratch = kept.with_name(kept.name + ".tmp")
-    scratch.write_bytes(content)
-    scratch.replace(kept)
-    if not good:
-        raise FlatironsError(f"what {source}{name} sent has another SHA-256 than expected: it was kept as {kept} and is not used")
+        raise (FlatironsError if refused else Missing)(f"{told}; {by_hand}") from None
+    if hashlib.sha256(content).hexdigest() not in hashes:
+        kept = places[-1].with_name(name + ".damaged")
+        _keep(content, kept)
+        raise FlatironsError(
+            f"what {source}{name} sent has another SHA-256 than expected: it was kept as {kept} and is not used; try again, or {by_hand}"
+        )
+    _keep(content, places[-1])
+    _warn(refused)
     return content
+
+
+def _whole(answer: Any, url: str, refused: list[str], by_hand: str) -> bytes:
+    """What a source sends. Raises FlatironsError where it breaks off: not Missing, for the file is to be had."""
+    try:
+        return answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        told = "; ".join([*refused, f"the connection broke off while {url} was fetched ({type(error).__name__})"])
+        raise FlatironsError(f"{told}; try again, or {by_hand}") from None
+
+
+def _warn(refused: list[str]) -> None:
+    """Name on stderr what was passed over for a good file."""
+    for wrong in refused:
+        print(f"flatirons: WARNING: {wrong}; a good one is used in its place", file=sys.stderr, flush=True)
 
 
 # ------------------------------------------------------------------------------------------------------------------- sets

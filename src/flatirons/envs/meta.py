@@ -127,6 +127,10 @@ class Sinusoid:
         return ()
 
 
+MOST_DISTORTED = 5
+"""Strength up to which pictures may be distorted: there by up to 50 degrees, to sizes of a half to one and a half."""
+
+
 class Pictures:
     """Characters and their pictures, uint8 `[characters, pictures, height, width]`, 255 where there is ink; equal to itself alone. `sha256`
     is that of the files they were read from, "" where they come from none."""
@@ -135,22 +139,66 @@ class Pictures:
         self.images, self.alphabets, self.sha256 = images, alphabets, sha256
 
 
+def _affine(key: Key, shape: tuple[int, ...], strength: float, side: int) -> tuple[jax.Array, jax.Array]:
+    """`shape` linear maps `[..., 2, 2]` near the identity, and shifts `[..., 2]` in pixels. At strength 1: turns and shears by up to 10
+    degrees, sizes of 0.9 to 1.1 in either direction, shifts of up to a fourteenth of the side (2 pixels of 28), each uniform."""
+    u = strength * jax.random.uniform(key, (6, *shape), minval=-1.0, maxval=1.0)
+    turn, shear = math.radians(10) * u[0], math.radians(10) * u[1]
+    cos, sin, rows, cols = jnp.cos(turn), jnp.sin(turn), 1 + 0.1 * u[2], 1 + 0.1 * u[3]
+    slant = jnp.tan(shear)
+    # Turn times shear times size.
+    first, second = (jnp.stack(pair, -1) for pair in ((rows * cos, cols * (cos * slant - sin)), (rows * sin, cols * (sin * slant + cos))))
+    return jnp.stack([first, second], -2), side / 14 * jnp.moveaxis(u[4:], 0, -1)
+
+
+def _resampled(images: jax.Array, linear: jax.Array, shift: jax.Array) -> jax.Array:
+    """Pictures uint8 `[n, height, width]`, each read at `linear` times the place of its pixels around the middle, plus `shift`: bilinear,
+    0 outside."""
+    num, height, width = images.shape
+    framed = jnp.pad(images, ((0, 0), (1, 1), (1, 1))).astype(jnp.uint32)
+    # A pixel and its three neighbours in one word: a gather costs by the element, and so there is one for four.
+    corners = ((0, slice(None, -1), slice(None, -1)), (8, slice(None, -1), slice(1, None)),
+               (16, slice(1, None), slice(None, -1)), (24, slice(1, None), slice(1, None)))  # fmt: skip
+    words = functools.reduce(jnp.bitwise_or, [framed[:, rows, cols] << by for by, rows, cols in corners]).ravel()
+    size = jnp.array([height, width], jnp.float32)
+    middle = (size - 1.0) / 2.0
+    centred = jnp.indices((height, width)).reshape(2, -1).astype(jnp.float32) - middle[:, None]
+    places = jnp.clip(linear @ centred[None] + (middle[None] + shift + 1.0)[..., None], 0.0, size[None, :, None] + 1.0)
+    corner = jnp.minimum(jnp.floor(places), size[None, :, None])
+    down, right = jnp.moveaxis(places - corner, 1, 0)
+    row, col = jnp.moveaxis(corner.astype(jnp.int32), 1, 0)
+    index = (jnp.arange(num, dtype=jnp.int32)[:, None] * (height + 1) + row) * (width + 1) + col
+    word = words.at[index].get(mode="promise_in_bounds")
+    at = [((word >> by) & 255).astype(jnp.float32) for by, _, _ in corners]
+    upper, lower = (1.0 - right) * at[0] + right * at[1], (1.0 - right) * at[2] + right * at[3]
+    return jnp.rint((1.0 - down) * upper + down * lower).astype(jnp.uint8).reshape(images.shape)
+
+
 @dataclasses.dataclass(frozen=True)
 class Glyphs:
     """Which of `ways` characters is it (section 5.2)? A task is a choice of characters in an order of their own, each turned by a multiple
-    of 90 degrees where `turned`: a turned character is another class (Santoro et al. 2016).
+    of 90 degrees where `turned`: a turned character is another class (Santoro et al. 2016), and so is its mirror image where `mirrored`.
+
+    `distorted_classes` and `distorted_pictures` are strengths of random affine maps (`_affine`) of the examples of a task: one map for
+    all pictures of a class, which makes other characters, and one for each picture, which makes other hands.
 
     As an environment: obs is a picture, the action a class, the reward 1 where it is right, and that is the episode."""
 
     pictures: Pictures
     ways: int = 5
     turned: bool = True
+    mirrored: bool = False
+    distorted_classes: float = 0.0
+    distorted_pictures: float = 0.0
 
     loss = "cross-entropy"
 
     def __post_init__(self) -> None:
         if self.ways < 2:
             raise FlatironsError(f"ways={self.ways}: give at least 2 classes to tell apart")
+        for name, strength in (("distorted_classes", self.distorted_classes), ("distorted_pictures", self.distorted_pictures)):
+            if not 0 <= strength <= MOST_DISTORTED:
+                raise FlatironsError(f"{name}={strength}: give a strength from 0 (none) to {MOST_DISTORTED}")
         if self.ways > self.num_classes:
             raise FlatironsError(
                 f"ways={self.ways}, but there are only {self.num_classes} classes to draw from ({', '.join(self.pictures.alphabets)}): "
@@ -160,7 +208,7 @@ class Glyphs:
     @property
     def num_classes(self) -> int:
         """Classes that tasks are made of."""
-        return len(self.pictures.images) * (4 if self.turned else 1)
+        return len(self.pictures.images) * (4 if self.turned else 1) * (2 if self.mirrored else 1)
 
     @property
     def max_episode_steps(self) -> int | None:
@@ -185,8 +233,10 @@ class Glyphs:
         """Pictures number `which [..., n]` of `classes [...]`, `[..., n, height, width, 1]`."""
         images = jnp.asarray(self.pictures.images)
         found = images[classes[..., None] % len(images), which]
+        if self.mirrored:
+            found = jnp.where(jnp.expand_dims(classes >= self.num_classes // 2, (-1, -2, -3)), jnp.flip(found, -1), found)
         if self.turned:
-            quarter = jnp.expand_dims(classes // len(images), (-1, -2, -3))
+            quarter = jnp.expand_dims(classes // len(images) % 4, (-1, -2, -3))
             across = jnp.swapaxes(found, -1, -2)
             odd = jnp.where(quarter == 1, jnp.flip(across, -2), jnp.flip(across, -1))
             found = jnp.where(quarter == 0, found, jnp.where(quarter == 2, jnp.flip(found, (-1, -2)), odd))
@@ -195,14 +245,30 @@ class Glyphs:
     def examples(self, key: Key, tasks: PyTree, shots: int, queries: int) -> tuple[Rows, Rows]:
         """`shots` and `queries` pictures of each class by different hands: rows `[tasks, ways * shots]`, a class's next to one another."""
         num, available = tasks.shape[0], self.pictures.images.shape[1]
+        key_distort = None
+        if self.distorted_classes or self.distorted_pictures:
+            key, key_distort = jax.random.split(key)
         order = jax.lax.top_k(jax.random.uniform(key, (num, self.ways, available)), shots + queries)[1]
         found = self._seen(tasks, order)
+        if key_distort is not None:
+            found = self._distorted(key_distort, found)
 
         def rows(part: jax.Array) -> Rows:
             answer = jnp.repeat(jnp.arange(self.ways, dtype=jnp.int32), part.shape[2])
             return Rows(part.reshape((num, -1, *part.shape[3:])), jnp.broadcast_to(answer[None], (num, answer.shape[0])))
 
         return rows(found[:, :, :shots]), rows(found[:, :, shots:])
+
+    def _distorted(self, key: Key, found: jax.Array) -> jax.Array:
+        """Pictures `[tasks, ways, n, height, width, 1]` through the maps of their class and their own, in one reading."""
+        num, ways, pictures, *size, _ = found.shape
+        of_class, of_picture = jax.random.split(key)
+        one, by = _affine(of_class, (num, ways, 1), self.distorted_classes, size[0])
+        own, own_by = _affine(of_picture, (num, ways, pictures), self.distorted_pictures, size[0])
+        shift = jnp.einsum("twoij,twnj->twni", one, own_by) + by
+        linear = jnp.einsum("twoij,twnjk->twnik", one, own)
+        flat = _resampled(found.reshape(-1, *size), linear.reshape(-1, 2, 2), shift.reshape(-1, 2))
+        return flat.reshape(found.shape)
 
     def demand(self, shots: int, queries: int) -> None:
         """Raises FlatironsError where a character has not as many pictures."""
@@ -382,7 +448,14 @@ NAMES = ("sinusoid", "omniglot", "navigation", *HOST)
 OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "sinusoid": {},
-        "omniglot": {"ways": int, "data_dir": str | None},
+        "omniglot": {
+            "ways": int,
+            "turned_tests": bool,
+            "mirrored": bool,
+            "distorted_classes": float,
+            "distorted_pictures": float,
+            "data_dir": str | None,
+        },
         "navigation": {"max_episode_steps": int, "squared": bool},
         **{name: {"max_episode_steps": int} for name in HOST},
     }
@@ -395,18 +468,38 @@ HELD_OUT = ("Greek", "Sanskrit")
 def in_graph(name: str, *, training: bool, **options: Any) -> tuple[Any, tuple[str, ...]]:
     """The distribution of that name and notes on it. `training` False asks for what was held out, where something was."""
     if name == "omniglot":
-        pictures, notes = _omniglot(options.pop("data_dir", None), training)
-        # The characters of a test are not turned: each is one class there.
-        return Glyphs(pictures, turned=training, **options), notes
+        return _glyphs(training, **options)
     return (Sinusoid() if name == "sinusoid" else Navigation(**options)), ()
 
 
+def _glyphs(
+    training: bool, *, ways: int = 5, turned_tests: bool = False, data_dir: str | None = None, **more: Any
+) -> tuple[Glyphs, tuple[str, ...]]:
+    """Omniglot's tasks. `more` is what adds to the characters to learn from: a test has them as they are, each one class, unless
+    `turned_tests`."""
+    splits = _omniglot(data_dir)
+    made = {
+        True: Glyphs(splits[True][0], 2, **more),
+        False: Glyphs(splits[False][0], 2, turned=bool(turned_tests)),
+    }
+    available = {kind: glyphs.num_classes for kind, glyphs in made.items()}
+    if ways > min(available.values()):
+        # At once, and not when the first evaluation makes the other split.
+        raise FlatironsError(
+            f"ways={ways}, but there are only {available[True]} classes to train on and {available[False]} to test on "
+            f"({', '.join(splits[False][0].alphabets)}): give at most {min(available.values())}"
+        )
+    return dataclasses.replace(made[training], ways=ways), splits[training][1]
+
+
 @functools.cache
-def _omniglot(data_dir: str | None, training: bool) -> tuple[Pictures, tuple[str, ...]]:
+def _omniglot(data_dir: str | None) -> dict[bool, tuple[Pictures, tuple[str, ...]]]:
+    """The characters to train on (True) and those held out, each with a note."""
     arrays, names, sha256 = datasets.load("omniglot", data_dir)
-    held_out = [names.index(name) for name in HELD_OUT]
-    of_training = ~np.isin(arrays["alphabet"], held_out)
-    chosen = of_training if training else ~of_training
-    alphabets = tuple(name for name in names if (name not in HELD_OUT) == training)
-    note = f"Omniglot: {int(chosen.sum())} characters of {', '.join(alphabets)} (files {sha256[:12]})"
-    return Pictures(np.ascontiguousarray(arrays["images"][chosen]), alphabets, sha256), (note,)
+    of_training = ~np.isin(arrays["alphabet"], [names.index(name) for name in HELD_OUT])
+    splits = {}
+    for training, chosen in ((True, of_training), (False, ~of_training)):
+        alphabets = tuple(name for name in names if (name not in HELD_OUT) == training)
+        note = f"Omniglot: {int(chosen.sum())} characters of {', '.join(alphabets)} (files {sha256[:12]})"
+        splits[training] = Pictures(np.ascontiguousarray(arrays["images"][chosen]), alphabets, sha256), (note,)
+    return splits

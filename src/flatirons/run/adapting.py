@@ -1,7 +1,8 @@
-"""What a person shows of a new task, brought to the form that a system adapts to."""
+"""What a person shows of a new task, and asks of a run, brought to the form that a system takes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ def given(task: Any, shown: Any) -> Any:
     if not isinstance(shown, (tuple, list)) or len(shown) != 2:
         raise FlatironsError(f"adapting in {task.name} takes a pair of arrays: examples [M, ...] and their answers [M, ...]")
     spec: ArraySpec = task.spec.obs
-    obs = _shaped(shown[0], (None, *spec.shape), np.dtype(spec.dtype), "the examples")
+    obs = _shaped(shown[0], (None, *spec.shape), np.dtype(spec.dtype), "the examples", spec)
     action: Discrete | Box = task.spec.action
     if isinstance(action, Box):
         return obs, _shaped(shown[1], (len(obs), *action.shape), np.float32, "the answers")
@@ -30,13 +31,51 @@ def given(task: Any, shown: Any) -> Any:
     return obs, answer
 
 
-def _shaped(value: Any, shape: tuple[int | None, ...], dtype: Any, what: str) -> np.ndarray:
+def asked(spec: Any, obs: Any, name: str = "obs") -> Any:
+    """A batch of raw observations `[M, ...]` in the dtypes of their spec. Raises FlatironsError where it is not as the spec says."""
+    if isinstance(spec, ArraySpec):
+        return _shaped(obs, (None, *spec.shape), np.dtype(spec.dtype), name, spec)
+    if isinstance(spec, Mapping):
+        if not isinstance(obs, Mapping) or set(obs) != set(spec):
+            raise FlatironsError(f"{name} must be a dict with the keys {', '.join(map(str, spec))}")
+        found: Any = {key: asked(part, obs[key], f"{name}[{key!r}]") for key, part in spec.items()}
+    else:
+        if not isinstance(obs, (tuple, list)) or len(obs) != len(spec):
+            raise FlatironsError(f"{name} must be a tuple of {len(spec)} parts")
+        found = tuple(asked(part, each, f"{name}[{i}]") for i, (part, each) in enumerate(zip(spec, obs, strict=True)))
+    counts = sorted({len(leaf) for leaf in jax.tree.leaves(found)})
+    if len(counts) > 1:
+        raise FlatironsError(f"the parts of {name} have {' and '.join(map(str, counts))} rows: give as many of each")
+    return found
+
+
+def _shaped(value: Any, shape: tuple[int | None, ...], dtype: np.dtype | type, what: str, spec: ArraySpec | None = None) -> np.ndarray:
+    dtype = np.dtype(dtype)
     try:
-        array = np.asarray(value).astype(dtype)
+        raw = np.asarray(value)
+        array = raw if raw.dtype.kind in "biuf" else raw.astype(dtype)
     except (TypeError, ValueError):
-        raise FlatironsError(f"{what} cannot be read as {np.dtype(dtype)} numbers") from None
+        raise FlatironsError(f"{what} cannot be read as {dtype} numbers") from None
     same = array.ndim == len(shape) and all(n is None or n == m for n, m in zip(shape, array.shape, strict=True))
     if not same or array.size == 0:
         words = ", ".join("M" if n is None else str(n) for n in shape)
         raise FlatironsError(f"{what} have shape {list(array.shape)}, and [{words}] is wanted")
-    return array
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            raise FlatironsError(f"{what} have NaN or infinite numbers among them: leave those rows out")
+        if dtype.kind in "iu":
+            _demand_whole(array, dtype, what, spec)
+    if dtype.kind in "iu" and not np.can_cast(array.dtype, dtype):
+        limits = np.iinfo(dtype)
+        if array.min() < limits.min or array.max() > limits.max:
+            raise FlatironsError(f"{what} run from {array.min():g} to {array.max():g}, and {dtype} holds {limits.min} to {limits.max}")
+    return array.astype(dtype)
+
+
+def _demand_whole(array: np.ndarray, dtype: np.dtype, what: str, spec: ArraySpec | None) -> None:
+    """Raises FlatironsError for fractions that a cast would cut off, and for pictures of 0 to 1 where brightness goes further."""
+    scaled = spec is not None and spec.high > 1 and len(spec.shape) > 1 and array.min() >= 0 and array.max() <= 1
+    if scaled or (array != np.rint(array)).any():
+        hint = f"multiply them by {spec.high:g} and round" if scaled and spec is not None else "round them"
+        limits = "" if spec is None or not np.isfinite(spec.high) else f" from {spec.low:g} to {spec.high:g}"
+        raise FlatironsError(f"{what} are {array.dtype} from {array.min():g} to {array.max():g}, and {dtype}{limits} is wanted: {hint}")

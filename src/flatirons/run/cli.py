@@ -245,6 +245,32 @@ def split_env_options(arguments: Sequence[str]) -> tuple[dict[str, Any], list[st
     return options, rest
 
 
+def split_settings(arguments: Sequence[str], prefix: str) -> tuple[dict[str, Any], list[str]]:
+    """Take the flags that begin with `prefix`, each with its values up to the next flag, out of the arguments: (settings, the rest).
+
+    One value is itself, several are a list; they are read as `split_env_options` does. Raises UsageError for a missing value.
+    """
+    settings: dict[str, Any] = {}
+    rest: list[str] = []
+    position = 0
+    while position < len(arguments):
+        token = arguments[position]
+        position += 1
+        if not token.startswith(prefix):
+            rest.append(token)
+            continue
+        flag, equals, text = token.partition("=")
+        values = [text] if equals else []
+        while not equals and position < len(arguments) and not arguments[position].startswith("--"):
+            values.append(arguments[position])
+            position += 1
+        if not values:
+            raise UsageError(f"{flag} needs a value, as in `{flag} 4`.")
+        found = [_plain_value(value) for value in values]
+        settings[flag[2:].replace("-", "_")] = found[0] if len(found) == 1 else found
+    return settings, rest
+
+
 def _plain_value(text: str) -> Any:
     words = {"true": True, "false": False, "none": None}
     if text.lower() in words:
@@ -440,8 +466,12 @@ def resume(arguments: list[str]) -> int:
 
 
 def evaluate(arguments: list[str]) -> int:
-    """`flatirons eval RUN [--episodes N] [--seed S] [--best] [--values] [--json]`."""
-    parser = _parser("eval", "Score a run's policy, acting greedily, on an environment of its own.")
+    """`flatirons eval RUN [--episodes N] [--seed S] [--best] [--values] [--json] [--eval-NAME VALUE ...] [--env.NAME VALUE]`."""
+    parser = _parser(
+        "eval",
+        "Score a run's policy, acting greedily, on an environment of its own. A setting that begins with eval-, such as --eval-shots 1 of "
+        "maml, and --env.NAME VALUE, an option of the environment, count for this evaluation alone.",
+    )
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("--episodes", type=_whole, default=20, metavar="INT", help="episodes (default: 20)")
     parser.add_argument("--seed", type=_whole, metavar="INT", help="seed of the evaluation (default: 10_000 + the run's seed)")
@@ -450,7 +480,11 @@ def evaluate(arguments: list[str]) -> int:
     )
     parser.add_argument("--best", action="store_true", help="the policy of the best evaluation while it trained, instead of the last one")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    chosen = parser.parse(arguments)
+    env_options, rest = split_env_options(arguments)
+    settings, rest = split_settings(rest, "--eval-")
+    chosen = parser.parse(rest)
+    if chosen.values and (settings or env_options):
+        raise UsageError("--values is of the evaluation as it was in training; leave out --eval-... and --env. with it.")
     if chosen.episodes < 1:
         raise UsageError(f"--episodes is {chosen.episodes}; it must be at least 1.")
     path = existing_run(chosen.run)
@@ -462,7 +496,7 @@ def evaluate(arguments: list[str]) -> int:
     for folder in seeds or [path]:
         with contextlib.redirect_stdout(sys.stderr):  # whatever loading has to say must not mix with the result
             loaded = flatirons.load(folder, best=chosen.best)
-            result = loaded.evaluate(episodes=chosen.episodes, seed=chosen.seed)
+            result = loaded.evaluate(episodes=chosen.episodes, seed=chosen.seed, env_options=env_options, **settings)
             if chosen.values:
                 result |= loaded.overestimation(chosen.episodes, chosen.seed)
         if chosen.json:

@@ -15,7 +15,17 @@ import numpy as np
 from flatirons.data.acting import Decider
 from flatirons.run import adapting, checkpoint, evaluate, folder, values
 from flatirons.run import uncertainty as uncertainties
-from flatirons.run.job import Job, acting_task, evaluation_task, is_instance, on_device, slots, write_record
+from flatirons.run.job import (
+    Job,
+    acting_task,
+    demand_same_spaces,
+    evaluation_config,
+    evaluation_task,
+    is_instance,
+    on_device,
+    slots,
+    write_record,
+)
 from flatirons.run.uncertainty import Uncertainty
 from flatirons.systems import system_name
 from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, MultiDiscrete, TimeStep
@@ -110,7 +120,8 @@ class Run:
         they say, with means and deviations; see `flatirons.run.uncertainty.Uncertainty`.
 
         rate: the probability to drop an input of a layer, by default what the run was trained with. parts: the fields of the system's Actor
-        whose weights are dropped, such as ("critics",) of sac; all by default. A network that was never trained with dropout answers too,
+        whose weights are dropped, such as ("critics",) of sac or ("head",) of maml; all by default. A
+        network that was never trained with dropout answers too,
         but its deviation says how much it leans on single units, and not what the data left open.
         Raises FlatironsError for n < 1, a rate that is missing or outside [0, 1), and an observation that is not the task's.
         """
@@ -120,24 +131,35 @@ class Run:
             self.system, on_device(self.config), self._acting, self.actor, timestep, key, n, rate=chosen, parts=tuple(parts)
         )
 
-    def evaluate(self, episodes: int = 20, seed: int | None = None, *, env: Any = None) -> Any:
+    def evaluate(
+        self, episodes: int = 20, seed: int | None = None, *, env: Any = None, env_options: Mapping[str, Any] | None = None, **settings: Any
+    ) -> Any:
         """Score the policy on episodes of its own; see `flatirons.run.evaluate.evaluate`. seed defaults to 10_000 + the run's seed.
 
-        With several seeds: a list, one result per seed. `env` replaces the task of the run. An environment that was passed to `train` is
-        copied, so that a callback may evaluate; raises FlatironsError where it cannot be.
+        With several seeds: a list, one result per seed. `env` replaces the task of the run, `env_options` some of its options, and
+        `settings` those of the Config that begin with eval_ (eval_shots=1 of maml), for this evaluation alone. An environment that was
+        passed to `train` is copied, so that a callback may evaluate. Raises FlatironsError where it cannot be, and for settings and options
+        that do not fit.
         """
         if self._job.seeds > 1:
-            return [run.evaluate(episodes, seed, env=env) for run in self.runs]
+            return [run.evaluate(episodes, seed, env=env, env_options=env_options, **settings) for run in self.runs]
         if episodes < 1:
             raise FlatironsError(f"episodes is {episodes}: give at least 1")
         job = self._job if env is None else dataclasses.replace(self._job, eval_source=env)
         source = job.eval_source if job.eval_source is not None else job.source
         if source is None:
             raise FlatironsError(f"{self.path} was trained on an environment of your own ({job.recorded['own_env']}); pass env=... again")
+        config = evaluation_config(job, settings)
+        if env_options:
+            job = dataclasses.replace(job, env_options={**job.env_options, **env_options})
         chosen = 10_000 + self.seed if seed is None else seed
         task = evaluation_task(job, episodes, chosen)
         try:
-            return evaluate.evaluate(self.system, on_device(self.config), task, self.actor, episodes, chosen)
+            if env_options:
+                demand_same_spaces(self._acting_task(), task)
+            if settings:
+                self.system.check(config, task)
+            return evaluate.evaluate(self.system, on_device(config), task, self.actor, episodes, chosen)
         finally:
             if not is_instance(job.eval_source):
                 task.close()
@@ -175,8 +197,10 @@ class Run:
 
     def predict(self, obs: Any) -> np.ndarray:
         """The greedy actions for a batch of raw observations `[M, ...]`: what is guessed for each, the class of each. A network that
-        normalises by the batch at hand (maml's for pictures) judges them together. Observations and actions as `policy` has them."""
-        task, rows = acting_task(self._job), jax.tree.map(np.asarray, obs)
+        normalises by the batch at hand (maml's for pictures) judges them together. Observations and actions as `policy` has them. Raises
+        FlatironsError for observations that are not the task's."""
+        task = self._acting_task()
+        rows = adapting.asked(task.spec.obs, obs)
         num = jax.tree.leaves(rows)[0].shape[0]
         acting = self.system.policy(self.config, task, self.actor, greedy=True)
         action, _, _ = acting.act(jax.random.key(self.seed), TimeStep(rows, (), np.ones(num, np.bool_), ()), acting.reset(num))

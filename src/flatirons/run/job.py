@@ -23,7 +23,7 @@ from flatirons import envs, studies, systems
 from flatirons.envs import meta
 from flatirons.envs.datasets import DataTask
 from flatirons.envs.ingraph import InGraph
-from flatirons.run import checkpoint, evaluate, folder
+from flatirons.run import checkpoint, evaluate, folder, ranges
 from flatirons.systems import system_name
 from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, MultiDiscrete, Network, Spec, Task, TimeStep
 
@@ -100,6 +100,30 @@ def evaluation_task(job: Job, episodes: int, seed: int) -> Task:
         made.close()
         made = job.make(wanted, seed=seed, training=False)
     return made
+
+
+EVALUATION = "eval_"
+"""What the settings of an evaluation begin with: they change nothing that is learned."""
+
+
+def evaluation_config(job: Job, settings: Mapping[str, Any]) -> Any:
+    """The run's Config with settings of an evaluation in other values. Raises FlatironsError for other settings, and values that do not
+    fit."""
+    hints = typing.get_type_hints(job.system.Config)
+    names = [field.name for field in dataclasses.fields(job.config) if field.name.startswith(EVALUATION)]
+    chosen = {}
+    for name, value in settings.items():
+        if name not in names:
+            known = _near(name, names) if names else "it has none"
+            raise FlatironsError(f"{name!r} is no setting of an evaluation of {job.name}; {known}")
+        one_of_several = typing.get_origin(hints[name]) is tuple and not isinstance(value, (list, tuple))
+        accepted, chosen[name] = fits(hints[name], (value,) if one_of_several else value)
+        if not accepted:
+            raise FlatironsError(f"{name}={value!r} does not fit {job.name}: give {_says(hints[name])}")
+    config = dataclasses.replace(job.config, **chosen)
+    if settings:
+        ranges.demand(config, job.name)
+    return config
 
 
 def demand_same_spaces(made: Task, twin: Task) -> None:

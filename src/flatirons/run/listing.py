@@ -161,6 +161,7 @@ def system(name: str) -> str:
     lines = [*said, _takes(module), "", "presets"]
     for preset, known in module.PRESETS.items():
         lines += ["", f"  {preset}: {known.doc}", f"    for       {_for(known)}"]
+        lines += [f"    env       {option} {_shown(value)}" for option, value in known.env.items()]
         reached = measured.get(preset, {}).get("expected", ["not measured yet"])
         for label, line in zip(["expected", *[""] * len(reached)], reached, strict=False):
             lines.append(f"    {label:<9} {line}")

@@ -116,6 +116,9 @@ def train(
     if preset is not None:
         unknown = "" if preset in what_was_measured() else " (no benchmark has measured it)"
         notes.append(f"preset: {preset}" + (f" on top of {below}" if below else "") + unknown)
+        from_preset = {name: value for name, value in module.PRESETS[preset].env.items() if name not in (env_options or {})}
+        notes += [f"{name} is {value}, by the preset" for name, value in from_preset.items()]
+        env_options = {**from_preset, **(env_options or {})}
     if is_instance(task) and "num_envs" not in config:
         if "num_steps" in settings and "num_steps" not in config:
             # A turn as long as the preset's, which its minibatches divide.

@@ -45,7 +45,7 @@ def rate_of(system: Any, config: Any, rate: float | None) -> float:
 def _where(system: Any, config: Any, parts: tuple[str, ...], path: tuple[Any, ...], leaf: Any) -> bool:
     """Whether a leaf of an Actor is a weight to drop: running moments are none, whatever their shape, and neither is a table. What a system
     drops by a rule of its own is its `dropped`'s to say."""
-    part = getattr(path[0], "name", None)
+    part = getattr(path[0], "name", getattr(path[0], "key", None))
     if part == "obs" or (parts and part not in parts):
         return False
     if hasattr(system, "dropped"):
@@ -90,9 +90,11 @@ def uncertainty(
     A board game's position is not in an observation: the policy's network answers without its search.
     """
     bayes.demand_draws(n)
+    # An Actor is a NamedTuple, or a dict of parameters by name.
+    known = tuple(actor) if isinstance(actor, dict) else actor._fields
     for part in parts:
-        if part not in actor._fields:
-            raise FlatironsError(f"there is no part {part!r} of this policy to drop; it has {', '.join(actor._fields)}")
+        if part not in known:
+            raise FlatironsError(f"there is no part {part!r} of this policy to drop; it has {', '.join(known)}")
     demand_weights(system, config, actor, parts)
     if hasattr(config, "eval_epsilon"):
         config = dataclasses.replace(cast(Any, config), eval_epsilon=0.0)

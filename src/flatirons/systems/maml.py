@@ -161,13 +161,15 @@ PRESETS = {
         doc="The paper's 5-way 5-shot Omniglot.", config=_OMNIGLOT | {"shots": 5, "queries": 5, "eval_queries": 5}
     ),
     "maml-omniglot-20way": Preset(
-        doc="The paper's 20-way 1-shot Omniglot, for `--env.ways 20`: 16 tasks, five steps of 0.1.",
+        doc="The paper's 20-way 1-shot Omniglot: 16 tasks, five steps of 0.1.",
         config=_OMNIGLOT | {"num_envs": 16, "inner_steps": 5, "inner_rate": 0.1, "eval_steps": (0, 1, 5)},
+        env={"ways": 20},
     ),
     "maml-omniglot-20way-5shot": Preset(
-        doc="The paper's 20-way 5-shot Omniglot, likewise for `--env.ways 20`.",
+        doc="The paper's 20-way 5-shot Omniglot.",
         config=_OMNIGLOT
         | {"num_envs": 16, "inner_steps": 5, "inner_rate": 0.1, "eval_steps": (0, 1, 5), "shots": 5, "queries": 5, "eval_queries": 5},
+        env={"ways": 20},
     ),
     "maml-omniglot-mlp": Preset(
         doc="The paper's network without convolutions, 5-way 1-shot.", config=_OMNIGLOT | {"network": "omniglot-mlp"}
@@ -296,7 +298,8 @@ def check(config: Config, task: Task) -> None:
     if not isinstance(env, meta.Distribution):
         known = ", ".join(f"meta:{name}" for name in meta.NAMES)
         raise FlatironsError(f"maml learns to learn from many tasks, and {task.name} is one: name a distribution of them ({known})")
-    if min(config.num_envs, config.shots, config.queries, config.eval_queries) < 1 or (config.eval_shots or 1) < 1:
+    _demand_distribution(env, task)
+    if min(config.num_envs, config.shots, config.queries, config.eval_queries, 1 if config.eval_shots is None else config.eval_shots) < 1:
         raise FlatironsError("num_envs, shots, queries, eval_shots and eval_queries must be at least 1")
     if config.inner_steps < 0 or not config.eval_steps or min(config.eval_steps) < 0:
         raise FlatironsError("inner_steps and eval_steps are numbers of steps, from 0 up, and eval_steps must name at least one")
@@ -308,6 +311,23 @@ def check(config: Config, task: Task) -> None:
     elif config.fisher_every < 1 or config.cg_iterations < 1 or config.backtrack_steps < 1:
         raise FlatironsError("fisher_every, cg_iterations and backtrack_steps must be at least 1")
     _net(config, task)
+
+
+def _demand_distribution(env: Any, task: Task) -> None:
+    """Raises FlatironsError where a distribution of a person's own is not what its `loss` says."""
+    takes = {"squared": Box, "cross-entropy": Discrete, "return": (Box, Discrete)}
+    if env.loss not in takes:
+        raise FlatironsError(f"the loss of {task.name} is {env.loss!r}: let it be one of {', '.join(takes)}")
+    if not isinstance(task.spec.action, takes[env.loss]):
+        raise FlatironsError(f"the loss of {task.name} is {env.loss}, which does not fit its actions, {task.spec.action}")
+    if env.loss != "return":
+        if not isinstance(env, meta.Examples):
+            raise FlatironsError(f"the loss of {task.name} is {env.loss}, of examples and answers: give it the methods examples and demand")
+        return
+    if task.in_graph and not isinstance(env, meta.Acted):
+        raise FlatironsError(f"the loss of {task.name} is return, of a policy that acts: give it the method placed")
+    if task.spec.max_episode_steps is None:
+        raise FlatironsError(f"{task.name} has no max_episode_steps, and maml plays its episodes whole: say after how many steps they end")
 
 
 def init(config: Config, task: Task, key: Key) -> State:
