@@ -19,7 +19,7 @@ from flatirons.data import rollout as data
 from flatirons.envs.ingraph import EnvState, InGraph
 from flatirons.nets import actor_critic
 from flatirons.systems import trpo
-from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, Policy
+from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, MultiDiscrete, Policy, Transition
 
 SMALL: dict[str, Any] = {"num_envs": 4, "num_steps": 32, "value_minibatches": 4, "hidden": (16,), "total_steps": 10**6}
 
@@ -388,6 +388,38 @@ def test_what_an_illegal_action_would_have_brought_means_nothing() -> None:
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
 
 
+@dataclasses.dataclass(frozen=True)
+class Choices(Walk):
+    """Two choices at a time; of the second, 2 is never legal."""
+
+    @property
+    def action_spec(self) -> Any:
+        return MultiDiscrete((2, 3))
+
+    def legal(self, state: Any) -> Any:
+        return jnp.array([True, True, True, True, False])
+
+
+def test_of_several_choices_at_a_time_legal_ones_are_tried_and_all_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many actions as there are choices in all, 5, so that no shape can tell one for the other."""
+    config = trpo.Config(num_envs=2, num_steps=4, vine_actions=5, vine_states=6, vine_steps=2, hidden=(4,))
+    task, q = InGraph(Choices(), 2), np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
+    monkeypatch.setattr(vine, "q_estimates", lambda *_: jnp.asarray(q))
+
+    @jax.jit
+    def branches(key: Any) -> Any:
+        state = trpo.init(config, task, key)
+        of = lambda x: jnp.zeros((4, 2, *x.shape[1:]), x.dtype)  # noqa: E731
+        env, seen = state.collector.env, task.observe(state.collector.env)
+        experience = Transition(of(seen.obs), (), (), (), (), (), (), of(seen.legal).at[:].set(seen.legal), jax.tree.map(of, env))
+        return trpo._vine(config, task, state, experience, key, 1.0)
+
+    batch = branches(jax.random.key(0))
+    assert batch.action.shape == (5, 6, 2) and int(batch.action[..., 1].max()) == 1
+    centred = q - q.mean(axis=0)
+    np.testing.assert_allclose(batch.advantage, centred / centred.std(), rtol=1e-4, atol=1e-5)
+
+
 def test_steps_of_branches_are_counted() -> None:
     config = trpo.Config(num_envs=4, num_steps=32, vine_actions=2, vine_states=16, vine_steps=10)
     assert trpo.steps_per_turn(config) == 4 * 32 + 2 * 16 * 10
@@ -398,7 +430,7 @@ def test_steps_of_branches_are_counted() -> None:
     ("name", "settings", "words"),
     [
         ("CartPole-v1", {"vine_actions": 2}, "cannot be restored"),
-        ("jax:CartPole-v1", {"vine_actions": 3}, "set vine_actions=2"),
+        ("jax:CartPole-v1", {"vine_actions": 3}, r"set vine_actions=2 and total_steps=995456, whole iterations of 12928 decisions"),
         ("jax:Pendulum-v1", {"vine_actions": 1}, "at least 2"),
         ("jax:CartPole-v1", {"vine_actions": 2, "vine_states": 129}, "vine_states"),
         ("jax:CartPole-v1", {"value_minibatches": 7}, "choose a divisor, for instance 4"),

@@ -120,7 +120,8 @@ PRESETS = {
         },
     ),
     "trpo-vine": Preset(
-        doc="The vine procedure, in-graph, here for two discrete actions (others: --vine-actions): 96 states, every action from each.",
+        doc="The vine procedure, in-graph, here for two discrete actions (others: --vine-actions and a --total-steps that it names): 96 "
+        "states, every action from each.",
         config={"total_steps": 200_000, "num_steps": 50, "vine_actions": 2, "vine_states": 96},
     ),
     "natural-pg": Preset(
@@ -201,9 +202,11 @@ def check(config: Config, task: Task) -> None:
             )
         action = task.spec.action
         if isinstance(action, Discrete) and config.vine_actions != action.n:
+            turn = steps_per_turn(dataclasses.replace(cast(Any, config), vine_actions=action.n))
             raise FlatironsError(
                 f"vine_actions={config.vine_actions}: {task.name} has {action.n} actions, and the vine procedure tries all of "
-                f"them: set vine_actions={action.n}"
+                f"them: set vine_actions={action.n} and total_steps={max(1, round(config.total_steps / turn)) * turn}, whole iterations "
+                f"of {turn} decisions"
             )
         if config.vine_actions < 2 or config.vine_steps < 1 or not 1 <= config.vine_states <= rows:
             raise FlatironsError(
@@ -282,8 +285,9 @@ def _vine(config: Config, task: InGraphTask, state: State, experience: Transitio
     following = policy(config, task, actor(state), greedy=False)
     values = lambda obs: reward_scale * value(config, task, state.params, prepare(task, state.normaliser.obs, obs))  # noqa: E731
     q = vine.q_estimates(task, following, values, key_branches, env, actions, config.vine_steps, config.gamma)
-    # An action that is not legal was tried with the others, and means nothing.
-    possible = jnp.full(shape, True) if isinstance(legal, tuple) else legal.T
+    # Where all actions are tried, one that is not legal was too, and means nothing; what was sampled is legal.
+    masked = isinstance(task.spec.action, Discrete) and not isinstance(legal, tuple)
+    possible = legal.T if masked else jnp.full(shape, True)
     q = jnp.where(possible, q - jnp.mean(q, axis=0, keepdims=True, where=possible), 0.0)
     return Batch(obs, legal, actions, jax.vmap(pi.log_prob)(actions), (), q / (jnp.std(q) + 1e-8), ())
 
