@@ -41,6 +41,9 @@ def count(job: Job) -> int:
         return 1
     if job.seeds > 1:
         raise FlatironsError(f"devices={asked} is for one seed at a time, and seeds={job.seeds}: leave one of the two at 1")
+    why = job.system.undivided(job.config) if hasattr(job.system, "undivided") else ""
+    if why:
+        raise FlatironsError(f"devices={asked} would change nothing: {why}, or leave devices at 1")
     num_envs = job.config.num_envs
     if num_envs % asked:
         low = num_envs // asked * asked

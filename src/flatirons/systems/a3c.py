@@ -702,6 +702,11 @@ def notes(config: Config) -> tuple[str, ...]:
     )
 
 
+def undivided(config: Config) -> str:
+    """Why several devices cannot share a turn and what to do, "" where they can."""
+    return "" if config.mode == "turns" else f"in a race (mode={config.mode}) each actor-learner computes by itself; take mode=turns"
+
+
 def _recipe(task: Task) -> dict[str, Any]:
     """The task as JSON. Raises FlatironsError where it is no name."""
     recipe = cast(HostTask, task).recipe
