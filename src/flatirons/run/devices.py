@@ -14,6 +14,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from flatirons.core.spread import AXIS
+from flatirons.data.replay import has_masks
 from flatirons.run.job import Job, SpecTask, init_function, seed_keys
 from flatirons.types import FlatironsError, Task
 
@@ -70,7 +71,7 @@ class Layout:
         share = self.num_envs // self.devices
 
         def shapes(num_envs: int) -> Any:
-            resized: Any = task.resized(num_envs) if task.in_graph else SpecTask(task.name, num_envs, task.spec)
+            resized: Any = task.resized(num_envs) if task.in_graph else SpecTask(task.name, num_envs, task.spec, has_masks(task))
             config = dataclasses.replace(job.config, num_envs=num_envs)
             return jax.eval_shape(init_function(job, resized), config, seed_keys(job))
 
