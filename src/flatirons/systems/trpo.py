@@ -286,8 +286,8 @@ def _vine(config: Config, task: InGraphTask, state: State, experience: Transitio
     values = lambda obs: reward_scale * value(config, task, state.params, prepare(task, state.normaliser.obs, obs))  # noqa: E731
     q = vine.q_estimates(task, following, values, key_branches, env, actions, config.vine_steps, config.gamma)
     # Where all actions are tried, one that is not legal was too, and means nothing; what was sampled is legal.
-    masked = isinstance(task.spec.action, Discrete) and not isinstance(legal, tuple)
-    possible = legal.T if masked else jnp.full(shape, True)
+    all_tried = isinstance(task.spec.action, Discrete)
+    possible = legal.T if all_tried and not isinstance(legal, tuple) else jnp.full(shape, True)
     q = jnp.where(possible, q - jnp.mean(q, axis=0, keepdims=True, where=possible), 0.0)
     return Batch(obs, legal, actions, jax.vmap(pi.log_prob)(actions), (), q / (jnp.std(q) + 1e-8), ())
 
