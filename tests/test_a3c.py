@@ -6,7 +6,8 @@ import dataclasses
 import fnmatch
 import functools
 import threading
-from typing import Any
+import types
+from typing import Any, cast
 
 import gymnasium
 import jax
@@ -152,13 +153,32 @@ def test_q_targets_are_theta_minus_s(method: Any) -> None:
     state = _fresh(config, task)
     state = state._replace(target=jax.tree.map(lambda x: 2.0 * x, state.target))
     _, rows = _showing_step(config, task)(state)
-    y = jax.jit(lambda state: a3c._targets(config, task, state.params, state.target, rows, rows.action))(state)
-    best = jnp.max(a3c._head(state.target, a3c._features(config, task, state.target, rows.next_obs)), axis=-1)
-    best = jnp.where(rows.terminated, 0.0, best)
-    if method == "q":
-        np.testing.assert_allclose(y, rows.reward + 0.99 * best, rtol=1e-5)
-    else:
-        np.testing.assert_allclose(y[0], 1 + 0.99 + 0.99**2 + 0.99**3 * best[-1], rtol=1e-5)
+    q = a3c._head(state.target, a3c._features(config, task, state.target, rows.next_obs))
+
+    @jax.jit
+    def targets(state: Any, next_legal: Any) -> jax.Array:
+        masked = rows._replace(extras=rows.extras._replace(next_legal=next_legal))
+        return a3c._targets(config, task, state.params, state.target, masked, rows.action)
+
+    # Where the worse action alone is legal, no value comes from the other.
+    worse = jax.nn.one_hot(jnp.argmin(q, axis=-1), 2) > 0
+    for legal, value in ((jnp.ones_like(worse), jnp.max(q, axis=-1)), (worse, jnp.min(q, axis=-1))):
+        found, value = targets(state, legal), jnp.where(rows.terminated, 0.0, value)
+        if method == "q":
+            np.testing.assert_allclose(found, rows.reward + 0.99 * value, rtol=1e-5)
+        else:
+            np.testing.assert_allclose(found[0], 1 + 0.99 + 0.99**2 + 0.99**3 * value[-1], rtol=1e-5)
+
+
+def test_the_mask_of_a_next_state_is_the_next_rows_or_the_one_that_waits() -> None:
+    legal = np.array([[[True, False]], [[False, True]], [[True, False]]])
+    newest, flags = np.array([[False, True]]), np.zeros((3, 1), bool)
+    task: Any = types.SimpleNamespace(in_graph=False, current=types.SimpleNamespace(legal=newest))
+    rows = Transition((), (), (), (), flags, np.array([[False], [True], [False]]), flags, legal, a3c.Extras((), ()))
+    found = a3c._with_next_legal(a3c.Config(method="q"), task, cast(Any, None), rows).extras.next_legal
+    # After a cut the next row is another episode's.
+    assert found.tolist() == [[[False, True]], [[True, True]], [[False, True]]]
+    assert a3c._with_next_legal(a3c.Config(), task, cast(Any, None), rows) is rows
 
 
 def test_theta_minus_is_taken_every_so_many_decisions() -> None:

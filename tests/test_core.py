@@ -197,6 +197,21 @@ def test_categorical_against_enumeration() -> None:
     assert pi.mode().dtype == pi.sample(jax.random.key(0)).dtype == jnp.int32
 
 
+@pytest.mark.parametrize("size", [1e-5, 1e-3, 0.3, 3.0])
+def test_the_kl_of_near_distributions_is_right_to_its_own_size(size: float) -> None:
+    """Against the definition in float64. Terms p (log p - log q) are as large as `size`, their sum as its square."""
+    rng = np.random.default_rng(0)
+    logits, move = rng.integers(-4, 5, (2, 200, 5)) * np.array([0.5, size / 4])[:, None, None]
+    old, new = logits.astype(np.float32), (logits + move).astype(np.float32)
+    p, q = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (old.astype(np.float64), new.astype(np.float64)))
+    expected = (p * np.log(p / q)).sum(-1).mean()
+    assert float(jnp.mean(Categorical(old).kl(Categorical(new)))) == pytest.approx(expected, rel=1e-4 + 1e-7 / size)
+    x = 2.0 * (old.astype(np.float64) - new)
+    shift = (old.astype(np.float64) - new) ** 2 * np.exp(-2.0 * new)
+    expected = (0.5 * (np.exp(x) - 1.0 - x + shift)).sum(-1).mean()
+    assert float(jnp.mean(Normal(old, old).kl(Normal(new, new)))) == pytest.approx(expected, rel=1e-4 + 1e-7 / size)
+
+
 def test_categorical_samples_at_its_probabilities() -> None:
     p = np.array([0.1, 0.2, 0.7])
     found = Categorical(jnp.broadcast_to(jnp.log(p)[None], (30_000, 3))).sample(jax.random.key(0))

@@ -103,5 +103,10 @@ def test_environments_that_devices_cannot_share_are_refused(monkeypatch: pytest.
         fi.train("ppo", "jax:CartPole-v1", out=tmp_path / "run", quiet=True, devices=3)
     with pytest.raises(FlatironsError, match="one seed at a time, and seeds=2"):
         fi.train("ppo", "jax:CartPole-v1", out=tmp_path / "run", quiet=True, devices=3, seeds=2, num_envs=9, total_steps=225)
+    with pytest.raises(
+        FlatironsError, match=r"devices=2 would change nothing: in a race \(mode=threads\).* take mode=turns, or leave devices"
+    ):
+        monkeypatch.setattr(jax, "local_devices", lambda: jax.devices() * 2)
+        fi.train("a3c", "CartPole-v1", out=tmp_path / "run", quiet=True, devices="all", mode="threads", trajectories=50)
     run = fi.train("ppo", "jax:CartPole-v1", out=tmp_path / "run", quiet=True, devices="1", total_steps=200)
     assert run.step == 200

@@ -88,6 +88,37 @@ class Slow(Counter):
         return super().step(action)
 
 
+class Masked(gymnasium.Env):
+    """Counts to 3; only the action that is the count is legal, and of several choices the first of each besides. It refuses others."""
+
+    observation_space = gs.Box(0.0, 10.0, (1,), np.float32)
+
+    def __init__(self, action_space: gymnasium.Space | None = None, *, wrong: Any = None, late: bool = False) -> None:
+        self.action_space = gs.Discrete(4) if action_space is None else action_space
+        self.wrong, self.late = wrong, late
+        self.steps = 0
+
+    def _info(self) -> dict[str, Any]:
+        if self.late and self.steps:
+            return {}
+        if self.wrong is not None and self.steps:
+            return {"action_mask": self.wrong}
+        flags = np.arange(4) == self.steps
+        if isinstance(self.action_space, gs.MultiDiscrete):
+            return {"action_mask": (np.array([1, 0], np.int8), flags.astype(np.int8))}
+        return {"action_mask": flags.astype(np.int8)}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(1, np.float32), self._info()
+
+    def step(self, action: Any) -> Any:
+        assert np.all(np.asarray(action).reshape(-1)[-1] == self.steps), "an illegal action"
+        self.steps += 1
+        return np.full(1, self.steps, np.float32), 1.0, self.steps >= 3, False, self._info()
+
+
 def make_slow() -> gymnasium.Env:
     return Slow()
 
@@ -489,3 +520,50 @@ def test_envpool_resets_in_the_step_that_ends() -> None:
     assert ended > 4
     with pytest.raises(FlatironsError, match="did you mean CartPole-v1"):
         envs.make("envpool:CartPol-v1")
+
+
+@pytest.mark.parametrize("vectoriser", ["serial", "threads", "auto"])
+def test_the_mask_in_info_is_what_is_legal(vectoriser: str) -> None:
+    task: Any = envs.make(lambda: Masked(), 3, vectoriser=vectoriser)
+    counts = [0, 1, 2, 0, 1]
+    for count, following in zip(counts, [*counts[1:], 2], strict=True):
+        before = task.current.legal
+        np.testing.assert_array_equal(before, np.tile(np.arange(4) == count, (3, 1)))
+        _, after = task.step(np.full(3, count, np.int32))
+        assert after is task.current and after.legal.dtype == np.bool_
+        np.testing.assert_array_equal(after.legal, np.tile(np.arange(4) == following, (3, 1)))
+        np.testing.assert_array_equal(before[0], np.arange(4) == count, "what was handed out is not written again")
+    assert task.reset(0).legal[0].tolist() == [True, False, False, False]
+    task.close()
+
+
+def test_masks_of_several_choices_and_of_workers() -> None:
+    task: Any = envs.make(lambda: Masked(gs.MultiDiscrete([2, 4])), 1)
+    assert task.current.legal.tolist() == [[True, False, True, False, False, False]]
+    assert task.step(np.array([[0, 0]], np.int32))[1].legal.tolist() == [[True, False, False, True, False, False]]
+    task.close()
+    alone, workers = (envs.make("Taxi-v4", 2, seed=3, vectoriser=vectoriser) for vectoriser in ("serial", "processes"))
+    for action in (None, 0, 2):
+        if action is not None:
+            for taxi in (alone, workers):
+                taxi.step(np.full(2, action, np.int32))
+        np.testing.assert_array_equal(alone.current.legal, workers.current.legal)
+    assert alone.current.legal.shape == (2, 6) and not alone.current.legal.all()
+    alone.close()
+    workers.close()
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: Masked(wrong=np.zeros(4, np.int8)), r"environment 0 .* leaves no legal action; a state without .* must end the episode"),
+        (lambda: Masked(wrong=np.ones(3, bool)), r"is bool\[3\]; return 4 flags"),
+        (lambda: Masked(wrong=np.ones(4)), r"is float64\[4\]; return 4 flags"),
+        (lambda: Masked(late=True), "is missing, and the first reset gave one; give one always, or never"),
+    ],
+)
+def test_a_mask_that_cannot_be_is_refused(made: Any, message: str) -> None:
+    task: Any = envs.make(made, 1)
+    with pytest.raises(FlatironsError, match=message):
+        task.step(np.zeros(1, np.int32))
+    task.close()

@@ -394,6 +394,10 @@ def test_beta_follows_the_kl(target: float | None, factor: float) -> None:
         near = dataclasses.replace(config, kl_target=float(metrics["kl"]) * 1.2)
         same, _ = _update(near, HAND_TASK, _hand_state(near, _hand_params()), experience)
         assert float(same.kl_coef) == 3.0
+        # However often it is missed, beta stays a number that a loss can be weighed with.
+        edge = ppo.KL_COEFS[1 if factor > 1.0 else 0]
+        at_the_edge = _hand_state(config, _hand_params())._replace(kl_coef=jnp.float32(edge))
+        assert float(_update(config, HAND_TASK, at_the_edge, experience)[0].kl_coef) == np.float32(edge)
 
 
 def test_a_heavy_penalty_keeps_the_policy_nearer() -> None:
@@ -432,6 +436,8 @@ def test_settings_of_the_penalty_that_make_no_sense() -> None:
     for name in ("kl_coef", "stop_kl"):
         with pytest.raises(FlatironsError, match=rf"{name}=0\.0 must be above 0"):
             ppo.check(ppo.Config(objective="penalty", **{name: 0.0}), HAND_TASK)
+    with pytest.raises(FlatironsError, match=r"kl_coef=1e\+07 with a kl_target begins outside 1e-06 to 1e\+06"):
+        ppo.check(ppo.Config(objective="penalty", kl_target=0.01, kl_coef=1e7), HAND_TASK)
 
 
 # ------------------------------------------------------------------------------------------------------------ with a memory

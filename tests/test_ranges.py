@@ -48,6 +48,8 @@ def test_defaults_and_presets_are_within_and_every_number_is_thought_of(module: 
         ("ddpg", {"random_steps": -5}, "random_steps=-5 .* from 0 up"),
         ("dqn", {"learning_starts": -5}, "learning_starts=-5 .* from 0 up"),
         ("a3c", {"rmsprop_decay": 1.0}, "rmsprop_decay=1 .* from 0 and below 1"),
+        ("a3c", {"rmsprop_eps": 0.0}, "rmsprop_eps=0 .* above 0"),
+        ("async-q", {"epsilon_ends": (0.1, 1.5, 0.5)}, "epsilon_ends=1.5 .* from 0 to 1 for each"),
         ("trpo", {"backtrack_ratio": 1.0}, "backtrack_ratio=1 .* above 0 and below 1"),
     ],
 )

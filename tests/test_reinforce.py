@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from flatirons import envs
+from flatirons.core import resources
 from flatirons.nets import actor_critic
 from flatirons.systems import reinforce
 from flatirons.types import Discrete, FlatironsError, Spec, Transition
@@ -158,6 +159,19 @@ def test_an_interrupted_episode_does_not_count() -> None:
     rows = rows._replace(terminated=rows.terminated.at[-5:].set(False).at[-1].set(True))
     batch = reinforce.whole_episodes(config, task, state.params, rows, 5)
     assert int(jnp.sum(batch.weight > 0)) == 10, "the five new rows of both, none of those before"
+
+
+def test_episodes_that_do_not_fit_with_their_batch_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row: two observations of 4 floats, action, reward, three flags. 500 rows run, and an update has them 3 times and 10 new ones."""
+    task = envs.make("jax:CartPole-v1", 2)
+    needed = (3 * 500 + 10) * 2 * (2 * 16 + 4 + 4 + 3)
+    for available, fits in ((needed, True), (needed - 1, False)):
+        monkeypatch.setattr(resources, "memory_available", lambda available=available: available)
+        if fits:
+            reinforce.check(reinforce.Config(num_envs=2, num_steps=10), task)
+        else:
+            with pytest.raises(FlatironsError, match=r"episodes of up to 500 decisions in 2 environments and the batch of them"):
+                reinforce.check(reinforce.Config(num_envs=2, num_steps=10), task)
 
 
 def test_a_task_without_a_limit_is_refused() -> None:

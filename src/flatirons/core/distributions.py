@@ -19,6 +19,19 @@ def mask_logits(logits: Array, legal: Any) -> jax.Array:
     return jnp.asarray(logits) if isinstance(legal, tuple) else jnp.where(legal, logits, ILLEGAL)
 
 
+NEAR = 0.5
+
+
+def _beyond_linear(x: jax.Array) -> jax.Array:
+    """e^x - 1 - x for |x| < `NEAR`, by its series: near 0 it is x² / 2, which the difference itself drowns in rounding. Elsewhere another
+    finite number, so that the branch not taken has a derivative too."""
+    x = jnp.where(jnp.abs(x) < NEAR, x, 0.0)
+    series = jnp.ones_like(x)
+    for k in range(8, 2, -1):
+        series = 1.0 + x / k * series
+    return 0.5 * jnp.square(x) * series
+
+
 class Categorical(NamedTuple):
     """Over 0 ... n-1, from unnormalised `logits [..., n]`."""
 
@@ -46,7 +59,9 @@ class Categorical(NamedTuple):
     def kl(self, other: Categorical) -> jax.Array:
         """KL(self || other), `[...]`."""
         log_p, log_q = jax.nn.log_softmax(self.logits, axis=-1), jax.nn.log_softmax(other.logits, axis=-1)
-        return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+        p, x = jnp.exp(log_p), log_q - log_p
+        # As sums of p and of q are 1, p (e^x - 1 - x) in every term: none is negative, and near 0 none cancels another.
+        return jnp.sum(jnp.where(jnp.abs(x) < NEAR, p * _beyond_linear(x), jnp.exp(log_q) - p - p * x), axis=-1)
 
 
 class MultiCategorical(NamedTuple):
@@ -106,9 +121,10 @@ class Normal(NamedTuple):
 
     def kl(self, other: Normal) -> jax.Array:
         """KL(self || other), `[...]`."""
-        ratio = jnp.exp(2.0 * (self.log_std - other.log_std))
+        x = 2.0 * (self.log_std - other.log_std)
         shift = jnp.square(self.mean - other.mean) * jnp.exp(-2.0 * other.log_std)
-        return jnp.sum(other.log_std - self.log_std + 0.5 * (ratio + shift - 1.0), axis=-1)
+        spread = jnp.where(jnp.abs(x) < NEAR, _beyond_linear(x), jnp.exp(x) - 1.0 - x)
+        return jnp.sum(0.5 * (spread + shift), axis=-1)
 
 
 class TanhNormal(NamedTuple):

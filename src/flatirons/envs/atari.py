@@ -56,6 +56,8 @@ class AtariEngine:
     `games` collects the raw score and the length in decisions of every finished game (whole and unclipped, whatever the learner sees).
     """
 
+    legal = None
+
     def __init__(self, game: str, num_envs: int, options: AtariOptions) -> None:
         from ale_py import AtariVectorEnv
 

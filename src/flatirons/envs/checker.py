@@ -209,7 +209,7 @@ def _episode(walk: Walk, seed: int, max_steps: int, deadline: float) -> tuple[li
     rng = np.random.default_rng(seed)
     results = [_reset(walk, seed)]
     for _ in range(max_steps):
-        action = _random_action(walk.env.action_space, rng)
+        action = _random_action(walk.env.action_space, results[-1], rng)
         results.append(_step(walk, action))
         result = results[-1]
         if not isinstance(result, tuple) or len(result) < 4 or time.monotonic() > deadline:
@@ -233,10 +233,10 @@ def _step(walk: Walk, action: Any) -> Any:
     return seen
 
 
-def _random_action(space: gymnasium.Space, rng: np.random.Generator) -> Any:
-    from flatirons.envs.host import _random_actions
+def _random_action(space: gymnasium.Space, about: Any, rng: np.random.Generator) -> Any:
+    from flatirons.envs.host import _random_action
 
-    return _random_actions(space, 1, rng)[0]
+    return _random_action(space, about, rng)
 
 
 def _extremes(walk: Walk, seed: int) -> None:

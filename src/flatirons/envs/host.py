@@ -37,6 +37,8 @@ Leaves = list[np.ndarray]
 FLOAT32_LARGEST = float(np.finfo(np.float32).max)
 SLOW_STEP_S = 300e-6
 """Environments slower than this to step are worth a process of their own: a round trip to a worker costs 50-100 us."""
+MASK = "action_mask"
+"""Where Gymnasium's own environments (Taxi) and others keep the mask of legal actions, in `info`."""
 CARTPOLE_VECTOR_FROM = 6
 """From this many environments on, Gymnasium's vector CartPole (about 40 us a batch) beats stepping them one by one (about 7 us each)."""
 
@@ -60,8 +62,12 @@ class Stepped(NamedTuple):
 
 
 class Engine(Protocol):
-    """What steps a batch of environments. Every array it gives out is new."""
+    """What steps a batch of environments. Every array it gives out is new.
 
+    `legal` is the mask bool `[B, n]` of the observations that it gave out last, or None where its environments have none."""
+
+    @property
+    def legal(self) -> np.ndarray | None: ...  # noqa: D102
     def reset(self, seeds: Sequence[int | None]) -> Leaves: ...  # noqa: D102
     def step(self, actions: np.ndarray) -> Stepped: ...  # noqa: D102
     def busy_with(self) -> int: ...  # noqa: D102
@@ -83,6 +89,7 @@ class Rows:
     """Some environments of a batch, stepped one after the other by whoever calls: the loop that all engines but the vector ones share.
 
     `first` is the batch index of the first one. `limits[i]` truncates environment i after that many steps (None: it does so itself).
+    `legal` holds their masks after each call, where they name one at their reset (`info["action_mask"]`), else None.
     """
 
     def __init__(self, envs: Sequence[gymnasium.Env], limits: Sequence[int | None], first: int = 0) -> None:
@@ -99,6 +106,11 @@ class Rows:
         _, _, spec, _, kinds = self._leaves[0]
         self._single = isinstance(space, gymnasium.spaces.Box)
         self._shape, self._kind = spec.shape, kinds
+        choices = spaces.choices(spaces.action_spec(self.envs[0].action_space))
+        self._num_choices = sum(choices)
+        self._parts = [0, *itertools.accumulate(choices)][:-1]
+        self._masked: bool | None = None
+        self.legal: np.ndarray | None = None
 
     def fresh(self) -> Leaves:
         """New arrays for the observations of these environments."""
@@ -106,8 +118,14 @@ class Rows:
 
     def reset(self, seeds: Sequence[int | None], out: Leaves) -> None:
         """Reset every environment, with its seed or carrying on its own generator, into rows `0 ... n-1` of `out`."""
+        self.legal = self._no_masks()
         for row, seed in enumerate(seeds):
             self._reset(row, seed, out)
+        if not self._masked:
+            self.legal = None
+
+    def _no_masks(self) -> np.ndarray:
+        return np.empty((len(self.envs), self._num_choices), np.bool_)
 
     def step(
         self, actions: Sequence[Any], reward: np.ndarray, terminated: np.ndarray, truncated: np.ndarray, out: Leaves
@@ -117,7 +135,9 @@ class Rows:
         Returns `(row, final obs arrays)` of those that ended.
         """
         finals: list[tuple[int, Leaves]] = []
-        elapsed, limits, single = self._elapsed, self._limits, self._single
+        elapsed, limits, single, masked = self._elapsed, self._limits, self._single, self._masked
+        if masked:
+            self.legal = self._no_masks()
         first_out, shape, kinds = out[0], self._shape, self._kind
         row = 0
         try:
@@ -126,7 +146,7 @@ class Rows:
                 result = step(actions[row])
                 if len(result) != 5:
                     raise EnvFault(self.first + row, _tuple_message("step", result, "(obs, reward, terminated, truncated, info)"))
-                obs, value, over, cut, _ = result
+                obs, value, over, cut, info = result
                 if single and type(obs) is np.ndarray and obs.shape == shape and obs.dtype.kind in kinds:
                     first_out[row] = obs
                 else:
@@ -144,6 +164,8 @@ class Rows:
                 if over or cut:
                     finals.append((row, [array[row].copy() for array in out]))
                     self._reset(row, None, out)
+                elif masked:
+                    self._put_mask(row, info)
         except (EnvFault, FlatironsError):
             raise
         except Exception as error:
@@ -162,6 +184,29 @@ class Rows:
         if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
             raise EnvFault(self.first + row, _tuple_message("reset", result, "(obs, info)"))
         self._put(row, result[0], out)
+        named = self._num_choices > 0 and MASK in result[1]
+        if self._masked is None:
+            self._masked = named
+        if self._masked:
+            self._put_mask(row, result[1])
+        elif named:
+            raise EnvFault(self.first + row, f"its reset gives info[{MASK!r}] and another environment's did not; give one always, or never")
+
+    def _put_mask(self, row: int, info: Any) -> None:
+        mask = info.get(MASK) if isinstance(info, dict) else None
+        if mask is None:
+            raise EnvFault(self.first + row, f"info[{MASK!r}] is missing, and the first reset gave one; give one always, or never")
+        # Of several choices Gymnasium's spaces take a tuple of masks.
+        flags = np.hstack(mask) if isinstance(mask, tuple) else np.asarray(mask)
+        if flags.shape != (self._num_choices,) or flags.dtype.kind not in "bui":
+            raise EnvFault(
+                self.first + row,
+                f"info[{MASK!r}] is {flags.dtype}{list(flags.shape)}; return {self._num_choices} flags, bool or 0 and 1",
+            )
+        assert self.legal is not None
+        self.legal[row] = flags
+        if not np.logical_or.reduceat(self.legal[row], self._parts).all():
+            raise EnvFault(self.first + row, f"info[{MASK!r}] leaves no legal action; a state without a legal action must end the episode")
 
     def _put(self, row: int, obs: Any, out: Leaves) -> None:
         for array, (path, get, spec, shift, kinds) in zip(out, self._leaves, strict=True):
@@ -260,6 +305,11 @@ class SerialEngine:
         finals = self.rows.step(self._decode(actions), reward, terminated, truncated, obs)
         return _stepped(reward, terminated, truncated, finals, obs)
 
+    @property
+    def legal(self) -> np.ndarray | None:
+        """The masks, or None."""
+        return self.rows.legal
+
     def busy_with(self) -> int:
         """The environment that is being stepped."""
         return self.rows.at
@@ -320,6 +370,11 @@ class ThreadEngine:
         finals = [(part.first + row, arrays) for part, rows in zip(self.rows, found, strict=True) for row, arrays in rows]
         return _stepped(reward, terminated, truncated, finals, obs)
 
+    @property
+    def legal(self) -> np.ndarray | None:
+        """The masks, or None."""
+        return all_masks([(part.first, part.legal) for part in self.rows])
+
     def busy_with(self) -> int:
         """The environment that the first thread is stepping."""
         return self.rows[0].first + self.rows[0].at
@@ -340,6 +395,17 @@ class ThreadEngine:
             part.close()
 
 
+def all_masks(parts: Sequence[tuple[int, np.ndarray | None]]) -> np.ndarray | None:
+    """The masks of all slices `(first environment, masks or None)`, None where none has any. Raises EnvFault where they are at odds."""
+    masks = [legal for _, legal in parts if legal is not None]
+    if not masks:
+        return None
+    if len(masks) < len(parts):
+        first = next(first for first, legal in parts if legal is None)
+        raise EnvFault(first, f"info[{MASK!r}] is missing, and other environments give one; give one always, or never")
+    return np.concatenate(masks)
+
+
 def _serve(number: int, rows: Rows, inbox: queue.SimpleQueue[Any], outbox: queue.SimpleQueue[Any]) -> None:
     while (job := inbox.get()) is not None:
         try:
@@ -355,6 +421,8 @@ class CartPoleEngine:
     every step and the ended columns drawn anew at once, each from its own generator as `CartPoleEnv.reset` draws: equal to stepping
     `CartPoleEnv` objects, bit for bit.
     """
+
+    legal = None
 
     def __init__(self, num_envs: int, max_episode_steps: int, sutton_barto_reward: bool = False) -> None:
         from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
@@ -419,6 +487,8 @@ class HostBatch:
     ended, and the new TimeStep, which there holds the next episode's start with `first=True`. Arrays handed out are new and never rewritten
     (`next_obs` and the TimeStep's obs are the same arrays in a step in which no episode ended). Rewards and float observations are float32.
 
+    Where the environments give `info["action_mask"]` at reset and after every step, it is the TimeStep's `legal`, else `legal` is `()`.
+
     Every fault of an environment (it raised, hung, gave NaN, infinity, a wrong shape or dtype) is a FlatironsError that names the
     environment's index, the step and its last action; after one the task refuses to go on.
     """
@@ -464,6 +534,7 @@ class HostBatch:
         self.calls += 1
         try:
             leaves = self.engine.reset(seeds)
+            legal = self.engine.legal
         except EnvFault as fault:
             raise self._error(fault) from fault.__cause__
         except FlatironsError as error:
@@ -473,7 +544,8 @@ class HostBatch:
             self.calls += 1
         for path, array in zip(self._paths, leaves, strict=True):
             self._demand_finite(path, array)
-        self.current = TimeStep(self._build(leaves), (), np.ones(self.num_envs, np.bool_), ())
+        self._masked = legal is not None
+        self.current = TimeStep(self._build(leaves), () if legal is None else legal, np.ones(self.num_envs, np.bool_), ())
         return self.current
 
     def step(self, action: Any) -> tuple[Outcome, TimeStep]:
@@ -505,7 +577,7 @@ class HostBatch:
                 self._demand_finite(path, array)
             next_obs, after = self._build(final), self._build(obs)
         self._num_steps += 1
-        self.current = TimeStep(after, (), first, ())
+        self.current = TimeStep(after, self.engine.legal if self._masked else (), first, ())
         return Outcome(reward.astype(np.float32, copy=False), next_obs, terminated, truncated), self.current
 
     def render(self) -> np.ndarray | None:
@@ -842,14 +914,14 @@ def _step_time(name: str, env: gymnasium.Env, budget_s: float = 0.02) -> float:
     times: list[float] = []
     begun = time.perf_counter()
     try:
-        env.reset(seed=0)
+        about: Any = env.reset(seed=0)
         while len(times) < 3 or time.perf_counter() - begun < budget_s:
-            action = _random_actions(space, 1, rng)[0]
+            action = _random_action(space, about, rng)
             start = time.perf_counter()
-            result = env.step(action)
+            about = result = env.step(action)
             times.append(time.perf_counter() - start)
             if len(result) == 5 and (result[2] or result[3]):
-                env.reset()
+                about = env.reset()
     except FlatironsError:
         raise
     except Exception as error:
@@ -861,10 +933,18 @@ def _step_time(name: str, env: gymnasium.Env, budget_s: float = 0.02) -> float:
     return float(np.median(times))
 
 
-def _random_actions(space: gymnasium.Space, count: int, rng: np.random.Generator) -> list[Any]:
-    """Random actions in Gymnasium's form, from a generator of our own so that the environment's stays as it is."""
+def _random_action(space: gymnasium.Space, about: Any, rng: np.random.Generator) -> Any:
+    """A random action in Gymnasium's form, from a generator of our own so that the environment's stays as it is; a legal one where `about`,
+    what a reset or step returned, ends in an `info` with a mask. A mask that is of no use is for the task itself to name."""
     spec = spaces.action_spec(space)
-    return list(spaces.decode_actions(space)(_random_batch(spec, count, rng)))
+    actions, choices = _random_batch(spec, 1, rng), spaces.choices(spec)
+    info = about[-1] if isinstance(about, tuple) and about else None
+    if choices and isinstance(info, dict) and MASK in info:
+        mask = np.hstack(info[MASK])
+        parts = np.split(mask, np.cumsum(choices)[:-1]) if mask.shape == (sum(choices),) else []
+        if parts and all(part.any() for part in parts):
+            actions = np.array([rng.choice(np.flatnonzero(part)) for part in parts]).reshape(actions.shape)
+    return spaces.decode_actions(space)(actions)[0]
 
 
 def _random_batch(spec: Any, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -135,6 +135,11 @@ def decode_actions(space: gymnasium.Space) -> Callable[[np.ndarray], Sequence[An
     return lambda batch: list((batch.reshape((len(batch), *shape)) + start_array).astype(dtype))
 
 
+def choices(spec: ActionSpec) -> tuple[int, ...]:
+    """How many choices each number of an action has, which a mask names side by side; `()` for Box, which has no mask."""
+    return (spec.n,) if isinstance(spec, Discrete) else spec.nvec if isinstance(spec, MultiDiscrete) else ()
+
+
 def action_checker(spec: ActionSpec) -> Callable[[Any, int], np.ndarray]:
     """A function `(action, num_envs) -> a checked array [num_envs, ...]` (int32, or float32 clipped to the bounds).
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import importlib
+import itertools
 import json
 import mmap
 import os
@@ -27,7 +28,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from flatirons.envs import spaces
-from flatirons.envs.host import EnvFault, Leaves, Rows, Stepped, quiet_mujoco, unwrap
+from flatirons.envs.host import EnvFault, Leaves, Rows, Stepped, all_masks, quiet_mujoco, unwrap
 from flatirons.types import Box, Discrete, FlatironsError, MultiDiscrete, Spec
 
 # A group's SIGINT or SIGTERM is the trainer's to answer, from a worker's first moment: it saves, then closes the sockets. SIGTERM gets a
@@ -49,7 +50,7 @@ class Shared:
         action_dtype = "float32" if isinstance(action, Box) else "int32"
         parts: list[tuple[tuple[int, ...], str]] = [((num_envs, *shape), dtype) for shape, dtype in obs] * 2
         parts += [((num_envs,), "float64"), ((num_envs,), "bool"), ((num_envs,), "bool")]
-        parts += [((num_envs, *action_shape), action_dtype), ((num_workers,), "int64")]
+        parts += [((num_envs, *action_shape), action_dtype), ((num_workers,), "int64"), ((num_envs, sum(spaces.choices(action))), "bool")]
         # 64-byte steps keep two workers from writing one cache line.
         sizes = [-(-max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize) // 64) * 64 for shape, dtype in parts]
         if handle is None:
@@ -64,7 +65,7 @@ class Shared:
             offset += size
         count = len(obs)
         self.obs, self.final = arrays[:count], arrays[count : 2 * count]
-        self.reward, self.terminated, self.truncated, self.action, self.at = arrays[2 * count :]
+        self.reward, self.terminated, self.truncated, self.action, self.at, self.legal = arrays[2 * count :]
 
 
 class ProcessEngine:
@@ -86,6 +87,7 @@ class ProcessEngine:
     ) -> None:
         obs = [(leaf.shape, leaf.dtype) for _, _, leaf, _ in spaces.leaves(obs_space)]
         self._timeout_s = timeout_s
+        self.legal: np.ndarray | None = None
         self._shared = Shared(None, obs, spec.action, num_envs, num_workers)
         self._edges = [int(edge) for edge in np.linspace(0, num_envs, num_workers + 1).astype(int)]
         self.workers: list[subprocess.Popen[bytes]] = []
@@ -130,8 +132,10 @@ class ProcessEngine:
         for number in range(len(self.workers)):
             part = list(seeds[self._edges[number] : self._edges[number + 1]])
             self._send(number, json.dumps({"reset": part}).encode())
-        for number in range(len(self.workers)):
-            self._answer(number, self._timeout_s)
+        masked = [self._answer(number, self._timeout_s) == "masked" for number in range(len(self.workers))]
+        slices = [self._shared.legal[a:b] for a, b in itertools.pairwise(self._edges)]
+        parts = zip(self._edges[:-1], slices, masked, strict=True)
+        self.legal = all_masks([(first, part if own else None) for first, part, own in parts])
         return [array.copy() for array in self._shared.obs]
 
     def step(self, actions: np.ndarray) -> Stepped:
@@ -143,6 +147,8 @@ class ProcessEngine:
         ended = False
         for number in range(len(self.workers)):
             ended |= self._answer(number, self._timeout_s) == "ended"
+        if self.legal is not None:
+            self.legal = shared.legal.copy()
         obs = [array.copy() for array in shared.obs]
         final = [array.copy() for array in shared.final] if ended else obs
         return Stepped(shared.reward.copy(), shared.terminated.copy(), shared.truncated.copy(), final, obs)
@@ -281,7 +287,7 @@ def main(about: dict[str, Any]) -> None:
     say("ready")
     mine = slice(about["first"], about["first"] + about["count"])
     reward, terminated, truncated, actions = (array[mine] for array in (shared.reward, shared.terminated, shared.truncated, shared.action))
-    out, final = [array[mine] for array in shared.obs], [array[mine] for array in shared.final]
+    out, final, legal = [array[mine] for array in shared.obs], [array[mine] for array in shared.final], shared.legal[mine]
     for line in connection.makefile("rb"):
         command = line.strip()
         try:
@@ -292,6 +298,8 @@ def main(about: dict[str, Any]) -> None:
                 for row, parts in ended:
                     for into, part in zip(final, parts, strict=True):
                         into[row] = part
+                if rows.legal is not None:
+                    legal[...] = rows.legal
                 say("ended" if ended else "")
             elif command == b"render":
                 frame = rows.render()
@@ -300,7 +308,9 @@ def main(about: dict[str, Any]) -> None:
                     connection.sendall(frame.tobytes())
             else:
                 rows.reset(json.loads(command)["reset"], out)
-                say("")
+                if rows.legal is not None:
+                    legal[...] = rows.legal
+                say("" if rows.legal is None else "masked")
         except EnvFault as fault:
             say({"index": fault.index, "message": fault.message, "details": fault.details})
         except Exception as error:

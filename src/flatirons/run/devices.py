@@ -14,6 +14,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from flatirons.core.spread import AXIS
+from flatirons.data.replay import has_masks
 from flatirons.run.job import Job, SpecTask, init_function, seed_keys
 from flatirons.types import FlatironsError, Task
 
@@ -41,6 +42,9 @@ def count(job: Job) -> int:
         return 1
     if job.seeds > 1:
         raise FlatironsError(f"devices={asked} is for one seed at a time, and seeds={job.seeds}: leave one of the two at 1")
+    why = job.system.undivided(job.config) if hasattr(job.system, "undivided") else ""
+    if why:
+        raise FlatironsError(f"devices={asked} would change nothing: {why}, or leave devices at 1")
     num_envs = job.config.num_envs
     if num_envs % asked:
         low = num_envs // asked * asked
@@ -67,7 +71,7 @@ class Layout:
         share = self.num_envs // self.devices
 
         def shapes(num_envs: int) -> Any:
-            resized: Any = task.resized(num_envs) if task.in_graph else SpecTask(task.name, num_envs, task.spec)
+            resized: Any = task.resized(num_envs) if task.in_graph else SpecTask(task.name, num_envs, task.spec, has_masks(task))
             config = dataclasses.replace(job.config, num_envs=num_envs)
             return jax.eval_shape(init_function(job, resized), config, seed_keys(job))
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatirons import envs, studies, systems
-from flatirons.envs import meta
+from flatirons.envs import meta, spaces
 from flatirons.envs.datasets import DataTask
 from flatirons.envs.ingraph import InGraph
 from flatirons.run import checkpoint, evaluate, folder, ranges
@@ -494,11 +494,12 @@ def spec_from_json(value: Mapping[str, Any]) -> Spec:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SpecTask:
-    """A host task that only says what it is like: enough to lay out a State and to act."""
+    """A host task that only says what it is like: enough to lay out a State and to act. `masked` says whether it names legal actions."""
 
     name: str
     num_envs: int
     spec: Spec
+    masked: bool = False
     notes: tuple[str, ...] = ()
     in_graph: bool = False
 
@@ -508,7 +509,8 @@ class SpecTask:
         zeros = jax.tree.map(
             lambda s: np.zeros((self.num_envs, *s.shape), s.dtype), self.spec.obs, is_leaf=lambda x: isinstance(x, ArraySpec)
         )
-        return TimeStep(zeros, (), np.ones(self.num_envs, np.bool_), ())
+        legal = np.ones((self.num_envs, sum(spaces.choices(self.spec.action))), np.bool_) if self.masked else ()
+        return TimeStep(zeros, legal, np.ones(self.num_envs, np.bool_), ())
 
 
 def acting_task(job: Job) -> Any:

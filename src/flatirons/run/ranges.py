@@ -43,16 +43,16 @@ RANGES: Mapping[str, Range] = MappingProxyType(
     {
         **dict.fromkeys(
             (
-                "gamma", "gae_lambda", "epsilon_start", "epsilon_end", "eval_epsilon", "importance_exponent", "noise_theta", "decay",
-                "dirichlet_fraction", "mix", "value_mix", "gate_threshold", "resign_false_positives", "resign_playing_on",
+                "gamma", "gae_lambda", "epsilon_start", "epsilon_end", "epsilon_ends", "eval_epsilon", "importance_exponent", "noise_theta",
+                "decay", "dirichlet_fraction", "mix", "value_mix", "gate_threshold", "resign_false_positives", "resign_playing_on",
             ),
             SHARE,
         ),
         **dict.fromkeys(("rmsprop_decay", "momentum", "dropout"), DECAY),
         **dict.fromkeys(
             (
-                "clip_eps", "delta", "kl_target", "stop_kl", "max_grad_norm", "length_scale", "dirichlet_alpha", "adam_eps", "tau",
-                "reward_scale", "c_base",
+                "clip_eps", "delta", "kl_target", "stop_kl", "max_grad_norm", "length_scale", "dirichlet_alpha", "adam_eps", "rmsprop_eps",
+                "tau", "reward_scale", "c_base",
             ),
             POSITIVE,
         ),
@@ -60,7 +60,7 @@ RANGES: Mapping[str, Range] = MappingProxyType(
             (
                 "learning_rate", "critic_learning_rate", "inner_rate", "eval_rate", "learning_rate_decay", "damping", "cg_tolerance",
                 "critic_weight_decay", "weight_decay", "l2", "strength", "noise_std", "target_noise", "target_noise_clip", "optimiser_eps",
-                "rmsprop_eps", "priority_exponent", "last_layer_bound", "temperature", "kl_coef", "c_puct", "c_init", "c_scale", "c_visit",
+                "priority_exponent", "last_layer_bound", "temperature", "kl_coef", "c_puct", "c_init", "c_scale", "c_visit",
                 "learning_starts", "random_steps", "her_goals",
             ),
             NOT_NEGATIVE,
@@ -75,8 +75,12 @@ def demand(config: Any, system: str) -> None:
     """Refuse numbers that are out of their range, and layers without a unit. Raises FlatironsError."""
     for field in dataclasses.fields(config):
         value, span = getattr(config, field.name), RANGES.get(field.name)
-        if span is not None and value is not None and not span.holds(value):
-            raise FlatironsError(f"{field.name}={value:g} makes no sense in {system}: give a number {span}")
+        if span is None or value is None:
+            continue
+        for number in value if isinstance(value, tuple) else (value,):
+            if not span.holds(number):
+                each = " for each" if isinstance(value, tuple) else ""
+                raise FlatironsError(f"{field.name}={number:g} makes no sense in {system}: give a number {span}{each}")
     widths: tuple[int, ...] = getattr(config, "hidden", ())
     if any(width < 1 for width in widths):
         raise FlatironsError(f"hidden={widths} has a layer of {min(widths)} units: give each at least 1, as --hidden 64 64")

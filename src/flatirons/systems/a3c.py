@@ -53,6 +53,7 @@ from flatirons.types import (
     Episodes,
     FlatironsError,
     HostTask,
+    InGraphTask,
     Key,
     Metrics,
     MultiDiscrete,
@@ -262,10 +263,12 @@ class Actor(NamedTuple):
 
 
 class Extras(NamedTuple):
-    """What a decision leaves for its learner: the memory before it, and the exploration rate `[B]`; `()` where there is none."""
+    """What a decision leaves for its learner: the memory before it, and the exploration rate `[B]`; `()` where there is none. Where Q is
+    learned and a task has masks, `next_legal` `[B, n]` is added after the rollout: the actions that are legal in the next state."""
 
     memory: Any
     epsilon: Any
+    next_legal: Any = ()
 
 
 class State(NamedTuple):
@@ -476,7 +479,7 @@ def _no_row(config: Config, task: Task) -> Transition:
     number, flag = jnp.zeros((1, num)), jnp.zeros((1, num), bool)
     legal = jnp.zeros((1, num, action.n), bool) if replay.has_masks(task) else ()
     memory = jax.tree.map(lambda x: x[None], _blank(config, num, _torsos(config)))
-    return Transition(obs, number.astype(jnp.int32), number, obs, flag, flag, flag, legal, Extras(memory, number))
+    return Transition(obs, number.astype(jnp.int32), number, obs, flag, flag, flag, legal, Extras(memory, number, legal))
 
 
 def actor(state: State) -> Actor:
@@ -573,27 +576,38 @@ def _targets(config: Config, task: Task, params: Any, target: Any, rows: Transit
 
     memory = _start(rows)
     memories = _unroll(config, task, values_of, rows.obs, rows.first, memory)[1] if config.lstm else ()
+    next_legal = rows.extras.next_legal
     if config.method in ("q", "sarsa"):
-        # Which actions are legal after the last row is not known here; a method with one step values them all alike.
         q = next_out(rows.next_obs, memories)
-        following = jnp.max(q, axis=-1)
+        following = jnp.max(mask_logits(q, next_legal), axis=-1)
         if config.method == "sarsa":
             taken = jnp.sum(q * jax.nn.one_hot(next_action, q.shape[-1]), axis=-1)
-            # After a cut nothing was taken: what would have been, on average.
+            # After a cut nothing was taken, and no mask is known: what would have been taken, on average.
             epsilon = rows.extras.epsilon
             expected = epsilon * jnp.mean(q, axis=-1) + (1.0 - epsilon) * following
             following = jnp.where(rows.truncated, expected, taken)
         return returns.td_target(reward, rows.terminated, following, config.gamma)
 
-    def bootstrap(obs: Any, memory: Any) -> jax.Array:
+    def bootstrap(obs: Any, memory: Any, next_legal: Any) -> jax.Array:
         out = next_out(obs, memory)
-        return out if config.method == "a3c" else jnp.max(out, axis=-1)
+        return out if config.method == "a3c" else jnp.max(mask_logits(out, next_legal), axis=-1)
 
-    final = jax.tree.map(lambda x: x[-1], (rows.next_obs, memories))
+    final = jax.tree.map(lambda x: x[-1], (rows.next_obs, memories, next_legal))
     only_last = jnp.zeros(reward.shape).at[-1].set(bootstrap(*final))
     # Rarely is an episode cut within; only then are all successors valued.
-    following = jax.lax.cond(jnp.any(rows.truncated[:-1]), lambda: bootstrap(rows.next_obs, memories), lambda: only_last)
+    every = (rows.next_obs, memories, next_legal)
+    following = jax.lax.cond(jnp.any(rows.truncated[:-1]), lambda: bootstrap(*every), lambda: only_last)
     return returns.segment_return(reward, following, rows.terminated, rows.truncated, config.gamma)
+
+
+def _with_next_legal(config: Config, task: Task, collector: data.Collector, rows: Transition) -> Transition:
+    """A trajectory `[T, B, ...]` with the mask of each row's next state, all true after a cut, whose state's mask nobody asked for."""
+    if config.method == "a3c" or isinstance(rows.legal, tuple):
+        return rows
+    xp: Any = jnp if task.in_graph else np
+    newest = cast(InGraphTask, task).observe(collector.env).legal if task.in_graph else cast(HostTask, task).current.legal
+    next_legal = xp.concatenate([rows.legal[1:], newest[None]]) | (rows.terminated | rows.truncated)[..., None]
+    return rows._replace(extras=rows.extras._replace(next_legal=next_legal))
 
 
 def _start(rows: Transition) -> Any:
@@ -676,6 +690,7 @@ def step(config: Config, task: Task, state: State, *, update: Callable = update)
     key, key_epsilon = jax.random.split(state.key)
     acting = Actor(state.copies, exploration_rates(config, key_epsilon, state.updates, config.actor_learners))
     collector, experience, episodes = data.rollout(config, task, workers_policy, acting, state.collector, config.num_steps)
+    experience = _with_next_legal(config, task, collector, experience)
     state, metrics = update(config, task, state._replace(collector=(), key=key), experience)
     return state._replace(collector=collector), metrics | {"episodes": episodes}
 
@@ -700,6 +715,11 @@ def notes(config: Config) -> tuple[str, ...]:
     return (
         f"{config.mode} race: no run can be repeated; a resumed one goes on from the same parameters, with new episodes and another order",
     )
+
+
+def undivided(config: Config) -> str:
+    """Why several devices cannot share a turn and what to do, "" where they can."""
+    return "" if config.mode == "turns" else f"in a race (mode={config.mode}) each actor-learner computes by itself; take mode=turns"
 
 
 def _recipe(task: Task) -> dict[str, Any]:
@@ -756,6 +776,7 @@ class ActorLearner:
                 epsilons.append(float(epsilon[0]))
             acting = Actor(copies, epsilon)
             self._collector, rows, ended = data.rollout(config, self.task, workers_policy, acting, self._collector, config.num_steps)
+            rows = _with_next_legal(config, self.task, self._collector, rows)
             episodes += [int(ended.count), float(ended.return_sum), int(ended.length_sum)]
             began, next_action = clock(), rows.action
             if config.method == "sarsa":

@@ -72,7 +72,8 @@ class Config:
     kl_coef: float = 1.0
     """beta, weight of the KL penalty (equation 8), at the start or for good."""
     kl_target: float | None = None
-    """d_targ: after an iteration beta is halved where the KL is below d_targ / 1.5, doubled above 1.5 d_targ (section 4). none: fixed."""
+    """d_targ: after an iteration beta is halved where the KL is below d_targ / 1.5, doubled above 1.5 d_targ (section 4), and stays between
+    1e-6 and 1e6 (not in the paper). none: fixed."""
     stop_kl: float | None = None
     """End an iteration's learning before the first step whose minibatch has a KL above this (not in the paper)."""
     value_coef: float = 0.5
@@ -108,6 +109,9 @@ class Config:
     initial_log_std: float = 0.0
     """Log standard deviation of Box actions at the start; it is learned, and does not depend on the observation."""
 
+
+KL_COEFS = (1e-6, 1e6)
+"""Where an adaptive beta stays: a target that the policy never comes near would double or halve it out of float32."""
 
 PRESETS = {
     "ppo-paper": Preset(
@@ -285,6 +289,11 @@ def check(config: Config, task: Task) -> None:
     for name, number in (("kl_coef", config.kl_coef), ("kl_target", config.kl_target), ("stop_kl", config.stop_kl)):
         if number is not None and number <= 0.0:
             raise FlatironsError(f"{name}={number} must be above 0")
+    low, high = KL_COEFS
+    if config.kl_target is not None and not low <= config.kl_coef <= high:
+        raise FlatironsError(
+            f"kl_coef={config.kl_coef:g} with a kl_target begins outside {low:g} to {high:g}, where beta stays: give one within"
+        )
     rows = steps_per_turn(config)
     if config.lstm < 0:
         raise FlatironsError(f"lstm={config.lstm} must be at least 0")
@@ -483,7 +492,7 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
         if config.kl_target is not None:
             kl = jnp.mean(batch.old.kl(_judged(config, task, params, batch)[0]))
             factor = jnp.where(kl < config.kl_target / 1.5, 0.5, jnp.where(kl > config.kl_target * 1.5, 2.0, 1.0))  # section 4
-            state, metrics = state._replace(kl_coef=state.kl_coef * factor), metrics | {"kl": kl}
+            state, metrics = state._replace(kl_coef=jnp.clip(state.kl_coef * factor, *KL_COEFS)), metrics | {"kl": kl}
     metrics = metrics | onpolicy.value_metrics(batch) | {"learning_rate": jnp.asarray(learning_rate)}
     normaliser = onpolicy.seen(config, task, normaliser, experience.obs)
     state = state._replace(params=params, opt_state=opt_state, normaliser=normaliser, key=key, updates=state.updates + 1, memory=memory)

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flatirons.core import losses, optimisers, schedules, trees
+from flatirons.core import losses, optimisers, resources, schedules, trees
 from flatirons.data import onpolicy, replay
 from flatirons.data import rollout as data
 from flatirons.nets import actor_critic
@@ -120,6 +120,13 @@ def check(config: Config, task: Task) -> None:
             "or take a system that bootstraps, such as a3c"
         )
     actor_critic.of(config, task)
+    # An update holds the rows of the running episodes, the same with the new trajectory behind them, and those that run after it.
+    kept = trees.num_bytes(jax.eval_shape(lambda: _no_rows(task)))
+    longest = task.spec.max_episode_steps
+    resources.require_memory(
+        3 * kept + kept // longest * config.num_steps,
+        f"episodes of up to {longest:,} decisions in {config.num_envs} environments and the batch of them (max_episode_steps, num_envs)",
+    )
 
 
 def init(config: Config, task: Task, key: Key) -> State:
