@@ -163,8 +163,8 @@ def test_mistakes_get_one_sentence(
 
 
 def test_environment_options_are_read_as_values() -> None:
-    options, rest = cli.split_env_options(["--env.sticky", "0.25", "--seed", "1", "--env.fire=true", "--env.name", "x", "--env.n=-3"])
-    assert options == {"sticky": 0.25, "fire": True, "name": "x", "n": -3}
+    options, rest = cli.split_env_options(["--env.sticky", "0.25", "--seed", "1", "--env.fire=true", "--env.the-name", "x", "--env.n=-3"])
+    assert options == {"sticky": 0.25, "fire": True, "the_name": "x", "n": -3}
     assert rest == ["--seed", "1"]
 
 

@@ -239,6 +239,7 @@ def split_env_options(arguments: Sequence[str]) -> tuple[dict[str, Any], list[st
                 raise UsageError(f"--env.{key} needs a value, as in `--env.{key} 4`.")
             text = arguments[position]
             position += 1
+        key = key.replace("-", "_")  # as the settings' flags are written
         if not key.isidentifier():
             raise UsageError(f"--env.{key} is not an environment option; write --env.NAME VALUE.")
         options[key] = _plain_value(text)
