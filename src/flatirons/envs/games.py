@@ -215,6 +215,13 @@ class Game:
         return GameState(full.current_player, full.legal_action_mask, full.terminated, full.rewards[0], full._step_count, _own_fields(full))
 
 
+def task_name(name: str) -> str:
+    """A task's name as everybody looks it up: of a board game with underscores (`pgx:connect-four` is `pgx:connect_four`)."""
+    prefix, colon, game = name.partition(":")
+    plain = game.replace("-", "_")
+    return f"{prefix}{colon}{plain}" if prefix == "pgx" and plain in GAMES else name
+
+
 def make(name: str) -> Game:
     """The game called `name`, one of `GAMES`. Raises FlatironsError for an unknown one, and where pgx is not installed."""
     known = name.replace("-", "_")

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatirons import envs, studies, systems
-from flatirons.envs import meta
+from flatirons.envs import games, meta
 from flatirons.envs.datasets import DataTask
 from flatirons.envs.ingraph import InGraph
 from flatirons.run import checkpoint, evaluate, folder
@@ -205,9 +205,10 @@ def demand_divides(name: str, steps: Any, config: Any, system: Any) -> int:
 
 
 def name_of_task(source: Any) -> str:
-    """What a task is called before it is made: its name or registered id, or the name of its class or factory."""
+    """What a task is called before it is made: its name or registered id, or the name of its class or factory. A board game has one name,
+    however it was written."""
     if isinstance(source, str):
-        return source
+        return games.task_name(source)
     if is_instance(source):
         return source.spec.id if source.spec is not None else type(source.unwrapped).__qualname__
     return (source if hasattr(source, "__qualname__") else type(source)).__qualname__

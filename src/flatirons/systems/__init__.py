@@ -7,6 +7,7 @@ import fnmatch
 from types import ModuleType
 from typing import Any
 
+from flatirons.envs import games
 from flatirons.systems import a3c, alphago, alphazero, ddpg, dqn, ewc, maml, mc_dropout, ppo, reinforce, sac, tabular, trpo
 from flatirons.systems.alphago import rl as alphago_rl
 from flatirons.systems.alphago import sl as alphago_sl
@@ -49,6 +50,7 @@ def demand_trainable(name: str | None) -> None:
 
 def choose_preset(module: ModuleType, task_name: str, variant_of: str = "") -> str | None:
     """The preset tuned for this task, if there is one: the first whose `tasks` patterns match. With `variant_of`, of that preset's."""
+    task_name = games.task_name(task_name)
     for name, preset in module.PRESETS.items():
         if preset.variant_of == variant_of and any(fnmatch.fnmatchcase(task_name, pattern) for pattern in preset.tasks):
             return name
