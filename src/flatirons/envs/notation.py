@@ -527,7 +527,7 @@ def _chess_state(game: Game, cells: np.ndarray, turn: int, rest: Sequence[str], 
                 hash_history=jnp.zeros_like(start.inner["_x"].hash_history), board_history=jnp.zeros_like(start.inner["_x"].board_history),
             )  # fmt: skip
             x = rules._update_history(x)
-            x = x._replace(legal_action_mask=jax.jit(rules._legal_action_mask)(x))
+            x = _chess_moves(x)
             ended, rewards = _chess_ending(x)
             return _begun(start, turn, x.legal_action_mask, ended, rewards[0], {"_x": x})
         from pgx import gardner_chess as small
@@ -539,6 +539,13 @@ def _chess_state(game: Game, cells: np.ndarray, turn: int, rest: Sequence[str], 
         full = cast(Any, small._update_history(full))
         full = full.replace(legal_action_mask=jax.jit(small._legal_action_mask)(full))
         return game.from_pgx(jax.jit(small._check_termination)(full))
+
+
+@jax.jit
+def _chess_moves(x: Any) -> Any:
+    from pgx._src.games import chess as rules
+
+    return games.chess_history(x._replace(legal_action_mask=rules._legal_action_mask(x)))
 
 
 @jax.jit
