@@ -524,6 +524,13 @@ def state_like(job: Job, task: Task) -> Any:
     return jax.eval_shape(init_function(job, task), job.config, seed_keys(job))
 
 
+def actor_like(system: Any, config: Any, task: Any) -> Any:
+    """The Actor as `ShapeDtypeStruct`s, without computing anything or reading what only training needs."""
+    if hasattr(system, "to_act"):
+        config = system.to_act(config)
+    return jax.eval_shape(lambda config, key: system.actor(system.init(config, task, key)), config, jax.random.key(0))
+
+
 def strong(tree: Any) -> Any:
     """Without weak types, so that a State from a step, a checkpoint and `init` are one type to the compiler."""
     return jax.tree.map(

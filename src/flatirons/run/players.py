@@ -29,7 +29,7 @@ from flatirons.envs.games import RESIGN, Game, GameState
 from flatirons.envs.ingraph import EnvState
 from flatirons.plan import minimax, uct
 from flatirons.run import engines, folder, train
-from flatirons.run.job import acting_task, make_config, on_device
+from flatirons.run.job import acting_task, actor_like, make_config, on_device
 from flatirons.types import FlatironsError, Key
 
 # A search keeps 12 bytes an edge; more games than fit are searched in parts.
@@ -377,11 +377,8 @@ def _otherwise(run: train.Run, task: Any, settings: Mapping[str, str]) -> Any:
     system = run.system
     kept = {field.name: getattr(run.config, field.name) for field in dataclasses.fields(run.config)}
     config = make_config(system, kept | {name: value(text) for name, text in settings.items()})
-    system.check(config, task)
-    shapes = [
-        jax.tree.map(lambda x: x.shape, jax.eval_shape(lambda key, c=c: system.actor(system.init(c, task, key)), jax.random.key(0)))
-        for c in (run.config, config)
-    ]
+    system.check(system.to_act(config) if hasattr(system, "to_act") else config, task)
+    shapes = [jax.tree.map(lambda x: x.shape, actor_like(system, c, task)) for c in (run.config, config)]
     if shapes[0] != shapes[1]:
         said = ", ".join(f"{name}={text}" for name, text in settings.items())
         raise FlatironsError(f"{said}: that is another network than the one {run.path} has trained; leave it out")

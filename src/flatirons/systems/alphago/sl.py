@@ -8,6 +8,7 @@ The experts are game records (SGF, PGN), or a search with random rollouts that p
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -257,6 +258,14 @@ def init(config: Config, task: Task, key: Key) -> State:
 def actor(state: State) -> Networks:
     """p_sigma and p_pi."""
     return Networks(state.params["sl"], state.params["rollout"], (), ())
+
+
+def to_act(config: Config) -> Config:
+    """Settings of the same networks that read no records: only learning needs them, and whoever plays need not have them any more."""
+    if not config.records:
+        return config
+    turn = config.test_every  # what `check` asks of a search's games, which there will be none of
+    return dataclasses.replace(config, records="", num_envs=turn, num_steps=1, expert_moves=turn, total_steps=2 * turn)
 
 
 def policy(config: Config, task: Task, actor: Networks, *, greedy: bool) -> Policy:
