@@ -107,6 +107,8 @@ def test_records_become_positions(tmp_path: Path) -> None:
     (tmp_path / "games.sgf").write_text(text, encoding="utf-8")
     moves = alphago_sl.read_records(str(tmp_path), game)
     np.testing.assert_array_equal(moves, [played[0], [*played[1], -1, -1, -1, -1]])
+    moves = moves.copy()
+    moves[1, 5] = 5  # a move after the end, as where a draw was not claimed
     found = quick(lambda: alphago_sl._unfold(game, moves))()
     np.testing.assert_array_equal(found.known, [9, 5])
     for stream, actions in enumerate(played):

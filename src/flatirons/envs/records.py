@@ -287,7 +287,7 @@ def _write_pgn(game: Game, record: Record) -> str:
     number = table.board.fullmove if game.name in notation.CHESS else 1
     black_first = table.turn == 1
     for ply, action in enumerate(record.actions):
-        now, legal = table.board, table.legal
+        now, legal = table.board, np.asarray(table.live.legal)
         table.play(action)
         word = notation.san(game, now, legal, action, table.state) if game.name in notation.CHESS else table.words[-1]
         if (ply + black_first) % 2 == 0:

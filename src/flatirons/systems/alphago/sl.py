@@ -166,13 +166,17 @@ def _unfold(game: BoardGame, moves: np.ndarray) -> Examples:
     key = jax.random.key(0)
     starts = jax.vmap(game.init)(jax.random.split(key, len(moves)))
 
-    def one_ply(states: Any, action: Any) -> tuple[Any, tuple[Any, Any]]:
+    def one_ply(states: Any, action: Any) -> tuple[Any, tuple[Any, Any, Any]]:
         seen = jax.vmap(game.observe)(states), jax.vmap(game.legal)(states)
-        after, _, _ = jax.vmap(game.step, in_axes=(None, 0, 0))(key, states, jnp.maximum(action, 0))
-        return after, seen
+        after, _, ended = jax.vmap(game.step, in_axes=(None, 0, 0))(key, states, jnp.maximum(action, 0))
+        return after, (*seen, ended)
 
-    _, (obs, legal) = jax.lax.scan(one_ply, starts, jnp.asarray(moves.T))
-    return Examples(obs, legal, jnp.asarray(moves.T), jnp.asarray(np.sum(moves >= 0, axis=1), jnp.int32))
+    found: Any = jax.lax.scan(one_ply, starts, jnp.asarray(moves.T))
+    obs, legal, ended = found[1]
+    # What people played on after a draw that they did not claim is beyond the end here: ply t is known where none before it ended the game.
+    going = jnp.concatenate([jnp.zeros_like(ended[:1]), ended[:-1]]) == 0
+    known = jnp.sum(going & (moves.T >= 0), axis=0).astype(jnp.int32)
+    return Examples(obs, legal, jnp.asarray(moves.T), known)
 
 
 def _empty(config: Config, game: BoardGame) -> Examples:
@@ -265,7 +269,7 @@ def to_act(config: Config) -> Config:
     if not config.records:
         return config
     turn = config.test_every  # what `check` asks of a search's games, which there will be none of
-    return dataclasses.replace(config, records="", num_envs=turn, num_steps=1, expert_moves=turn, total_steps=2 * turn)
+    return dataclasses.replace(cast(Any, config), records="", num_envs=turn, num_steps=1, expert_moves=turn, total_steps=2 * turn)
 
 
 def policy(config: Config, task: Task, actor: Networks, *, greedy: bool) -> Policy:
