@@ -77,6 +77,39 @@ PRESETS = {
         },
         tasks=("pgx:othello",),
     ),
+    "alphago-sl-connect-four": Preset(
+        doc="Connect four on a laptop: the moves of MCTS with 1,000 random rollouts.",
+        config={
+            "total_steps": 64 * 700, "num_envs": 64, "expert_moves": 64 * 400, "gradient_steps": 16, "batch_size": 256,
+            "optimiser": "adam", "learning_rate": 1e-3, "halve_every": 1_200, "blocks": 2, "channels": 32,
+        },
+        tasks=("pgx:connect_four",),
+    ),
+    "alphago-sl-hex": Preset(
+        doc="Hex on a laptop: the moves of MCTS with 400 random rollouts.",
+        config={
+            "total_steps": 64 * 700, "num_envs": 64, "expert_moves": 64 * 400, "expert_simulations": 400, "gradient_steps": 16,
+            "batch_size": 256, "optimiser": "adam", "learning_rate": 1e-3, "halve_every": 1_200, "blocks": 2, "channels": 32,
+        },
+        tasks=("pgx:hex",),
+    ),
+    "alphago-sl-go": Preset(
+        doc="Go 9x9 on a laptop: the moves of MCTS with 200 random rollouts, or records.",
+        config={
+            "total_steps": 64 * 700, "num_envs": 64, "expert_moves": 64 * 400, "expert_simulations": 200, "gradient_steps": 16,
+            "batch_size": 256, "optimiser": "adam", "learning_rate": 1e-3, "halve_every": 1_200, "blocks": 2, "channels": 32,
+        },
+        tasks=("pgx:go_9x9",),
+    ),
+    "alphago-sl-laptop": Preset(
+        doc="Chess and shogi of both sizes on a laptop, to look at: the moves of MCTS with 100 random rollouts, or records.",
+        config={
+            "total_steps": 32 * 500, "num_envs": 32, "expert_moves": 32 * 200, "expert_simulations": 100, "symmetries": False,
+            "gradient_steps": 8, "batch_size": 128, "optimiser": "adam", "learning_rate": 1e-3, "halve_every": 1_200, "blocks": 2,
+            "channels": 32,
+        },
+        tasks=("pgx:gardner_chess", "pgx:animal_shogi", "pgx:chess", "pgx:shogi"),
+    ),
     "alphago-sl-tic-tac-toe": Preset(
         doc="Tic-tac-toe in a minute: all four stages, to look at.",
         config={
