@@ -395,6 +395,16 @@ def test_a_run_sits_down_to_a_game(monkeypatch: pytest.MonkeyPatch) -> None:
     assert thought.action == 7 and thought.value == 0.5 and thought.visits[7] == 21 and [line.actions for line in lines] == [(7,), (6,)]
     assert one.simulations == 7 and one.choose(players.one(state), jax.random.key(0)).actions.tolist() == [7]
     assert players.simulations_range(one) == (0, players.MOST_SIMULATIONS)
+    # More games than memory has room for are searched in parts: here one after another.
+    sizes: list[int] = []
+    whole = one.analyse
+    monkeypatch.setattr(one, "analyse", lambda states, *rest: (sizes.append(len(states.player)), whole(states, *rest))[1])
+    three = jax.tree.map(lambda x: np.stack([x] * 3), state)
+    with monkeypatch.context() as less:
+        less.setattr(players, "_SEARCH_BYTES", 1)
+        assert one.choose(three, jax.random.key(0)).actions.tolist() == [7, 7, 7] and sizes == [1, 1, 1]
+    edges = 800 * 4672 * players._EDGE_BYTES  # chess
+    assert 10 < len(players._parts(128, edges, players._SEARCH_BYTES)[0]) < 32
     # A policy network: its settings name no simulations.
     network = run("pgx:tic_tac_toe", SimpleNamespace(analyse=thinks))
     network.config = SimpleNamespace(learning_rate=0.1)
@@ -430,6 +440,9 @@ def test_a_run_may_play_with_other_settings(tmp_path: Path) -> None:
     ttt, spec = game("tic_tac_toe"), f"{tmp_path / 'run'}"
     made = players.player(f"{spec}?see_wins=True&play_see_losses=true&c_scale=0.5&search=puct&simulations=3", ttt)
     assert isinstance(made, players.Trained) and made.simulations == 3
+    typed = players.player(f"{spec}?num_simulations=3", ttt)
+    both = players.player(f"{spec}?num_simulations=3&play_simulations=5", ttt)
+    assert isinstance(typed, players.Trained) and isinstance(both, players.Trained) and (typed.simulations, both.simulations) == (3, 5)
     config = made._config
     assert (config.see_wins, config.play_see_losses, config.search, float(config.c_scale)) == (True, True, "puct", 0.5)
     # One move wins: it is seen with the rules alone, whatever the network thinks.
