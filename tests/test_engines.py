@@ -281,10 +281,11 @@ def test_random_commands_are_answered() -> None:
 
 
 def test_an_engine_in_a_process_of_its_own() -> None:
-    lines = "name\nplay x 4\ngenmove o\nfinal_score\nquit\n"
+    lines = "name\nplay x 4\ngenmove o\nfinal_score\nm\udcfft\nquit\n"  # one byte of it is not UTF-8
     command = [sys.executable, "-m", "flatirons", "gtp", "mcts:20", "--game", "connect_four"]
-    done = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, input=lines, capture_output=True, encoding="utf-8", errors="surrogateescape", timeout=300)
     answers = done.stdout.split("\n\n")
+    assert answers[4] == "? unknown command"
     assert done.returncode == 0 and answers[0] == "= Flatirons" and answers[2][2:] in "1234567" and answers[3].startswith("? cannot score")
 
 
@@ -407,7 +408,8 @@ def test_an_engine_over_gtp(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        ("import sys; sys.exit(3)", r"died \(exit status 3\)"),
+        ("import sys; sys.exit(3)", r"died \(exit status 3\) when .*'protocol_version'$"),
+        ("import sys; sys.exit('no weights in net.pb')", r"died \(exit status 1\) .*; the last it said on stderr: no weights in net\.pb"),
         (GOOD.replace('if word == "genmove":', 'if word == "genmove":\n        sys.exit(1)\n    if word == "-":'), "died"),
         ("import time; time.sleep(60)", "hangs: no answer to 'protocol_version' within 0.5 s"),
         (GOOD.replace('"E5"', '"Z9"'), "played 'Z9', which is not legal"),
@@ -426,6 +428,8 @@ def test_engines_that_cannot_be() -> None:
         players.player("gtp:no-such-engine", go)
     with pytest.raises(FlatironsError, match="GTP is for Go, and the game is chess"):
         players.player("gtp:python3", chess)
+    with pytest.raises(FlatironsError, match="'gnugo --level \"1' is not understood"):
+        players.player('gtp:gnugo --level "1', go)
     with pytest.raises(FlatironsError, match="names no engine"):
         players.player("uci:", chess)
     with pytest.raises(FlatironsError, match="no number of seconds"):
