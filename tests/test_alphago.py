@@ -16,6 +16,7 @@ import flatirons as fi
 from flatirons import envs
 from flatirons.envs import games, records
 from flatirons.plan import mcts
+from flatirons.run import job
 from flatirons.systems import alphago, alphago_rl, alphago_sl, alphago_value
 from flatirons.systems.alphago import networks
 from flatirons.types import FlatironsError
@@ -106,6 +107,8 @@ def test_records_become_positions(tmp_path: Path) -> None:
     (tmp_path / "games.sgf").write_text(text, encoding="utf-8")
     moves = alphago_sl.read_records(str(tmp_path), game)
     np.testing.assert_array_equal(moves, [played[0], [*played[1], -1, -1, -1, -1]])
+    moves = moves.copy()
+    moves[1, 5] = 5  # a move after the end, as where a draw was not claimed
     found = quick(lambda: alphago_sl._unfold(game, moves))()
     np.testing.assert_array_equal(found.known, [9, 5])
     for stream, actions in enumerate(played):
@@ -350,6 +353,12 @@ def test_the_stages_one_after_another(tmp_path: Path) -> None:
         stage("alphago-rl", RL)
     sl = stage("alphago-sl", SL)
     assert sl.metrics[-1]["expert_positions"] == 8 and 0 <= sl.metrics[-1]["sl_test_accuracy"] <= 1
+    # As if it had learned from records that are gone: playing and the next stage do without them, going on does not.
+    recorded = job.read_record(sl.path)
+    job.write_record(sl.path, recorded | {"config": recorded["config"] | {"records": str(tmp_path / "gone.sgf")}})
+    jax.tree.map(np.testing.assert_array_equal, fi.load(sl.path).actor, sl.actor)
+    with pytest.raises(FlatironsError, match=r"gone\.sgf cannot be read"):
+        fi.resume(sl.path, total_steps=24)
     with pytest.raises(FlatironsError, match=r"alphago-sl, so alphago-value cannot start from it; give a run of alphago-rl"):
         stage("alphago-value", VALUE, "alphago-sl")
     with pytest.raises(FlatironsError, match="do not fit alphago-rl with these settings; use the same blocks and channels"):

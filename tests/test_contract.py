@@ -216,6 +216,8 @@ def test_which_preset_a_task_gets() -> None:
         ("ddpg-pixels-pendulum", None), ("ddpg-pixels", None), ("sac-pixels-pendulum", None), ("sac-2018", "sac-pixels"),
         ("sac-2018-humanoid", None), ("sac-halfcheetah", None), (None, None),
     ]  # fmt: skip
+    assert systems.preset_for(systems.alphazero, None, "pgx:connect-four")[0] == "alphazero-connect-four"
+    assert systems.preset_for(systems.alphazero, "alphago-zero", "pgx:go-9x9")[:2] == ("alphago-zero-laptop", "alphazero-go")
     nature = systems.preset_for(systems.dqn, "double-dqn", "ALE/Pong-v5")[2]
     assert nature == {**systems.dqn.PRESETS["dqn-nature"].config, "double": True}
 

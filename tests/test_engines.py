@@ -58,7 +58,9 @@ def test_gtp_plays_refuses_and_takes_back() -> None:
     assert session.answer("play w A1") == "=\n\n" and session.table.words[-2:] == ["pass", "A1"]
     count = len(session.table.actions)
     assert session.answer("reg_genmove b").startswith("= ") and len(session.table.actions) == count
-    for _ in range(count):
+    # Taken back is what was said: the pass goes with the move it made room for.
+    assert session.answer("undo") == "=\n\n" and len(session.table.actions) == count - 2
+    for _ in range(count - 2):
         assert session.answer("undo") == "=\n\n"
     assert session.answer("undo") == "? cannot undo\n\n"
     assert session.answer("quit") == "=\n\n" and session.over
@@ -231,6 +233,21 @@ def test_uci_has_no_move_once_the_game_has_ended() -> None:
     assert session.heard == ["bestmove (none)"]
 
 
+def test_uci_plays_on_where_a_draw_could_be_claimed_and_was_not() -> None:
+    session, there_and_back = Session("chess"), "g1f3 g8f6 f3g1 f6g8"
+    session.say(f"position startpos moves {there_and_back} {there_and_back}")
+    assert session.uci.table.over and session.uci.table.outcome == 0.0
+    session.say("go nodes 2 searchmoves e2e4")
+    assert session.wait("bestmove") == "bestmove e2e4"
+    assert session.say(f"position startpos moves {there_and_back} {there_and_back} e2e4") == [] and not session.uci.table.over
+    # The fifth occurrence ends the game by itself, as mate and bare kings do.
+    said = session.say(f"position startpos moves {' '.join([there_and_back] * 4)} e2e4")
+    said += session.say("position fen 7k/8/6K1/8/8/8/8/8 b - - 120 90", "go")
+    assert "move 17 of the position: 'e2e4' cannot be played" in said[0] and said[1] == "bestmove (none)"
+    assert session.say("position fen 7k/8/6K1/8/8/8/8/R7 b - - 149 90 moves h8g8") == []
+    assert "cannot be played" in session.say("position fen 7k/8/6K1/8/8/8/8/R7 b - - 149 90 moves h8g8 a1a2")[0]
+
+
 def test_uci_says_what_went_wrong_in_a_search() -> None:
     session = Session("chess")
 
@@ -264,10 +281,11 @@ def test_random_commands_are_answered() -> None:
 
 
 def test_an_engine_in_a_process_of_its_own() -> None:
-    lines = "name\nplay x 4\ngenmove o\nfinal_score\nquit\n"
+    lines = "name\nplay x 4\ngenmove o\nfinal_score\nm\udcfft\nquit\n"  # one byte of it is not UTF-8
     command = [sys.executable, "-m", "flatirons", "gtp", "mcts:20", "--game", "connect_four"]
-    done = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, input=lines, capture_output=True, encoding="utf-8", errors="surrogateescape", timeout=300)
     answers = done.stdout.split("\n\n")
+    assert answers[4] == "? unknown command"
     assert done.returncode == 0 and answers[0] == "= Flatirons" and answers[2][2:] in "1234567" and answers[3].startswith("? cannot score")
 
 
@@ -279,6 +297,31 @@ def test_thinking_answers_in_time_from_the_last_search() -> None:
     thinking.think(slow, state, 0, Limit(seconds=0.3), pace)
     assert 0.05 <= time.monotonic() - began < 1.0 and len(pace.seen) >= 2
     assert thinking.allot(60) == pytest.approx(2.0) and thinking.allot(60, 2.0) == pytest.approx(3.6) and thinking.allot(1, moves=1) == 0.5
+
+
+class Counted(Uniform):
+    """Says how many simulations it was asked for."""
+
+    def __init__(self, game: games.Game) -> None:
+        super().__init__(game)
+        self.asked: list[int] = []
+
+    def think(self, state: Any, key: Any, simulations: int) -> players.Thought:
+        self.asked.append(simulations)
+        return super().think(state, key, simulations)
+
+
+def test_searches_are_compiled_before_the_clock_runs() -> None:
+    go = Counted(games.make("go_9x9"))
+    session = Gtp(go)
+    session.answer("time_settings 0 1 0")
+    assert go.asked == [], "no clock, nothing to hurry for"
+    session.answer("time_settings 60 0 0")
+    assert go.asked == [1, 1, 4] and session.pace.seen == {1, 4} and 1 in session.pace.warm
+    talk = Session("animal_shogi", usi=True)
+    talk.uci.thinker = shogi = Counted(games.make("animal_shogi"))
+    assert talk.say("isready", "isready") == ["readyok", "readyok"] and shogi.asked == [1, 1, 4]
+    assert talk.say("setoption name Simulations value 30", "isready")[-1] == "readyok" and shogi.asked[3:] == [7, 7, 28, 30]
 
 
 class PolicyNetwork(Uniform):
@@ -365,7 +408,8 @@ def test_an_engine_over_gtp(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        ("import sys; sys.exit(3)", r"died \(exit status 3\)"),
+        ("import sys; sys.exit(3)", r"died \(exit status 3\) when .*'protocol_version'$"),
+        ("import sys; sys.exit('no weights in net.pb')", r"died \(exit status 1\) .*; the last it said on stderr: no weights in net\.pb"),
         (GOOD.replace('if word == "genmove":', 'if word == "genmove":\n        sys.exit(1)\n    if word == "-":'), "died"),
         ("import time; time.sleep(60)", "hangs: no answer to 'protocol_version' within 0.5 s"),
         (GOOD.replace('"E5"', '"Z9"'), "played 'Z9', which is not legal"),
@@ -384,6 +428,8 @@ def test_engines_that_cannot_be() -> None:
         players.player("gtp:no-such-engine", go)
     with pytest.raises(FlatironsError, match="GTP is for Go, and the game is chess"):
         players.player("gtp:python3", chess)
+    with pytest.raises(FlatironsError, match="'gnugo --level \"1' is not understood"):
+        players.player('gtp:gnugo --level "1', go)
     with pytest.raises(FlatironsError, match="names no engine"):
         players.player("uci:", chess)
     with pytest.raises(FlatironsError, match="no number of seconds"):

@@ -300,6 +300,15 @@ def test_elo() -> None:
     assert match.elo(0, 0, 10)["elo"] is None and match.elo(0, 0, 0)["score"] is None
 
 
+def test_a_game_that_is_repeated_counts_once_in_the_interval() -> None:
+    twice = [match.Played(i % 2, i % 4 < 2, float(i % 4 < 3), (i % 2, 3)) for i in range(8)]
+    found = match.Match("connect_four", ("a", "b"), 0, tuple(twice))
+    assert found.summary() == {"games": 8, "wins": 6, "draws": 2, "losses": 0, **match.elo(6, 2, 0, 4), "distinct": 4}
+    once = match.Match("connect_four", ("a", "b"), 0, tuple(twice[:4])).summary()
+    assert [found.summary()[name] for name in ("score", "elo_low", "elo_high")] == [once[name] for name in ("score", "elo_low", "elo_high")]
+    assert "(4 different games)" in match.in_words(found) and "distinct" not in once
+
+
 def test_openings_are_legal_different_and_seeded() -> None:
     hexes = match.openings(game("tic_tac_toe"), 40, 3, seed=0)
     assert len(set(hexes)) == 40 and hexes == match.openings(game("tic_tac_toe"), 40, 3, seed=0) != match.openings(
@@ -310,6 +319,10 @@ def test_openings_are_legal_different_and_seeded() -> None:
         for action in line:
             table.play(action)
     assert len(match.openings(game("tic_tac_toe"), 20, 1, 0)) == 20, "nine openings serve twenty pairs"
+    # Without a number of plies they are as many as it takes: two lines to one position are one opening.
+    more = match.openings(game("connect_four"), 60, None, 0)
+    assert {len(line) for line in more} == {3}
+    assert len({notation.table(game("connect_four"), " ".join(str(a + 1) for a in line)).board.cells.tobytes() for line in more}) == 60
     with pytest.raises(FlatironsError, match="even number"):
         match.play(game("tic_tac_toe"), Scripted("a"), Scripted("b"), 3)
     with pytest.raises(FlatironsError, match="no openings of 9 plies"):
@@ -328,7 +341,12 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     said = capsys.readouterr().out.splitlines()
     assert "minimax:3 against random" in said[-3] and said[-2].startswith("records: matches/") and json.loads(said[-1]) == found
     assert len(list((tmp_path / "matches").iterdir())) == 2
+    (tmp_path / "file").write_text("")
+    taken = str(next((tmp_path / "matches").iterdir()))
+    assert main([*command, "--games", "2", "--out", taken, "--overwrite"]) == 0 and capsys.readouterr()
     for bad, why in (
+        ([*command, "--out", taken], "holds a match already; choose another --out, or give --overwrite"),
+        ([*command, "--out", "file/match"], "cannot be written"),
         (["match", "random", "random"], "the game must be named"),
         (["match", "random", "nobody", "--game", "connect_four"], "there is no player 'nobody'"),
         (["match", "nobody", "random"], "nobody does not exist"),
@@ -395,6 +413,16 @@ def test_a_run_sits_down_to_a_game(monkeypatch: pytest.MonkeyPatch) -> None:
     assert thought.action == 7 and thought.value == 0.5 and thought.visits[7] == 21 and [line.actions for line in lines] == [(7,), (6,)]
     assert one.simulations == 7 and one.choose(players.one(state), jax.random.key(0)).actions.tolist() == [7]
     assert players.simulations_range(one) == (0, players.MOST_SIMULATIONS)
+    # More games than memory has room for are searched in parts: here one after another.
+    sizes: list[int] = []
+    whole = one.analyse
+    monkeypatch.setattr(one, "analyse", lambda states, *rest: (sizes.append(len(states.player)), whole(states, *rest))[1])
+    three = jax.tree.map(lambda x: np.stack([x] * 3), state)
+    with monkeypatch.context() as less:
+        less.setattr(players, "_SEARCH_BYTES", 1)
+        assert one.choose(three, jax.random.key(0)).actions.tolist() == [7, 7, 7] and sizes == [1, 1, 1]
+    edges = 800 * 4672 * players._EDGE_BYTES  # chess
+    assert 10 < len(players._parts(128, edges, players._SEARCH_BYTES)[0]) < 32
     # A policy network: its settings name no simulations.
     network = run("pgx:tic_tac_toe", SimpleNamespace(analyse=thinks))
     network.config = SimpleNamespace(learning_rate=0.1)
@@ -430,6 +458,9 @@ def test_a_run_may_play_with_other_settings(tmp_path: Path) -> None:
     ttt, spec = game("tic_tac_toe"), f"{tmp_path / 'run'}"
     made = players.player(f"{spec}?see_wins=True&play_see_losses=true&c_scale=0.5&search=puct&simulations=3", ttt)
     assert isinstance(made, players.Trained) and made.simulations == 3
+    typed = players.player(f"{spec}?num_simulations=3", ttt)
+    both = players.player(f"{spec}?num_simulations=3&play_simulations=5", ttt)
+    assert isinstance(typed, players.Trained) and isinstance(both, players.Trained) and (typed.simulations, both.simulations) == (3, 5)
     config = made._config
     assert (config.see_wins, config.play_see_losses, config.search, float(config.c_scale)) == (True, True, "puct", 0.5)
     # One move wins: it is seen with the rules alone, whatever the network thinks.

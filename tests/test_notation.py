@@ -127,6 +127,32 @@ def test_python_chess_agrees() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        # The start counts.
+        ("", "g1f3 g8f6 f3g1 f6g8 g1f3 g8f6 f3g1 f6g8"),
+        # A square that nobody can take on makes no other position; nor does one where taking would leave the king to the rook.
+        ("", "e2e4 g8f6 g1f3 f6g8 f3g1 g8f6 g1f3 f6g8 f3g1"),
+        ("8/8/8/8/k2p3R/8/4P3/4K1N1 w - - 0 1", "e2e4 a4a5 g1f3 a5a4 f3g1 a4a5 g1f3 a5a4 f3g1"),
+        # One that somebody can take on does.
+        (
+            "rnbqkbnr/ppp1pppp/8/8/3p4/8/PPPPPPPP/RNBQKBNR w KQkq - 0 1",
+            "e2e4 g8f6 g1f3 f6g8 f3g1 g8f6 g1f3 f6g8 f3g1 g8f6",
+        ),
+    ],
+)
+def test_three_times_the_same_position_as_python_chess_counts(text: str, words: str) -> None:
+    chess: Any = pytest.importorskip("chess", reason="python-chess, the second opinion, is not installed: pip install chess")
+    ours, theirs = table("chess", text), chess.Board(*([text] if text else []))
+    for word in words.split():
+        assert not ours.over
+        ours.play(word)
+        theirs.push_uci(word)
+        assert ours.over == theirs.is_repetition(3)
+    assert ours.over and ours.outcome == 0.0
+
+
+@pytest.mark.parametrize(
     ("text", "why"),
     [
         ("8/8/8/8/8/8/8/8 w - - 0 1", "one king"),

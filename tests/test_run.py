@@ -196,6 +196,7 @@ def test_atari_options_of_another_type_are_refused():
 
 def test_an_instance_has_its_registered_name_and_a_whole_presets_turn(tmp_path):
     assert job.name_of_task(gymnasium.make("CartPole-v1")) == "CartPole-v1" and job.name_of_task(Lengths()) == "Lengths"
+    assert job.name_of_task("pgx:go-9x9") == "pgx:go_9x9" and job.name_of_task("pgx:minatar-breakout") == "pgx:minatar-breakout"
     run = fi.train("ppo", gymnasium.make("Pendulum-v1"), out=tmp_path / "run", stop_at=1000, total_steps=2000, quiet=True)
     assert run.config.num_envs == 1 and run.config.num_steps == 1000 and "Pendulum-v1" in str(folder.default_path("ppo", "Pendulum-v1", 0))
 

@@ -167,6 +167,10 @@ class Game:
         full = self.pgx(state)
         with jax.numpy_rank_promotion("allow"):
             new = _pgx(self.name)._step(full.replace(_step_count=full._step_count + 1), jnp.maximum(action, 0), None)
+            if self.name == "chess":
+                x = chess_history(new._x)
+                repeated = jnp.sum(jnp.all(x.hash_history == x.hash_history[0][None], axis=1)) >= 3
+                new = new.replace(_x=x, terminated=new.terminated | repeated)
         lost = (action < 0) | ~state.legal[jnp.clip(action, 0, self.num_actions - 1)]
         mover_lost = jnp.where(state.player == 0, jnp.float32(-1.0), jnp.float32(1.0))
         terminated = new.terminated | lost
@@ -215,6 +219,13 @@ class Game:
         return GameState(full.current_player, full.legal_action_mask, full.terminated, full.rewards[0], full._step_count, _own_fields(full))
 
 
+def task_name(name: str) -> str:
+    """A task's name as everybody looks it up: of a board game with underscores (`pgx:connect-four` is `pgx:connect_four`)."""
+    prefix, colon, game = name.partition(":")
+    plain = game.replace("-", "_")
+    return f"{prefix}{colon}{plain}" if prefix == "pgx" and plain in GAMES else name
+
+
 def make(name: str) -> Game:
     """The game called `name`, one of `GAMES`. Raises FlatironsError for an unknown one, and where pgx is not installed."""
     known = name.replace("-", "_")
@@ -256,13 +267,32 @@ def _pgx(name: str) -> Any:
         raise FlatironsError(f"pgx:{name} needs the package pgx: pip install 'flatirons[games]'") from error
 
 
+def chess_history(x: Any) -> Any:
+    """pgx's inner position of chess, with the newest row of its `hash_history` as the rules tell positions apart: a square that a pawn has
+    passed counts only where a pawn may take there (FIDE's laws of chess, 9.2.3). pgx counts it always, and begins its history with a
+    number that is not its own hash of the start; both let a draw by repetition come an occurrence late."""
+    from pgx._src.games import chess as rules
+
+    takers = jnp.stack([x.en_passant - 9, x.en_passant + 7])  # of the column to the left and to the right
+    labels = jax.vmap(lambda start: rules.Action(from_=start, to=x.en_passant)._to_label())(takers)
+    pawns = (takers >= 0) & (takers < 64) & (x.board[takers] == rules.PAWN)
+    takes = (x.en_passant >= 0) & jnp.any(pawns & x.legal_action_mask[labels])
+    key = rules._zobrist_hash(x._replace(en_passant=jnp.where(takes, x.en_passant, -1)))
+    return x._replace(hash_history=x.hash_history.at[0].set(key))
+
+
 @functools.cache
 def _template(name: str) -> Any:
     """pgx's start with player 0 to move, as NumPy arrays, without an observation."""
     env = _pgx(name)
+
+    def start_of(key: Any) -> Any:
+        full = env._init(key)
+        return full.replace(_x=chess_history(full._x)) if name == "chess" else full
+
     # Compiled by hand: under somebody's trace nothing else is eager, and operation by operation animal shogi takes 11 seconds.
     with jax.numpy_rank_promotion("allow"):
-        begin = jax.jit(env._init).lower(np.zeros(2, np.uint32)).compile()
+        begin = jax.jit(start_of).lower(np.zeros(2, np.uint32)).compile()
     start = jax.tree.map(np.asarray, begin(np.zeros(2, np.uint32)))
     start = start.replace(current_player=np.int32(0), observation=np.zeros((), np.bool_))
     return start.replace(_player_order=np.array([0, 1], np.int32)) if "_player_order" in vars(start) else start

@@ -527,7 +527,7 @@ def _chess_state(game: Game, cells: np.ndarray, turn: int, rest: Sequence[str], 
                 hash_history=jnp.zeros_like(start.inner["_x"].hash_history), board_history=jnp.zeros_like(start.inner["_x"].board_history),
             )  # fmt: skip
             x = rules._update_history(x)
-            x = x._replace(legal_action_mask=jax.jit(rules._legal_action_mask)(x))
+            x = _chess_moves(x)
             ended, rewards = _chess_ending(x)
             return _begun(start, turn, x.legal_action_mask, ended, rewards[0], {"_x": x})
         from pgx import gardner_chess as small
@@ -539,6 +539,13 @@ def _chess_state(game: Game, cells: np.ndarray, turn: int, rest: Sequence[str], 
         full = cast(Any, small._update_history(full))
         full = full.replace(legal_action_mask=jax.jit(small._legal_action_mask)(full))
         return game.from_pgx(jax.jit(small._check_termination)(full))
+
+
+@jax.jit
+def _chess_moves(x: Any) -> Any:
+    from pgx._src.games import chess as rules
+
+    return games.chess_history(x._replace(legal_action_mask=rules._legal_action_mask(x)))
 
 
 @jax.jit
@@ -617,6 +624,42 @@ def stepper(game: Game) -> Callable[[GameState, Any], tuple[GameState, Any, Any]
     return jax.jit(lambda state, action: game.step(key, state, action))
 
 
+def going_on(game: Game, state: GameState) -> GameState:
+    """ONE position; where its game was ended by a draw that a player may claim and need not (FIDE's laws of chess, 9.2 and 9.3: the third
+    occurrence, fifty moves), as one that goes on. What nobody has to claim (9.6: the fifth occurrence, 75 moves) stays an end."""
+    if not state.terminated or game.name not in CHESS or state.outcome or state.plies >= game.longest:
+        return state
+    if game.name == "chess":
+        quiet, hashes = state.inner["_x"].halfmove_count, state.inner["_x"].hash_history
+    else:
+        quiet, hashes = state.inner["_halfmove_count"], state.inner["_hash_history"]
+    occurrences = int(np.sum(np.all(np.asarray(hashes) == np.asarray(hashes)[:1], axis=1)))
+    if occurrences >= 5 or int(quiet) >= 150 or (occurrences < 3 and int(quiet) < 100):
+        return state
+    legal, bare = jax.device_get(_beneath(game)(state))
+    # Stalemate and bare kings are no matter of claims.
+    return state if bare or not legal.any() else state._replace(legal=legal, terminated=np.bool_(False))
+
+
+@functools.cache
+def _beneath(game: Game) -> Callable[[GameState], tuple[Any, Any]]:
+    """(legal moves, whether nobody can checkmate any more) of ONE position of chess, whether or not its game has ended; compiled."""
+
+    def look(state: GameState) -> tuple[Any, Any]:
+        with jax.numpy_rank_promotion("allow"):
+            if game.name == "chess":
+                from pgx._src.games import chess as rules
+
+                x = state.inner["_x"]
+                return x.legal_action_mask, rules.has_insufficient_pieces(x)
+            from pgx import gardner_chess as small
+
+            full = cast(Any, game.pgx(state))
+            return small._legal_action_mask(full), small.has_insufficient_pieces(full)
+
+    return jax.jit(look)
+
+
 @dataclasses.dataclass
 class Table:
     """One game in progress on the host, with all its positions: moves in, undo, texts out."""
@@ -666,17 +709,24 @@ class Table:
         """Mask of the legal actions, bool `[A]`; none once the game has ended."""
         return np.zeros(self.game.num_actions, bool) if self.over else np.asarray(self.state.legal)
 
+    @property
+    def live(self) -> GameState:
+        """The position to play on from: `state`, or, where a draw ended the game that nobody need claim, the same as one that goes on."""
+        return going_on(self.game, self.state)
+
     def play(self, move: int | str) -> int:
-        """Play an action, or a move by its text. Raises FlatironsError where it is not legal: the board is unchanged."""
-        if self.over:
+        """Play an action, or a move by its text; after a draw that nobody need claim too, for people and their boards play on there.
+        Raises FlatironsError where it is not legal: the board is unchanged."""
+        begun = self.live
+        if begun.terminated:
             raise FlatironsError(f"{move!r} cannot be played: the game has ended")
-        now = self.board
+        now, legal = self.board, np.asarray(begun.legal)
         if isinstance(move, str):
-            move = parse_move(self.game, now, self.legal, move)
-        elif not (0 <= move < self.game.num_actions and self.legal[move]):
+            move = parse_move(self.game, now, legal, move)
+        elif not (0 <= move < self.game.num_actions and legal[move]):
             raise FlatironsError(f"action {move} is not legal here in {self.game.name}; the board is unchanged")
         word = move_text(self.game, now, int(move))
-        state, _, _ = stepper(self.game)(self.state, np.int32(move))
+        state, _, _ = stepper(self.game)(begun, np.int32(move))
         self.states.append(jax.device_get(state))
         self.actions.append(int(move))
         self.words.append(word)

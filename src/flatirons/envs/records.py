@@ -154,11 +154,8 @@ def _read_sgf(game: Game, text: str, name: str) -> Iterator[Record]:
             raise FlatironsError(
                 f"{where} is no game of {game.name}: its GM is {head['GM']}, {game.name}'s is {_GM.get(game.name, 'none')}"
             )
-        if (
-            "GM" not in head
-            and head.get("GN", game.name).replace("-", "_") in notation.games.GAMES
-            and head.get("GN", game.name) != game.name
-        ):
+        named = head.get("GN", game.name).strip().replace("-", "_")
+        if "GM" not in head and named in notation.games.GAMES and named != game.name:
             raise FlatironsError(f"{where} is a game of {head['GN']}, not of {game.name}")
         size = head.get("SZ", "19" if game.name in notation.GO else "").split(":")[0]
         if size and size != str(game.board.cols):
@@ -290,7 +287,7 @@ def _write_pgn(game: Game, record: Record) -> str:
     number = table.board.fullmove if game.name in notation.CHESS else 1
     black_first = table.turn == 1
     for ply, action in enumerate(record.actions):
-        now, legal = table.board, table.legal
+        now, legal = table.board, np.asarray(table.live.legal)
         table.play(action)
         word = notation.san(game, now, legal, action, table.state) if game.name in notation.CHESS else table.words[-1]
         if (ply + black_first) % 2 == 0:

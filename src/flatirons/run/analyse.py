@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from flatirons.envs import notation
 from flatirons.run.players import Thinker
@@ -23,12 +24,13 @@ def analyse(thinker: Thinker, position: str, simulations: Sequence[int], *, most
     """
     game = thinker.game
     table = notation.table(game, position)
-    if table.over:
+    live = table.live
+    if live.terminated:
         raise FlatironsError(f"the game has ended in the position {position!r}; there is nothing to search")
     searches = []
     for count in simulations:
-        thought, lines = thinker.lines(table.state, jax.random.key(seed), count, most)
-        moves = {action: text for text, action in notation.moves(game, table.board, table.legal).items()}
+        thought, lines = thinker.lines(live, jax.random.key(seed), count, most)
+        moves = {action: text for text, action in notation.moves(game, table.board, np.asarray(live.legal)).items()}
         order = sorted(moves, key=lambda action: (-thought.visits[action], -thought.prior[action]))
         searches.append(
             {

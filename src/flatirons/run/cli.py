@@ -708,6 +708,7 @@ def match(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=_whole, default=0, metavar="INT", help="of openings and players (default: 0)")
     parser.add_argument("--at-once", type=_whole, default=256, metavar="INT", help="games side by side (default: 256)")
     parser.add_argument("--out", metavar="FOLDER", help="where the records go (default: matches/GAME-A-B)")
+    parser.add_argument("--overwrite", action="store_true", help="put them in the place of another match's in --out")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     chosen = parser.parse(arguments)
     from collections import Counter
@@ -722,6 +723,8 @@ def match(arguments: list[str]) -> int:
         raise UsageError("neither player is a run folder, so the game must be named, as in --game pgx:connect_four.")
     game = notation.find(chosen.game or sorted(named)[0])
     a, b = (players.player(spec, game) for spec in (chosen.a, chosen.b))
+    place = Path(chosen.out) if chosen.out else matches.default_place(game.name, chosen.a, chosen.b)
+    matches.demand_place(place, overwrite=chosen.overwrite)
     began, shown = monotonic(), [-1]
 
     def progress(done: int, games: int) -> None:
@@ -736,7 +739,6 @@ def match(arguments: list[str]) -> int:
     finally:
         a.close()
         b.close()
-    place = Path(chosen.out) if chosen.out else matches.default_place(game.name, chosen.a, chosen.b)
     matches.save(found, game, place, monotonic() - began)
     faults = Counter(one.fault for one in found.played if one.fault)
     if found.stopped:
@@ -764,6 +766,9 @@ def _engine(command: str, arguments: list[str]) -> int:
     from flatirons.run import players
     from flatirons.run import uci as uci_engine
 
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # A byte that is not UTF-8 is in no word that means anything, and must not end the session.
+        sys.stdin.reconfigure(errors="replace")
     # What a board reads is the protocol alone: anything else that is printed goes to stderr.
     spoken = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):

@@ -5,6 +5,7 @@ An engine that is missing, dies, hangs or plays what is not legal is an `EngineE
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import queue
@@ -40,11 +41,19 @@ def locate(program: str) -> str:
     return found
 
 
+def words_of(command: str) -> list[str]:
+    """A command's words as a shell takes them. Raises FlatironsError where a quote is left open."""
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise FlatironsError(f"the engine's command {command!r} is not understood ({error}); close its quotes") from None
+
+
 class Program:
     """A running engine, line by line, with time-outs."""
 
     def __init__(self, command: str, timeout_s: float) -> None:
-        words = shlex.split(command)
+        words = words_of(command)
         if not words:
             raise FlatironsError("an engine's command is empty; write it after the colon, as in gtp:gnugo")
         self.command, self.timeout_s = command, timeout_s
@@ -52,13 +61,16 @@ class Program:
         try:
             # Its own session: a person's Ctrl-C stops the match, which then ends its engines itself.
             self.process = subprocess.Popen(
-                arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, bufsize=1,
+                arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1,
                 encoding="utf-8", errors="replace", start_new_session=True,
             )  # fmt: skip
         except OSError as error:
             raise FlatironsError(f"the engine {command!r} cannot be started ({error.strerror})") from None
         self.lines: queue.Queue[str | None] = queue.Queue()
+        self.complaints: collections.deque[str] = collections.deque(maxlen=3)
         threading.Thread(target=self._listen, daemon=True).start()
+        self._beside = threading.Thread(target=self._listen_beside, daemon=True)
+        self._beside.start()
 
     def _listen(self) -> None:
         assert self.process.stdout is not None
@@ -66,6 +78,14 @@ class Program:
             for line in self.process.stdout:
                 self.lines.put(line.rstrip("\r\n"))
         self.lines.put(None)
+
+    def _listen_beside(self) -> None:
+        # Always read, so that an engine that talks much is not held up; kept is what may say why it died.
+        assert self.process.stderr is not None
+        with contextlib.suppress(ValueError, OSError):
+            for line in self.process.stderr:
+                if line.strip():
+                    self.complaints.append(line.strip()[:200])
 
     def send(self, line: str) -> None:
         """Write one line. Raises EngineError where nobody reads it."""
@@ -92,7 +112,10 @@ class Program:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(1.0)
         status = self.process.poll()
-        return EngineError(f"the engine {self.command!r} died{'' if status is None else f' (exit status {status})'} when {when}")
+        # What it started may hold its stderr open.
+        self._beside.join(1.0)
+        said = f"; the last it said on stderr: {' / '.join(self.complaints)}" if self.complaints else ""
+        return EngineError(f"the engine {self.command!r} died{'' if status is None else f' (exit status {status})'} when {when}{said}")
 
     def close(self, farewell: str = "quit") -> None:
         """Ask it to go, then make it."""
@@ -103,7 +126,7 @@ class Program:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             with contextlib.suppress(OSError, ValueError):
                 if stream is not None:
                     stream.close()
@@ -124,7 +147,7 @@ class Engine:
         except ValueError:
             raise FlatironsError(f"timeout={timeout!r} is no number of seconds") from None
         self.command = self._command(command)
-        locate(shlex.split(self.command)[0])
+        locate(words_of(self.command)[0])
         self.program: Program | None = None
         self.told: list[int] | None = None
         self.greeted = False
@@ -159,7 +182,7 @@ class Engine:
     # -- GTP
 
     def _command(self, command: str) -> str:
-        words = shlex.split(command)
+        words = words_of(command)
         if not words:
             raise FlatironsError(f"{self.kind}: names no engine; write its command after the colon, as in {self.kind}:gnugo")
         if self.kind != "gtp":

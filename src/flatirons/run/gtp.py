@@ -6,6 +6,7 @@ illegal. A side may move twice: the other is taken to have passed, which is also
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import numpy as np
 
 from flatirons.envs import notation, records
 from flatirons.run.players import Thinker
-from flatirons.run.thinking import Limit, Pace, allot, ranked, think
+from flatirons.run.thinking import Limit, Pace, allot, ranked, think, warm_up
 from flatirons.types import FlatironsError
 
 
@@ -36,6 +37,8 @@ class Gtp:
             )
         self.thinker, self.game, self.seed = thinker, game, seed
         self.table = notation.Table(game)
+        self.implied: set[int] = set()
+        """The plies at which a side was taken to have passed."""
         self.komi = records.KOMI
         self.over = False
         self.pace = Pace()
@@ -90,8 +93,14 @@ class Gtp:
         return self._clear_board([])
 
     def _clear_board(self, words: list[str]) -> str:
-        self.table = notation.Table(self.game)
+        self.table, self.implied = notation.Table(self.game), set()
         return ""
+
+    def _back_to(self, plies: int) -> None:
+        """Take moves back until so many are left."""
+        while len(self.table.actions) > plies:
+            self.table.undo()
+        self.implied = {ply for ply in self.implied if ply < plies}
 
     def _komi(self, words: list[str]) -> str:
         try:
@@ -125,8 +134,7 @@ class Gtp:
             if self.is_go and bool(self.table.state.inner["_x"].is_psk):
                 raise Refused("illegal move: superko")
         except (FlatironsError, Refused) as error:
-            while len(self.table.actions) > before:
-                self.table.undo()
+            self._back_to(before)
             raise Refused(f"illegal move: {error}" if not isinstance(error, Refused) else str(error)) from None
 
     def _turn_to(self, colour: int) -> None:
@@ -138,6 +146,7 @@ class Gtp:
         if not (self.is_go or self.game.name == "othello") or not self.table.legal[passing]:
             raise Refused(f"it is {notation.colours(self.game.name)[self.table.turn]}'s turn")
         self.table.play(passing)
+        self.implied.add(len(self.table.actions) - 1)
         if self.table.over:
             raise Refused("the game has ended")
 
@@ -162,8 +171,7 @@ class Gtp:
         try:
             self._turn_to(colour)
         except Refused:
-            while len(self.table.actions) > before:
-                self.table.undo()
+            self._back_to(before)
             if self.table.over and self.is_go:
                 return "pass"
             raise
@@ -175,14 +183,15 @@ class Gtp:
             self.table.undo()
         said = self.table.words[-1]
         if not keep:
-            while len(self.table.actions) > before:
-                self.table.undo()
+            self._back_to(before)
         return said
 
     def _undo(self, words: list[str]) -> str:
         if not self.table.actions:
             raise Refused("cannot undo")
-        self.table.undo()
+        last = len(self.table.actions) - 1
+        # A pass that nobody said goes with the move that it made room for.
+        self._back_to(last - 1 if last - 1 in self.implied else last)
         return ""
 
     def _final_score(self, words: list[str]) -> str:
@@ -224,7 +233,7 @@ class Gtp:
             if not notation.is_whole(words[1]):
                 raise Refused("move number not an integer")
             until = max(0, int(words[1]) - 1)
-        self.table = notation.Table(self.game)
+        self._clear_board([])
         for action in found.actions[:until]:
             self.table.play(action)
         return notation.colours(self.game.name)[self.table.turn]
@@ -297,6 +306,10 @@ class Gtp:
         # No time in a period with stones means no limit at all (GTP 2, 4.2).
         self.settings = None if (period > 0 and stones == 0) else (main, period, stones)
         self.clocks = {}
+        if self.settings is not None and not self.table.over:
+            # The clock stands still yet. What is wrong with a search is said when a move is asked for.
+            with contextlib.suppress(Exception):
+                warm_up(self.thinker, self.table.state, self.seed, self.pace)
         return ""
 
     def _time_left(self, words: list[str]) -> str:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatirons import envs, studies, systems
-from flatirons.envs import meta, spaces
+from flatirons.envs import games, meta, spaces
 from flatirons.envs.datasets import DataTask
 from flatirons.envs.ingraph import InGraph
 from flatirons.run import checkpoint, evaluate, folder, ranges
@@ -229,9 +229,10 @@ def demand_divides(name: str, steps: Any, config: Any, system: Any) -> int:
 
 
 def name_of_task(source: Any) -> str:
-    """What a task is called before it is made: its name or registered id, or the name of its class or factory."""
+    """What a task is called before it is made: its name or registered id, or the name of its class or factory. A board game has one name,
+    however it was written."""
     if isinstance(source, str):
-        return source
+        return games.task_name(source)
     if is_instance(source):
         return source.spec.id if source.spec is not None else type(source.unwrapped).__qualname__
     return (source if hasattr(source, "__qualname__") else type(source)).__qualname__
@@ -547,6 +548,13 @@ def init_function(job: Job, task: Task) -> Callable[[Any, Any], Any]:
 def state_like(job: Job, task: Task) -> Any:
     """The State as `ShapeDtypeStruct`s, without computing anything."""
     return jax.eval_shape(init_function(job, task), job.config, seed_keys(job))
+
+
+def actor_like(system: Any, config: Any, task: Any) -> Any:
+    """The Actor as `ShapeDtypeStruct`s, without computing anything or reading what only training needs."""
+    if hasattr(system, "to_act"):
+        config = system.to_act(config)
+    return jax.eval_shape(lambda config, key: system.actor(system.init(config, task, key)), config, jax.random.key(0))
 
 
 def strong(tree: Any) -> Any:

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import math
+import tempfile
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatirons.envs import records
+from flatirons.envs import notation, records
 from flatirons.envs.games import RESIGN, Game, GameState
 from flatirons.run import folder
 from flatirons.run.players import Player
@@ -29,6 +30,9 @@ from flatirons.types import FlatironsError, Key
 AT_ONCE = 256
 """Games side by side."""
 _OPENING_PLIES = {"tic_tac_toe": 1, "connect_four": 2, "hex": 1, "gardner_chess": 2, "animal_shogi": 2}
+_MORE_PLIES = 4
+"""How many plies beyond the usual ones openings may have so that no two are alike."""
+_DRAWS = 32
 _TOO_MANY = 3
 """Fewer void games than this never stop a match."""
 UNFINISHED = "the match was stopped before the game ended"
@@ -61,19 +65,21 @@ class Match:
 
     def summary(self) -> dict[str, Any]:
         """The last line of `flatirons match --json`: {"games", "wins", "draws", "losses", "score", "elo", "elo_low", "elo_high"} for A, and
-        "void" where there were such games. An Elo difference is null where it is without bound (all games won, or all lost), and everything
-        but the counts where no game was finished."""
+        "distinct" where games were played more than once, "void" where there were such games. An Elo difference is null where it is
+        without bound (all games won, or all lost), and everything but the counts where no game was finished."""
         results = [one.result for one in self.played if one.result is not None]
         wins, draws, losses = (sum(result == value for result in results) for value in (1.0, 0.0, -1.0))
         found: dict[str, Any] = {"games": len(results), "wins": wins, "draws": draws, "losses": losses}
-        found |= elo(wins, draws, losses)
+        distinct = len({(one.first, one.actions) for one in self.played if one.result is not None})
+        found |= elo(wins, draws, losses, distinct)
         void = len(self.played) - len(results)
-        return found | ({"void": void} if void else {})
+        return found | ({"distinct": distinct} if distinct < len(results) else {}) | ({"void": void} if void else {})
 
 
-def elo(wins: int, draws: int, losses: int) -> dict[str, float | None]:
+def elo(wins: int, draws: int, losses: int, distinct: int | None = None) -> dict[str, float | None]:
     """{"score", "elo", "elo_low", "elo_high"}: the share of points, the Elo difference that expects it, and its 95 % interval (Wilson's
-    for the score, which also holds where every game was won; a draw is half a win, which makes it a little too wide).
+    for the score, which also holds where every game was won; a draw is half a win, which makes it a little too wide). distinct: how many
+    of the games are no repetition of another, move for move: the interval's number of games, for a repetition says nothing new.
 
     elo = 400 log10(score / (1 - score)); None where it is infinite, or where there is no game.
     """
@@ -81,8 +87,9 @@ def elo(wins: int, draws: int, losses: int) -> dict[str, float | None]:
     if games == 0:
         return {"score": None, "elo": None, "elo_low": None, "elo_high": None}
     score = (wins + draws / 2) / games
-    centre = (score + _Z**2 / (2 * games)) / (1 + _Z**2 / games)
-    half = _Z / (1 + _Z**2 / games) * math.sqrt(score * (1 - score) / games + _Z**2 / (4 * games**2))
+    told = distinct or games
+    centre = (score + _Z**2 / (2 * told)) / (1 + _Z**2 / told)
+    half = _Z / (1 + _Z**2 / told) * math.sqrt(score * (1 - score) / told + _Z**2 / (4 * told**2))
 
     def difference(share: float) -> float | None:
         # Rounding may put the interval of a perfect score a hair inside.
@@ -95,37 +102,55 @@ def elo(wins: int, draws: int, losses: int) -> dict[str, float | None]:
 
 
 def openings(game: Game, count: int, plies: int | None, seed: int) -> list[tuple[int, ...]]:
-    """`count` openings: connect four's 49 of two plies in order and again, else `plies` random legal moves, all different while there are
-    enough. Raises FlatironsError where plies < 0."""
-    plies = _OPENING_PLIES.get(game.name, 4) if plies is None else plies
-    if plies < 0:
+    """`count` openings of one length: connect four's 49 of two plies in order, else `plies` random legal moves, each to another
+    position while there are enough. Where there are not, they begin again if the number of plies was given, and have more than the game's
+    usual number if it was not.
+
+    Raises FlatironsError where plies < 0, and where every game has ended by then.
+    """
+    usual = _OPENING_PLIES.get(game.name, 4)
+    if plies is not None and plies < 0:
         raise FlatironsError(f"opening_plies is {plies}: give at least 0")
-    if game.name == "connect_four" and plies == 2:
-        return [(i % 49 // 7, i % 7) for i in range(count)]
-    rng = np.random.default_rng(seed)
-    found: list[tuple[int, ...]] = []
-    while len(found) < count:
-        # As many are drawn at once as are missing; those that ended the game or are there already are drawn again, a few times.
-        for _ in range(4):
-            new = [line for line in _random_lines(game, 2 * (count - len(found)), plies, rng) if line is not None]
-            fresh = [line for line in dict.fromkeys(new) if line not in found]
-            found += fresh[: count - len(found)]
-            if len(found) == count or not fresh:
-                break
-        if not found:
-            raise FlatironsError(f"{game.name} has no openings of {plies} plies; give fewer with --opening-plies")
-        found += found[: count - len(found)]
-    return found
+    best: list[tuple[int, ...]] = []
+    for tried in [plies] if plies is not None else range(usual, usual + 1 + _MORE_PLIES):
+        if game.name == "connect_four" and tried == 2:
+            found = [(i // 7, i % 7) for i in range(min(count, 49))]
+        else:
+            found = _different(game, count, tried, np.random.default_rng(seed))
+        best = max(best, found, key=len)
+        if len(best) == count:
+            break
+    if not best:
+        raise FlatironsError(f"{game.name} has no openings of {usual if plies is None else plies} plies; give fewer with --opening-plies")
+    return [best[i % len(best)] for i in range(count)]
 
 
-def _random_lines(game: Game, count: int, plies: int, rng: np.random.Generator) -> list[tuple[int, ...] | None]:
+def _different(game: Game, count: int, plies: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
+    """Up to `count` random openings, no two of which lead to the same position."""
+    found: dict[Any, tuple[int, ...]] = {}
+    # Those that ended the game or are there already are drawn again, until hardly any others come.
+    for _ in range(_DRAWS):
+        known = len(found)
+        for where, line in _random_lines(game, 2 * count, plies, rng):
+            if len(found) < count:
+                found.setdefault(where, line)
+        if len(found) in (count, known):
+            break
+    return list(found.values())
+
+
+def _random_lines(game: Game, count: int, plies: int, rng: np.random.Generator) -> list[tuple[Any, tuple[int, ...]]]:
+    """(what tells its position from others, moves) of random openings; those that ended the game are left out."""
     states, lines = starts(game, count), np.zeros((count, plies), np.int32)
     for ply in range(plies):
         legal = np.asarray(states.legal)
         lines[:, ply] = np.argmax(np.where(legal, rng.random(legal.shape), -1.0), axis=1)
         states = stepper(game)(states, lines[:, ply])
-    ended = np.asarray(states.terminated)
-    return [None if over else tuple(map(int, line)) for line, over in zip(lines, ended, strict=True)]
+    found = []
+    for i in np.flatnonzero(~np.asarray(states.terminated)):
+        board = notation.board(game, jax.tree.map(lambda x, i=i: x[i], states))
+        found.append(((board.turn, board.cells.tobytes(), board.hands.tobytes()), tuple(map(int, lines[i]))))
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------- the games
@@ -282,6 +307,19 @@ def save(match: Match, game: Game, place: Path, seconds: float) -> Path:
     return place
 
 
+def demand_place(place: Path, *, overwrite: bool) -> None:
+    """See before a match that its records can be written into the folder `place`, which is made. Raises FlatironsError where they cannot,
+    and where another match's are there and `overwrite` is not given."""
+    if (place / "match.json").exists() and not overwrite:
+        raise FlatironsError(f"{place} holds a match already; choose another --out, or give --overwrite")
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise FlatironsError(f"{place} cannot be written ({error.strerror}); choose another --out") from None
+
+
 def default_place(game: str, a: str, b: str) -> Path:
     """`matches/GAME-A-B`, with a counter behind it when that exists."""
     base = Path("matches") / folder.slug(f"{game}-{a}-{b}")[:120]
@@ -302,6 +340,7 @@ def in_words(match: Match) -> str:
         for value in (found["elo_low"], found["elo"], found["elo_high"])
     )
     void = f", {found['void']} void" if "void" in found else ""
+    void += f" ({found['distinct']} different games)" if "distinct" in found else ""
     return (
         f"{name} against {match.players[1]} in {match.game}: {found['wins']} won, {found['draws']} drawn, {found['losses']} lost{void}; "
         f"score {100 * found['score']:.1f} %, Elo {middle} (95 %: {low} to {high})"

@@ -24,16 +24,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flatirons.core import trees
 from flatirons.envs import evaluation, notation
 from flatirons.envs.games import RESIGN, Game, GameState
 from flatirons.envs.ingraph import EnvState
 from flatirons.plan import minimax, uct
 from flatirons.run import engines, folder, train
-from flatirons.run.job import acting_task, make_config, on_device
+from flatirons.run.job import acting_task, actor_like, make_config, on_device
 from flatirons.types import FlatironsError, Key
 
-# A search keeps 12 bytes an edge; more games than fit are searched in parts.
+# UCT keeps 12 bytes an edge; more games than fit are searched in parts.
 _TREE_BYTES = 512_000_000
+# A run's search keeps six words an edge (mctx's tree) and the position at each node: 100 MB for one game of chess at 800 simulations.
+_EDGE_BYTES = 24
+_SEARCH_BYTES = 2_000_000_000
 MOST_SIMULATIONS = 1_000_000
 _FAILURES_ON_END = 3
 """After so many an engine is not asked again in the same call: each that hangs costs its whole time-out."""
@@ -126,6 +130,14 @@ class Random:
         """See Player."""
 
 
+def _parts(batch: int, each: int, most: int) -> list[np.ndarray]:
+    """The games of a batch in parts of one size (one compilation), which need at most `most` bytes together where one needs `each`. The
+    last game fills the last part up."""
+    parts = -(-batch // max(1, most // each))
+    size = -(-batch // parts)
+    return [np.minimum(np.arange(part * size, (part + 1) * size), batch - 1) for part in range(parts)]
+
+
 def _at_random(key: Key, mask: np.ndarray) -> np.ndarray:
     """In each row of a mask `[B, A]` one of its actions, int32 `[B]`."""
     draw = np.random.default_rng(np.asarray(jax.random.key_data(key))).random(mask.shape)
@@ -141,13 +153,8 @@ class Mcts:
     def choose(self, states: GameState, key: Key, histories: Sequence[Sequence[int]] = ()) -> Chosen:
         """See Player."""
         batch = states.legal.shape[0]
-        room = max(1, _TREE_BYTES // (12 * (self.simulations + 1) * self.game.num_actions))
-        # Parts of one size: one compilation.
-        parts = -(-batch // room)
-        size = -(-batch // parts)
         chosen = []
-        for part in range(parts):
-            rows = np.minimum(np.arange(part * size, (part + 1) * size), batch - 1)
+        for part, rows in enumerate(_parts(batch, 12 * (self.simulations + 1) * self.game.num_actions, _TREE_BYTES)):
             some = jax.tree.map(lambda x, rows=rows: x[rows], states)
             found = uct.search(self.game, some, jax.random.fold_in(key, part), self.simulations, self.c)
             chosen.append(np.asarray(found.action))
@@ -342,7 +349,16 @@ class Trained:
 
     def choose(self, states: GameState, key: Key, histories: Sequence[Sequence[int]] = ()) -> Chosen:
         """See Player."""
-        return Chosen(np.asarray(self.analyse(states, key, self.simulations).action, np.int32))
+        batch = states.legal.shape[0]
+        each = (self.simulations + 1) * (trees.num_bytes(states) // batch + _EDGE_BYTES * self.game.num_actions)
+        parts = _parts(batch, each, _SEARCH_BYTES)
+        if len(parts) == 1:
+            return Chosen(np.asarray(self.analyse(states, key, self.simulations).action, np.int32))
+        chosen = []
+        for part, rows in enumerate(parts):
+            some = jax.tree.map(lambda x, rows=rows: x[rows], states)
+            chosen.append(np.asarray(self.analyse(some, jax.random.fold_in(key, part), self.simulations).action, np.int32))
+        return Chosen(np.concatenate(chosen)[:batch])
 
     def think(self, state: GameState, key: Key, simulations: int) -> Thought:
         """See Thinker."""
@@ -376,12 +392,11 @@ def _otherwise(run: train.Run, task: Any, settings: Mapping[str, str]) -> Any:
 
     system = run.system
     kept = {field.name: getattr(run.config, field.name) for field in dataclasses.fields(run.config)}
+    # Whoever names the search's simulations means those that are played with.
+    kept |= {"play_simulations": 0} if "num_simulations" in settings and "play_simulations" in kept else {}
     config = make_config(system, kept | {name: value(text) for name, text in settings.items()})
-    system.check(config, task)
-    shapes = [
-        jax.tree.map(lambda x: x.shape, jax.eval_shape(lambda key, c=c: system.actor(system.init(c, task, key)), jax.random.key(0)))
-        for c in (run.config, config)
-    ]
+    system.check(system.to_act(config) if hasattr(system, "to_act") else config, task)
+    shapes = [jax.tree.map(lambda x: x.shape, actor_like(system, c, task)) for c in (run.config, config)]
     if shapes[0] != shapes[1]:
         said = ", ".join(f"{name}={text}" for name, text in settings.items())
         raise FlatironsError(f"{said}: that is another network than the one {run.path} has trained; leave it out")

@@ -152,6 +152,18 @@ def think(thinker: Thinker, state: GameState, seed: int, limit: Limit, pace: Pac
     return found[0]
 
 
+def warm_up(thinker: Thinker, state: GameState, seed: int, pace: Pace) -> None:
+    """Compile the searches that a move begins with, under a clock (the smallest and the next) and without one, where they have not been
+    yet, so that no player's time is spent on it. `state` must not have ended."""
+    own = thinker.simulations
+    first = max(1, own // GROWTH) if own else 0
+    for simulations in dict.fromkeys((first, first * GROWTH, own)):
+        if simulations not in pace.seen:
+            # The smallest again: how long it takes once it is compiled is what larger ones are judged by.
+            for _ in range(2 if simulations == first else 1):
+                think(thinker, state, seed, Limit(simulations=simulations), pace)
+
+
 def allot(left: float, increment: float = 0.0, moves: int | None = None) -> float:
     """Seconds for one move of a clock with `left` seconds: an even share of the moves to go (30 where nobody knows), most of the increment,
     and never the whole."""

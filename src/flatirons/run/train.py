@@ -29,6 +29,7 @@ from flatirons.run.job import (
     Job,
     Options,
     acting_task,
+    actor_like,
     check_options,
     choose,
     demand_divides,
@@ -296,7 +297,7 @@ def load(path: str | os.PathLike[str], env: Any = None, network: Network | None 
     if job.seeds > 1:
         return Run(job, runs=[load(seed_path, env, network, system=system, best=best) for seed_path in folder.seed_folders(job.path)])
     acting = acting_task(job)
-    like = jax.eval_shape(lambda config, key: job.system.actor(job.system.init(config, acting, key)), job.config, jax.random.key(0))
+    like = actor_like(job.system, job.config, acting)
     place = job.path / (folder.POLICY_BEST if best else folder.POLICY)
     if best and not place.exists() and not place.with_name(f"{place.name}.old").exists():
         raise FlatironsError(
@@ -398,6 +399,8 @@ def _warm_start(job: Job, like: Any) -> Callable[[Any], Any]:
     if other.name not in (job.name, *before):
         takes = " or ".join((*before, job.name))
         raise FlatironsError(f"{other.path} was trained with {other.name}, so {job.name} cannot start from it; give a run of {takes}")
+    if other.name != job.name:
+        return _handed_on(job, other, like)
     made = other.make(other.config.num_envs, seed=other.seed, training=True)
     try:
         loaded = checkpoint.load_latest(other.path / folder.CHECKPOINTS, state_like(other, made))
@@ -406,8 +409,6 @@ def _warm_start(job: Job, like: Any) -> Callable[[Any], Any]:
             made.close()
     for warning in loaded.warnings:
         folder.warn(warning)
-    if other.name != job.name:
-        return _handed_on(job, other, loaded.tree, like)
     one = like if job.seeds == 1 else jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), like)
     taken: dict[str, list[Any]] = {}
     for name in like._fields:
@@ -439,7 +440,7 @@ def _warm_start(job: Job, like: Any) -> Callable[[Any], Any]:
     return start
 
 
-def _handed_on(job: Job, other: Job, theirs: Any, like: Any) -> Callable[[Any], Any]:
+def _handed_on(job: Job, other: Job, like: Any) -> Callable[[Any], Any]:
     """The same where the other run is of an earlier stage: `job.system.handed` knows what becomes of its actor.
 
     Raises FlatironsError where it does not fit."""
@@ -447,7 +448,8 @@ def _handed_on(job: Job, other: Job, theirs: Any, like: Any) -> Callable[[Any], 
         raise FlatironsError(
             f"{other.path} was trained on {name_of_task(other.source)}, not on {name_of_task(job.source)}; give the same task"
         )
-    actor = jax.tree.map(owned, other.system.actor(theirs))
+    # Its policy, not its State: what the stage learned from may be gone.
+    actor = load(other.path, env=job.source, network=vars(job.config).get("network")).actor
 
     def start(state: Any) -> Any:
         def one(state: Any) -> Any:

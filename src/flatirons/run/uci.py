@@ -7,6 +7,7 @@ long: the search hands on what it thinks of the moves here. `depth` is taken as 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -16,9 +17,11 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import TextIO
 
+import numpy as np
+
 from flatirons.envs import notation
 from flatirons.run.players import Thinker, Thought, simulations_range
-from flatirons.run.thinking import Limit, Pace, Thinking, allot, ranked
+from flatirons.run.thinking import Limit, Pace, Thinking, allot, ranked, warm_up
 from flatirons.types import FlatironsError
 
 _NUMBERS = ("wtime", "btime", "winc", "binc", "byoyomi", "movestogo", "depth", "nodes", "mate", "movetime")
@@ -83,10 +86,11 @@ class Uci:
         self.say("usiok" if self.usi else "uciok")
 
     def _ready(self, words: list[str]) -> None:
-        # While it thinks it is ready too; before, what takes long is done now: compiling the search.
-        if (self.thinking is None or self.thinking.answered) and not self.pace.seen and not self.table.over:
-            done: list[object] = []
-            Thinking(self.thinker, self.table.state, self.seed, Limit(), self.pace, lambda *_: None, done.append).join()
+        # While it thinks it is ready too; before, what takes long is done now: compiling the searches.
+        if (self.thinking is None or self.thinking.answered) and not self.table.over:
+            # What is wrong with a search is said when a move is asked for.
+            with contextlib.suppress(Exception):
+                warm_up(self.thinker, self.table.state, self.seed, self.pace)
         self.say("readyok")
 
     def _setoption(self, words: list[str]) -> None:
@@ -147,12 +151,13 @@ class Uci:
             self.say("checkmate notimplemented" if self.usi else "info string there is no search for mates")
             if self.usi:
                 return
-        table = self.table
-        if table.over or not table.legal.any():
+        # Where a draw could be claimed and was not, the board asks for a move all the same.
+        table, live = self.table, self.table.live
+        if live.terminated or not live.legal.any():
             self.say("bestmove resign" if self.usi else "bestmove (none)")
             return
-        limit, only = self._limit(words, table.turn), self._searchmoves(words, table)
-        now, legal = table.board, table.legal
+        now, legal = table.board, np.asarray(live.legal)
+        limit, only = self._limit(words, table.turn), self._searchmoves(words, now, legal)
         ponder = "ponder" in words
 
         def report(thought: Thought, simulations: int, seconds: float) -> None:
@@ -175,7 +180,7 @@ class Uci:
             self.say(f"bestmove {notation.move_text(self.game, now, order[0])}")
 
         self.thinking = Thinking(
-            self.thinker, table.state, self.seed + len(table.actions), Limit(endless=True) if ponder else limit, self.pace, report, answer,
+            self.thinker, live, self.seed + len(table.actions), Limit(endless=True) if ponder else limit, self.pace, report, answer,
             self.thinking,
         )  # fmt: skip
 
@@ -201,10 +206,10 @@ class Uci:
             return Limit(seconds=max(0.01, seconds + 0.9 * period))
         return Limit()
 
-    def _searchmoves(self, words: list[str], table: notation.Table) -> set[int]:
+    def _searchmoves(self, words: list[str], now: notation.Board, legal: np.ndarray) -> set[int]:
         if "searchmoves" not in words:
             return set()
-        known = notation.moves(self.game, table.board, table.legal)
+        known = notation.moves(self.game, now, legal)
         return {known[word] for word in words[words.index("searchmoves") + 1 :] if word in known}
 
     def _stop(self, words: list[str]) -> None:

@@ -7,6 +7,7 @@ import fnmatch
 from types import ModuleType
 from typing import Any
 
+from flatirons.envs import games
 from flatirons.systems import a3c, alphago, alphazero, ddpg, dqn, ewc, maml, mc_dropout, ppo, reinforce, sac, tabular, trpo
 from flatirons.systems.alphago import rl as alphago_rl
 from flatirons.systems.alphago import sl as alphago_sl
@@ -51,6 +52,7 @@ def choose_preset(module: ModuleType, task_name: str, variant_of: str = "") -> s
     """The preset tuned for this task, if there is one: the first whose `tasks` patterns match. With `variant_of`, of that preset's.
 
     EnvPool's task of a name is Gymnasium's of that name, but for its goals: what another goal would have earned is not known there."""
+    task_name = games.task_name(task_name)
     twin = task_name.removeprefix("envpool:")
     for name, preset in module.PRESETS.items():
         if twin != task_name and preset.config.get("her_goals"):

@@ -78,6 +78,38 @@ PRESETS = {
         },
         tasks=("pgx:othello",),
     ),
+    "alphago-connect-four": Preset(
+        doc="Connect four on a laptop.",
+        config={
+            "total_steps": 2 * 42, "num_steps": 42, "num_simulations": 64, "c_puct": 1.5, "expand_after": 1, "temperature_plies": 6,
+            "blocks": 2, "channels": 32,
+        },
+        tasks=("pgx:connect_four",),
+    ),
+    "alphago-hex": Preset(
+        doc="Hex on a laptop.",
+        config={
+            "total_steps": 2 * 122, "num_steps": 122, "num_simulations": 64, "c_puct": 1.5, "expand_after": 1, "temperature_plies": 8,
+            "blocks": 2, "channels": 32,
+        },
+        tasks=("pgx:hex",),
+    ),
+    "alphago-go": Preset(
+        doc="Go 9x9 on a laptop.",
+        config={
+            "total_steps": 2 * 162, "num_steps": 162, "num_simulations": 64, "c_puct": 1.5, "expand_after": 1, "temperature_plies": 10,
+            "blocks": 2, "channels": 32,
+        },
+        tasks=("pgx:go_9x9",),
+    ),
+    "alphago-laptop": Preset(
+        doc="Chess and shogi of both sizes on a laptop, to look at.",
+        config={
+            "total_steps": 2 * 512, "num_steps": 512, "num_simulations": 32, "c_puct": 1.5, "expand_after": 1, "leaf_symmetries": False,
+            "temperature_plies": 10, "blocks": 2, "channels": 32,
+        },
+        tasks=("pgx:gardner_chess", "pgx:animal_shogi", "pgx:chess", "pgx:shogi"),
+    ),
     "alphago-tic-tac-toe": Preset(
         doc="Tic-tac-toe in a minute.",
         config={

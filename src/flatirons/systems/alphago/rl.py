@@ -67,6 +67,38 @@ PRESETS = {
         },
         tasks=("pgx:othello",),
     ),
+    "alphago-rl-connect-four": Preset(
+        doc="Connect four on a laptop.",
+        config={
+            "total_steps": 400 * 64 * 42, "num_envs": 64, "num_steps": 42, "pool_every": 20, "optimiser": "adam", "learning_rate": 1e-3,
+            "blocks": 2, "channels": 32,
+        },
+        tasks=("pgx:connect_four",),
+    ),
+    "alphago-rl-hex": Preset(
+        doc="Hex on a laptop.",
+        config={
+            "total_steps": 200 * 64 * 122, "num_envs": 64, "num_steps": 122, "pool_every": 10, "optimiser": "adam", "learning_rate": 1e-3,
+            "blocks": 2, "channels": 32,
+        },
+        tasks=("pgx:hex",),
+    ),
+    "alphago-rl-go": Preset(
+        doc="Go 9x9 on a laptop.",
+        config={
+            "total_steps": 200 * 32 * 162, "num_envs": 32, "num_steps": 162, "pool_every": 10, "optimiser": "adam", "learning_rate": 1e-3,
+            "blocks": 2, "channels": 32,
+        },
+        tasks=("pgx:go_9x9",),
+    ),
+    "alphago-rl-laptop": Preset(
+        doc="Chess and shogi of both sizes on a laptop, to look at.",
+        config={
+            "total_steps": 100 * 8 * 512, "num_envs": 8, "num_steps": 512, "pool_every": 10, "optimiser": "adam", "learning_rate": 1e-3,
+            "blocks": 2, "channels": 32,
+        },
+        tasks=("pgx:gardner_chess", "pgx:animal_shogi", "pgx:chess", "pgx:shogi"),
+    ),
     "alphago-rl-tic-tac-toe": Preset(
         doc="Tic-tac-toe in a minute.",
         config={

@@ -8,6 +8,7 @@ The experts are game records (SGF, PGN), or a search with random rollouts that p
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,39 @@ PRESETS = {
             "optimiser": "adam", "learning_rate": 1e-3, "halve_every": 1_200, "blocks": 2, "channels": 32,
         },
         tasks=("pgx:othello",),
+    ),
+    "alphago-sl-connect-four": Preset(
+        doc="Connect four on a laptop: the moves of MCTS with 1,000 random rollouts.",
+        config={
+            "total_steps": 64 * 700, "num_envs": 64, "expert_moves": 64 * 400, "gradient_steps": 16, "batch_size": 256,
+            "optimiser": "adam", "learning_rate": 1e-3, "halve_every": 1_200, "blocks": 2, "channels": 32,
+        },
+        tasks=("pgx:connect_four",),
+    ),
+    "alphago-sl-hex": Preset(
+        doc="Hex on a laptop: the moves of MCTS with 400 random rollouts.",
+        config={
+            "total_steps": 64 * 700, "num_envs": 64, "expert_moves": 64 * 400, "expert_simulations": 400, "gradient_steps": 16,
+            "batch_size": 256, "optimiser": "adam", "learning_rate": 1e-3, "halve_every": 1_200, "blocks": 2, "channels": 32,
+        },
+        tasks=("pgx:hex",),
+    ),
+    "alphago-sl-go": Preset(
+        doc="Go 9x9 on a laptop: the moves of MCTS with 200 random rollouts, or records.",
+        config={
+            "total_steps": 64 * 700, "num_envs": 64, "expert_moves": 64 * 400, "expert_simulations": 200, "gradient_steps": 16,
+            "batch_size": 256, "optimiser": "adam", "learning_rate": 1e-3, "halve_every": 1_200, "blocks": 2, "channels": 32,
+        },
+        tasks=("pgx:go_9x9",),
+    ),
+    "alphago-sl-laptop": Preset(
+        doc="Chess and shogi of both sizes on a laptop, to look at: the moves of MCTS with 100 random rollouts, or records.",
+        config={
+            "total_steps": 32 * 500, "num_envs": 32, "expert_moves": 32 * 200, "expert_simulations": 100, "symmetries": False,
+            "gradient_steps": 8, "batch_size": 128, "optimiser": "adam", "learning_rate": 1e-3, "halve_every": 1_200, "blocks": 2,
+            "channels": 32,
+        },
+        tasks=("pgx:gardner_chess", "pgx:animal_shogi", "pgx:chess", "pgx:shogi"),
     ),
     "alphago-sl-tic-tac-toe": Preset(
         doc="Tic-tac-toe in a minute: all four stages, to look at.",
@@ -165,13 +199,17 @@ def _unfold(game: BoardGame, moves: np.ndarray) -> Examples:
     key = jax.random.key(0)
     starts = jax.vmap(game.init)(jax.random.split(key, len(moves)))
 
-    def one_ply(states: Any, action: Any) -> tuple[Any, tuple[Any, Any]]:
+    def one_ply(states: Any, action: Any) -> tuple[Any, tuple[Any, Any, Any]]:
         seen = jax.vmap(game.observe)(states), jax.vmap(game.legal)(states)
-        after, _, _ = jax.vmap(game.step, in_axes=(None, 0, 0))(key, states, jnp.maximum(action, 0))
-        return after, seen
+        after, _, ended = jax.vmap(game.step, in_axes=(None, 0, 0))(key, states, jnp.maximum(action, 0))
+        return after, (*seen, ended)
 
-    _, (obs, legal) = jax.lax.scan(one_ply, starts, jnp.asarray(moves.T))
-    return Examples(obs, legal, jnp.asarray(moves.T), jnp.asarray(np.sum(moves >= 0, axis=1), jnp.int32))
+    found: Any = jax.lax.scan(one_ply, starts, jnp.asarray(moves.T))
+    obs, legal, ended = found[1]
+    # What people played on after a draw that they did not claim is beyond the end here: ply t is known where none before it ended the game.
+    going = jnp.concatenate([jnp.zeros_like(ended[:1]), ended[:-1]]) == 0
+    known = jnp.sum(going & (moves.T >= 0), axis=0).astype(jnp.int32)
+    return Examples(obs, legal, jnp.asarray(moves.T), known)
 
 
 def _empty(config: Config, game: BoardGame) -> Examples:
@@ -257,6 +295,14 @@ def init(config: Config, task: Task, key: Key) -> State:
 def actor(state: State) -> Networks:
     """p_sigma and p_pi."""
     return Networks(state.params["sl"], state.params["rollout"], (), ())
+
+
+def to_act(config: Config) -> Config:
+    """Settings of the same networks that read no records: only learning needs them, and whoever plays need not have them any more."""
+    if not config.records:
+        return config
+    turn = config.test_every  # what `check` asks of a search's games, which there will be none of
+    return dataclasses.replace(cast(Any, config), records="", num_envs=turn, num_steps=1, expert_moves=turn, total_steps=2 * turn)
 
 
 def policy(config: Config, task: Task, actor: Networks, *, greedy: bool) -> Policy:

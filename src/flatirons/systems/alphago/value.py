@@ -82,6 +82,42 @@ PRESETS = {
         },
         tasks=("pgx:othello",),
     ),
+    "alphago-value-connect-four": Preset(
+        doc="Connect four on a laptop.",
+        config={
+            "total_steps": 400 * 128 * 42, "num_steps": 42, "last_ply": 30, "buffer_size": 2**16,
+            "learning_starts": 4_096, "gradient_steps": 8, "batch_size": 256, "optimiser": "adam", "learning_rate": 5e-4,
+            "halve_every": 800, "weight_decay": 0.01, "blocks": 2, "channels": 32,
+        },
+        tasks=("pgx:connect_four",),
+    ),
+    "alphago-value-hex": Preset(
+        doc="Hex on a laptop.",
+        config={
+            "total_steps": 200 * 128 * 122, "num_steps": 122, "last_ply": 60, "buffer_size": 2**15,
+            "learning_starts": 2_048, "gradient_steps": 8, "batch_size": 256, "optimiser": "adam", "learning_rate": 5e-4,
+            "halve_every": 800, "weight_decay": 0.01, "blocks": 2, "channels": 32,
+        },
+        tasks=("pgx:hex",),
+    ),
+    "alphago-value-go": Preset(
+        doc="Go 9x9 on a laptop.",
+        config={
+            "total_steps": 200 * 128 * 162, "num_steps": 162, "last_ply": 100, "buffer_size": 2**15,
+            "learning_starts": 2_048, "gradient_steps": 8, "batch_size": 256, "optimiser": "adam", "learning_rate": 5e-4,
+            "halve_every": 800, "weight_decay": 0.01, "blocks": 2, "channels": 32,
+        },
+        tasks=("pgx:go_9x9",),
+    ),
+    "alphago-value-laptop": Preset(
+        doc="Chess and shogi of both sizes on a laptop, to look at.",
+        config={
+            "total_steps": 100 * 16 * 512, "num_envs": 16, "num_steps": 512, "last_ply": 60, "buffer_size": 2**12, "symmetries": False,
+            "learning_starts": 256, "gradient_steps": 8, "batch_size": 256, "optimiser": "adam", "learning_rate": 5e-4,
+            "halve_every": 800, "weight_decay": 0.01, "blocks": 2, "channels": 32,
+        },
+        tasks=("pgx:gardner_chess", "pgx:animal_shogi", "pgx:chess", "pgx:shogi"),
+    ),
     "alphago-value-tic-tac-toe": Preset(
         doc="Tic-tac-toe in a minute.",
         config={
