@@ -338,7 +338,9 @@ def settings_words(settings: Any) -> str:
     if isinstance(settings, str):
         return settings
     known = settings if isinstance(settings, dict) else {}
-    words = [f"{k} {v}" for k, v in known.items() if isinstance(v, int | float | str)]
+    # Ours alone, so it is told whatever else has no room.
+    words = ["overlap"] if known.get("overlap") else []
+    words += [f"{k} {v}" for k, v in known.items() if isinstance(v, int | float | str) and k != "overlap"]
     while len(", ".join(words)) > 90:
         words.pop()
     return ", ".join(words) or "–"
