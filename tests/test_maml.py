@@ -197,6 +197,19 @@ def test_mirror_images_are_classes_of_their_own() -> None:
         np.testing.assert_array_equal(picture, np.rot90(drawn[:, ::-1] if number >= 24 else drawn, number // 6 % 4))
 
 
+def test_characters_of_a_task_are_turned_alike_where_asked() -> None:
+    pictures = meta.Pictures(np.zeros((6, 2, 4, 4), np.uint8), ("Invented",))
+    env = meta.Glyphs(pictures, ways=5, mirrored=True, alike=True)
+    drawn = np.asarray(env.draw(jax.random.key(0), 200))
+    ways, characters = drawn // 6, drawn % 6
+    assert (ways == ways[:, :1]).all() and set(ways.ravel()) == set(range(8))
+    assert all(len(set(row)) == 5 for row in characters.tolist())
+    mixed = np.asarray(dataclasses.replace(env, alike=False).draw(jax.random.key(0), 200)) // 6
+    assert (mixed != mixed[:, :1]).any()
+    with pytest.raises(FlatironsError, match="only 6 classes to draw from"):
+        dataclasses.replace(env, ways=7)
+
+
 def test_distorted_pictures_by_hand() -> None:
     images = jnp.asarray(fake_pictures(size=5).images[:1, 0])
     read = lambda linear, shift: np.asarray(meta._resampled(images, jnp.array(linear)[None], jnp.array(shift)[None]))[0]  # noqa: E731

@@ -178,6 +178,7 @@ def _resampled(images: jax.Array, linear: jax.Array, shift: jax.Array) -> jax.Ar
 class Glyphs:
     """Which of `ways` characters is it (section 5.2)? A task is a choice of characters in an order of their own, each turned by a multiple
     of 90 degrees where `turned`: a turned character is another class (Santoro et al. 2016), and so is its mirror image where `mirrored`.
+    Where `alike`, all characters of a task are turned and mirrored the same way, as those of a test are, so that none is told by that.
 
     `distorted_classes` and `distorted_pictures` are strengths of random affine maps (`_affine`) of the examples of a task: one map for
     all pictures of a class, which makes other characters, and one for each picture, which makes other hands.
@@ -188,6 +189,7 @@ class Glyphs:
     ways: int = 5
     turned: bool = True
     mirrored: bool = False
+    alike: bool = False
     distorted_classes: float = 0.0
     distorted_pictures: float = 0.0
 
@@ -199,16 +201,21 @@ class Glyphs:
         for name, strength in (("distorted_classes", self.distorted_classes), ("distorted_pictures", self.distorted_pictures)):
             if not 0 <= strength <= MOST_DISTORTED:
                 raise FlatironsError(f"{name}={strength}: give a strength from 0 (none) to {MOST_DISTORTED}")
-        if self.ways > self.num_classes:
+        if self.ways > self.most_ways:
             raise FlatironsError(
-                f"ways={self.ways}, but there are only {self.num_classes} classes to draw from ({', '.join(self.pictures.alphabets)}): "
-                f"give at most {self.num_classes}"
+                f"ways={self.ways}, but there are only {self.most_ways} classes to draw from ({', '.join(self.pictures.alphabets)}): "
+                f"give at most {self.most_ways}"
             )
 
     @property
     def num_classes(self) -> int:
         """Classes that tasks are made of."""
         return len(self.pictures.images) * (4 if self.turned else 1) * (2 if self.mirrored else 1)
+
+    @property
+    def most_ways(self) -> int:
+        """Classes that one task can have."""
+        return len(self.pictures.images) if self.alike else self.num_classes
 
     @property
     def max_episode_steps(self) -> int | None:
@@ -227,6 +234,10 @@ class Glyphs:
 
     def draw(self, key: Key, num: int) -> jax.Array:
         """Different classes in any order, int32 `[num, ways]`."""
+        if self.alike:
+            key, key_way = jax.random.split(key)
+            way = jax.random.randint(key_way, (num, 1), 0, self.num_classes // self.most_ways)
+            return way * self.most_ways + jax.lax.top_k(jax.random.uniform(key, (num, self.most_ways)), self.ways)[1]
         return jax.lax.top_k(jax.random.uniform(key, (num, self.num_classes)), self.ways)[1]
 
     def _seen(self, classes: jax.Array, which: jax.Array) -> jax.Array:
@@ -452,6 +463,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "ways": int,
             "turned_tests": bool,
             "mirrored": bool,
+            "alike": bool,
             "distorted_classes": float,
             "distorted_pictures": float,
             "data_dir": str | None,
@@ -482,7 +494,7 @@ def _glyphs(
         True: Glyphs(splits[True][0], 2, **more),
         False: Glyphs(splits[False][0], 2, turned=bool(turned_tests)),
     }
-    available = {kind: glyphs.num_classes for kind, glyphs in made.items()}
+    available = {kind: glyphs.most_ways for kind, glyphs in made.items()}
     if ways > min(available.values()):
         # At once, and not when the first evaluation makes the other split.
         raise FlatironsError(
