@@ -18,6 +18,7 @@ os.environ.setdefault("FLATIRONS_CACHE", str(Path(__file__).parent.parent / "bui
 import jax
 import pytest
 
+import flatirons as fi
 from flatirons.run.train import enable_compilation_cache
 
 # Both test processes compile the same programs, and many tests the same as others.
@@ -29,3 +30,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def repository() -> Path:
     """The root of the repository."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def quick_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small run spends half of its time on its picture and on waiting for the disk. Nobody pulls the plug here, for which alone files are
+    waited for (a kill loses nothing that was written), and who looks at a run's picture is marked `pictures`."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    if "pictures" not in request.keywords:
+        monkeypatch.setattr(fi.Run, "plot", lambda self: None)

@@ -16,7 +16,7 @@ import gymnasium
 import jax
 import numpy as np
 import pytest
-from test_run import CARTPOLE, STUB, Lengths, assert_equal, go, no_pictures  # noqa: F401
+from test_run import CARTPOLE, STUB, Lengths, assert_equal, go
 
 import flatirons as fi
 from flatirons import envs

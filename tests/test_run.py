@@ -102,13 +102,6 @@ STUB.steps_per_turn = lambda config: config.num_envs * config.num_steps
 CARTPOLE = "jax:CartPole-v1"
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(request, monkeypatch):
-    """Drawing takes longer than the stub's training; the tests that look for curve.png draw."""
-    if request.node.name not in ("test_what_a_run_leaves", "test_seeds_on_a_host_in_turn"):
-        monkeypatch.setattr(train.Run, "plot", lambda self: None)
-
-
 def go(tmp_path: Any, task: Any = CARTPOLE, name: str = "run", **settings: Any) -> fi.Run:
     return fi.train(STUB, task, **({"out": tmp_path / name, "quiet": True} | settings))
 
@@ -262,6 +255,7 @@ def test_import_is_light_and_names_are_found():
 # --------------------------------------------------------------------------------------------------------- the run folder
 
 
+@pytest.mark.pictures
 def test_what_a_run_leaves(tmp_path):
     run = go(tmp_path, total_steps=64, eval_every=32, eval_episodes=3, seed=5)
     recorded = json.loads((run.path / "config.json").read_text())
@@ -667,6 +661,7 @@ def test_seeds_in_one_program(tmp_path):
         group.policy([0.0] * 4)
 
 
+@pytest.mark.pictures
 def test_seeds_on_a_host_in_turn(tmp_path):
     group = go(tmp_path, "CartPole-v1", seeds=2, total_steps=64)
     assert [run.path.name for run in group.runs] == ["seed_0", "seed_1"] and all(run.step == 64 for run in group.runs)
