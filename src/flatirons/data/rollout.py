@@ -181,7 +181,9 @@ def _on_host(
     decide = kept.decider(policy, task, config, greedy=False)
     decide.set_actor(actor)
     decide.set_key(collector.key, int(collector.drawn))
-    kept.seconds["learning"] += clock() - t0  # new parameters are there once the update that makes them is done
+    # New parameters are there once the update that makes them is done: without waiting, the first decision would, and count as its own.
+    jax.block_until_ready(actor)
+    kept.seconds["learning"] += clock() - t0
     carry, timestep = collector.carry, task.current
     # What a compiled update reads is never written again (docs/determinism.md): every rollout has arrays of its own.
     columns: list[np.ndarray] = []
