@@ -166,6 +166,8 @@ def test_environment_options_are_read_as_values() -> None:
     options, rest = cli.split_env_options(["--env.sticky", "0.25", "--seed", "1", "--env.fire=true", "--env.the-name", "x", "--env.n=-3"])
     assert options == {"sticky": 0.25, "fire": True, "the_name": "x", "n": -3}
     assert rest == ["--seed", "1"]
+    settings, rest = cli.split_settings(["--eval-steps", "0", "5", "runs/a", "--eval-shots=1", "--json"], "--eval-")
+    assert settings == {"eval_steps": [0, 5], "eval_shots": 1} and rest == ["runs/a", "--json"]
 
 
 def test_existing_folder_is_kept(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

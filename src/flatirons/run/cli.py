@@ -263,6 +263,8 @@ def split_settings(arguments: Sequence[str], prefix: str) -> tuple[dict[str, Any
         flag, equals, text = token.partition("=")
         values = [text] if equals else []
         while not equals and position < len(arguments) and not arguments[position].startswith("--"):
+            if values and isinstance(_plain_value(arguments[position]), str):
+                break  # several values are numbers; a word behind them is the run
             values.append(arguments[position])
             position += 1
         if not values:
