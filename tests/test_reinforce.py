@@ -13,6 +13,7 @@ import pytest
 
 from flatirons import envs
 from flatirons.core import resources
+from flatirons.data import rollout as data
 from flatirons.nets import actor_critic
 from flatirons.systems import reinforce
 from flatirons.types import Discrete, FlatironsError, Spec, Transition
@@ -96,7 +97,7 @@ def _with_values(config: Any, task: Any, params: Any, obs: Any, p: Any) -> Any:
     values = jnp.concatenate([jnp.sum(p[:1] * (REWARD[0] + GAMMA * later)[None], axis=1), later])
 
     def descend(params: Any, _: Any) -> Any:
-        grads = jax.grad(lambda q: jnp.sum(jnp.square(reinforce.value(config, task, q, obs) - values)))(params)
+        grads = jax.grad(lambda q: jnp.sum(jnp.square(actor_critic.value(config, task, q, obs) - values)))(params)
         return jax.tree.map(lambda x, g: x - 0.05 * g, params, grads), ()
 
     return jax.jit(lambda params: jax.lax.scan(descend, params, length=2000)[0])(params)
@@ -137,6 +138,40 @@ def test_every_ended_episode_counts_once_and_whole() -> None:
         # 1 / ended episodes for each of their decisions
         weight = np.asarray(b.weight)
         assert weight.max() <= 1.0 and len({round(float(w), 6) for w in weight[weight > 0]}) <= 1
+
+
+def test_a_memory_is_recomputed_as_it_was_acted_with() -> None:
+    """Greedy decisions, made one by one from each episode's start, are those that the loss sees in whole trajectories."""
+    task = envs.make("jax:CartPole-v1", 2)
+    config = reinforce.Config(num_envs=2, num_steps=60, hidden=(4,), lstm=8, memory_head=(4,), total_steps=1200)
+    state = jax.jit(functools.partial(reinforce.init, config, task))(jax.random.key(0))
+    state.params["policy"] = jax.tree.map(lambda x: 100.0 * x, state.params["policy"])
+
+    def greedy(*arguments: Any, greedy: bool) -> Any:
+        return reinforce.policy(*arguments, greedy=True)
+
+    @jax.jit
+    def decide(state: Any) -> Any:
+        return data.rollout(config, task, greedy, reinforce.actor(state), state.collector, 60)[1]
+
+    experience = decide(state)
+    rows = jax.tree.map(lambda a, b: jnp.concatenate([a, jnp.asarray(b, a.dtype)]), state.running, experience)
+    batch = jax.jit(lambda s: reinforce.whole_episodes(config, task, s.params, rows, 60))(state)
+    pi, b, _ = jax.jit(lambda s: reinforce._judged(config, task, s.params, batch))(state)
+    assert len({*np.asarray(experience.action).ravel().tolist()}) == 2 and np.asarray(experience.first).sum() > 4
+    np.testing.assert_array_equal(pi.mode()[-60:], experience.action)
+    # R - b, for which b is judged in the same pass.
+    counts = np.asarray(batch.weight) > 0
+    np.testing.assert_allclose(np.asarray(batch.advantage)[counts], np.asarray(batch.target - b)[counts], atol=1e-4)
+    after, _ = jax.jit(functools.partial(reinforce.update, config, task))(state._replace(collector=()), experience)
+    memory = after.params["memory"]["w"] - state.params["memory"]["w"]
+    assert float(jnp.max(jnp.abs(memory))) > 0 and bool(jnp.all(jnp.isfinite(memory)))
+
+
+def test_a_memory_head_without_a_memory_is_refused() -> None:
+    for settings, message in (({"memory_head": (4,)}, "lstm=0 has none"), ({"lstm": -1}, "lstm=-1 must be at least 0")):
+        with pytest.raises(FlatironsError, match=message):
+            reinforce.check(reinforce.Config(num_envs=2, total_steps=20_000, **settings), envs.make("jax:CartPole-v1", 2))
 
 
 def test_no_step_is_taken_where_no_episode_ended() -> None:

@@ -25,7 +25,7 @@ import optax
 from flatirons.core import losses, optimisers, resources, schedules, trees
 from flatirons.data import onpolicy, replay
 from flatirons.data import rollout as data
-from flatirons.nets import actor_critic
+from flatirons.nets import actor_critic, recurrent
 from flatirons.nets.mlp import Activation
 from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, Key, Metrics, MultiDiscrete, Network, Policy, Preset, Task
 
@@ -68,6 +68,10 @@ class Config:
     """Widths of the MLP."""
     activation: Activation = "tanh"
     """tanh or relu."""
+    lstm: int = 0
+    """Units of a memory on top of each torso; 0 for none (the paper). Episodes are then gone through whole, from their first decision."""
+    memory_head: tuple[int, ...] = ()
+    """Widths of layers between each memory and its head; none: the head reads the memory itself."""
     initial_log_std: float = 0.0
     """Log standard deviation of Box actions at the start; it is learned, and does not depend on the observation."""
 
@@ -76,6 +80,10 @@ PRESETS = {
     "reinforce-no-baseline": Preset(
         doc="Without a baseline: the estimate of the course's first derivation.",
         config={"baseline": False},
+    ),
+    "reinforce-lstm": Preset(
+        doc="With a memory of 64 units, for tasks that do not show all at once.",
+        config={"lstm": 64, "hidden": (64,)},
     ),
 }
 
@@ -98,7 +106,9 @@ class State(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Rows `[M, ...]`: R_t as `target`, (R_t - b) gamma^t as `advantage`, and the weight of each: 1 / ended episodes, or 0."""
+    """Rows `[M, ...]`: R_t as `target`, (R_t - b) gamma^t as `advantage`, and the weight of each: 1 / ended episodes, or 0.
+
+    For a policy with a memory they stay `[T, B, ...]`, and `first` marks where episodes begin; otherwise that is `()`."""
 
     obs: Any
     legal: Any
@@ -106,6 +116,7 @@ class Batch(NamedTuple):
     target: Any
     advantage: Any
     weight: Any
+    first: Any = ()
 
 
 steps_per_turn = onpolicy.steps_per_turn
@@ -119,6 +130,10 @@ def check(config: Config, task: Task) -> None:
             f"reinforce learns from whole episodes and {task.name} has no limit to their length: give one (--env.max_episode_steps=1000), "
             "or take a system that bootstraps, such as a3c"
         )
+    if config.lstm < 0:
+        raise FlatironsError(f"lstm={config.lstm} must be at least 0")
+    if config.memory_head and not config.lstm:
+        raise FlatironsError(f"memory_head={config.memory_head} is for a memory, and lstm=0 has none: add for instance lstm=64")
     actor_critic.of(config, task)
     # An update holds the rows of the running episodes, the same with the new trajectory behind them, and those that run after it.
     kept = trees.num_bytes(jax.eval_shape(lambda: _no_rows(task)))
@@ -132,8 +147,8 @@ def check(config: Config, task: Task) -> None:
 def init(config: Config, task: Task, key: Key) -> State:
     """Fresh parameters, optimiser and environments."""
     key_params, key_collect, key = jax.random.split(key, 3)
-    params = actor_critic.init_params(config, task, key_params)
-    collector = data.start(task, (), key_collect)
+    params = actor_critic.init_params(config, task, key_params, lstm=config.lstm)
+    collector = data.start(task, _blank(config, task.num_envs), key_collect)
     return State(params, _optimiser(config).init(params), _no_rows(task), collector, key, jnp.int32(0))
 
 
@@ -165,31 +180,51 @@ def actor(state: State) -> Actor:
     return Actor(actor_critic.policy_params(state.params))
 
 
-def value(config: Config, task: Task, params: Any, obs: Any) -> jax.Array:
-    """b(s), `[...]`."""
-    return actor_critic.value(config, task, params, obs)
-
-
 def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
-    """Samples from pi; greedy takes its mode. It has no memory."""
+    """Samples from pi; greedy takes its mode. The carry is the LSTM's memory, `()` without one."""
 
     def act(key: Key, timestep: TimeStep, carry: Any) -> tuple[jax.Array, Any, Any]:
-        pi = actor_critic.distribution(config, task, actor.params, timestep.obs, timestep.legal)
+        if config.lstm:
+            carry = actor_critic.remembering(config, task, actor.params, timestep.obs, carry, timestep.first)
+            pi = actor_critic.pi(task, actor.params, actor_critic.features(config, actor.params, carry, "head"), timestep.legal)
+        else:
+            pi = actor_critic.distribution(config, task, actor.params, timestep.obs, timestep.legal)
         return pi.mode() if greedy else pi.sample(key), carry, ()
 
-    return Policy(lambda num_envs: (), act)
+    return Policy(lambda num_envs: _blank(config, num_envs), act)
+
+
+def _blank(config: Config, num_envs: int) -> Any:
+    return recurrent.blank(num_envs, config.lstm) if config.lstm else ()
+
+
+def _judged(config: Config, task: Task, params: Any, rows: Transition | Batch) -> tuple[Any, jax.Array, Any]:
+    """pi(. | s), b(s) and with a memory what is remembered after each row: `[T, B, ...]` then, any shape else."""
+    if not config.lstm:
+        return *actor_critic.judged(config, task, params, rows.obs, rows.legal), ()
+    # What counts are episodes from their first decision on, so that the memory before the rows is nobody's.
+    begin = actor_critic.blank(rows.first.shape[1], config.lstm, share_torso=False)
+    memories = actor_critic.unroll(config, task, params, rows.obs, rows.first, begin)
+    of_policy, of_value = actor_critic.both_features(config, params, memories)
+    return actor_critic.pi(task, params, of_policy, rows.legal), actor_critic.v(params, of_value), memories
+
+
+def _next_value(config: Config, task: Task, params: Any, next_obs: Any, memories: Any) -> jax.Array:
+    """b of the true successors."""
+    if config.lstm:
+        return actor_critic.next_values(config, task, params, next_obs, memories)
+    return actor_critic.value(config, task, params, next_obs)
 
 
 def loss(config: Config, task: Task, params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
     """What minus d theta is the gradient of, and the baseline's error: sums over each episode, averaged over episodes."""
-    pi = actor_critic.distribution(config, task, params, batch.obs, batch.legal)
+    pi, b, _ = _judged(config, task, params, batch)
     objective = jnp.sum(batch.weight * pi.log_prob(batch.action) * batch.advantage)
     entropy = jnp.sum(batch.weight * pi.entropy())
     total = -objective - config.ent_coef * entropy
     rows = jnp.maximum(jnp.sum(batch.weight), 1e-8)
     metrics = {"policy_loss": -objective, "entropy": entropy / rows}
     if config.baseline:
-        b = value(config, task, params, batch.obs)
         # A mean over decisions: the baseline should be right in each, however long its episode was.
         value_loss = jnp.sum(batch.weight * losses.squared(b - batch.target)) / rows
         total = total + config.value_coef * value_loss
@@ -204,10 +239,11 @@ def _optimiser(config: Config) -> optax.GradientTransformation:
 def whole_episodes(config: Config, task: Task, params: Any, rows: Transition, num_new: int) -> Batch:
     """The rows `[T, B, ...]` as a Batch in which those of episodes that ended within the last `num_new` count."""
     ended = rows.terminated | rows.truncated
-    after = jnp.zeros(rows.reward.shape)
+    after = b = jnp.zeros(rows.reward.shape)
     if config.baseline:
+        _, b, memories = _judged(config, task, params, rows)
         # What a cut episode would still have brought; without a value function nobody can say.
-        after = jnp.where(rows.truncated, value(config, task, params, rows.next_obs), 0.0)
+        after = jnp.where(rows.truncated, _next_value(config, task, params, rows.next_obs, memories), 0.0)
     is_new = jnp.arange(ended.shape[0])[:, None] >= ended.shape[0] - num_new
 
     def backwards(c: Any, row: Any) -> Any:
@@ -221,8 +257,7 @@ def whole_episodes(config: Config, task: Task, params: Any, rows: Transition, nu
     is_new = jnp.broadcast_to(is_new, ended.shape)
     _, (target, counts) = jax.lax.scan(backwards, begin, (ended, is_new, rows.reward, after), reverse=True)
     episodes = jnp.maximum(jnp.sum(ended & is_new), 1)
-    advantage = target - value(config, task, params, rows.obs) if config.baseline else target
-    advantage = jax.lax.stop_gradient(advantage)
+    advantage = jax.lax.stop_gradient(target - b)
     if config.normalise_advantage:
         mean = jnp.mean(advantage, where=counts)
         advantage = (advantage - mean) / (jnp.std(advantage, where=counts) + 1e-8)
@@ -234,7 +269,8 @@ def whole_episodes(config: Config, task: Task, params: Any, rows: Transition, nu
 
         advantage = advantage * jax.lax.scan(forwards, jnp.ones(ended.shape[1]), rows.first)[1]
     weight = counts / episodes
-    return trees.as_rows(Batch(rows.obs, rows.legal, rows.action, jax.lax.stop_gradient(target), advantage, weight))
+    batch = Batch(rows.obs, rows.legal, rows.action, jax.lax.stop_gradient(target), advantage, weight)
+    return batch._replace(first=rows.first) if config.lstm else trees.as_rows(batch)
 
 
 def update(config: Config, task: Task, state: State, experience: Transition, *, loss: Callable = loss) -> tuple[State, Metrics]:
