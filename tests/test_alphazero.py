@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_resume import left_at_half
 
 import flatirons as fi
 from flatirons import envs
@@ -408,8 +409,8 @@ def test_it_learns_who_wins() -> None:
 def test_a_run_goes_on_bit_for_bit(tmp_path: Any) -> None:
     guarded = dataclasses.replace(SMALL, gate_every=2, gate_games=4, gate_threshold=0.0, learning_starts=1, resign=True)
     settings = {f.name: getattr(guarded, f.name) for f in dataclasses.fields(guarded)} | {"total_steps": 256, "resign_playing_on": 0.5}
-    whole = fi.train("alphazero", "pgx:tic_tac_toe", out=tmp_path / "whole", quiet=True, **settings)
-    fi.train("alphazero", "pgx:tic_tac_toe", out=tmp_path / "half", quiet=True, stop_at=96, **settings)
+    whole = fi.train("alphazero", "pgx:tic_tac_toe", out=tmp_path / "whole", quiet=True, checkpoint_every=96, keep=3, **settings)
+    left_at_half(tmp_path / "whole", tmp_path / "half", 96)
     resumed = fi.resume(tmp_path / "half", quiet=True)
     for a, b in zip(jax.tree.leaves(whole._state), jax.tree.leaves(resumed._state), strict=True):
         plain = (lambda x: jax.random.key_data(x)) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else np.asarray

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,14 +61,24 @@ def same_rows(a: Any, b: Any) -> None:
     assert sum(row["episodes"] for row in a.metrics) == sum(row["episodes"] for row in b.metrics)
 
 
+def left_at_half(whole, half, step):
+    """A copy of a run's folder as a kill would have left it: the checkpoint at `step` its newest."""
+    shutil.copytree(whole, half)
+    (half / "summary.json").unlink()
+    checkpoints = sorted((half / "checkpoints").glob("step_*"))
+    assert len(checkpoints) > 1
+    for each in checkpoints:
+        if int(each.name.split("_")[-1]) > step:
+            shutil.rmtree(each)
+
+
 @pytest.mark.parametrize("system", SETTINGS)
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, system):
-    """2N in one go against N, a stop, a resume from the files alone, and N more."""
+    """2N in one go, against what was on the disk after N of them and N more from there: as if killed just before the end."""
     task, settings = SETTINGS[system]
     total = settings["total_steps"]
-    whole = fi.train(system, task, out=tmp_path / "whole", quiet=True, **settings)
-    half = fi.train(system, task, out=tmp_path / "half", stop_at=total // 2, quiet=True, **settings)
-    assert half.step == total // 2
+    whole = fi.train(system, task, out=tmp_path / "whole", checkpoint_every=total // 2, quiet=True, **settings)
+    left_at_half(tmp_path / "whole", tmp_path / "half", total // 2)
     resumed = fi.resume(tmp_path / "half", quiet=True)
     assert resumed.step == whole.step == total
     assert_equal(whole._state, resumed._state)

@@ -140,11 +140,10 @@ def _collected(name: str, **settings: Any) -> tuple[Any, Any, Any]:
     ("name", "settings"),
     [
         ("jax:CartPole-v1", {"damping": 1e-3, "normalise_obs": True}),
-        ("jax:Pendulum-v1", {"damping": 1e-2}),
-        ("jax:CartPole-v1", {"vine_actions": 2, "vine_states": 16, "vine_steps": 10, "damping": 1e-3}),
+        # Both kinds of action and both of sampling, in two programs of ten seconds' compiling each.
         ("jax:Pendulum-v1", {"vine_actions": 4, "vine_states": 16, "vine_steps": 10, "damping": 1e-2}),
     ],
-    ids=["cartpole", "pendulum", "vine-discrete", "vine-box"],
+    ids=["cartpole", "vine-pendulum"],
 )
 def test_every_step_keeps_the_bound_and_improves_in_float64(name: str, settings: dict[str, Any]) -> None:
     config, task, state = _collected(name, **settings)
