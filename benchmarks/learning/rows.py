@@ -76,6 +76,7 @@ ROWS: dict[str, Row] = {
     "ppo-lunarlander": Row(system="ppo", task="LunarLander-v3", budget=1_000_000, seeds=3, reach=200, aim=242),
     "ppo-hopper": Row(system="ppo", task="Hopper-v5", budget=1_000_000, seeds=3, reach=2316, aim=2609),
     "ppo-walker2d": Row(system="ppo", task="Walker2d-v5", budget=1_000_000, seeds=3, reach=3425, aim=3589),
+    "ppo-atari-laptop-pong": Row(system="ppo-atari-laptop", task="ALE/Pong-v5", budget=1_000_000, seeds=2, reach=0, aim=15),
     "ppo-pong": Row(system="ppo", task="ALE/Pong-v5", budget=1_000_000, seeds=2, reach=0, aim=15),
     # With a memory; the aims are RL Zoo's ppo_lstm.
     "ppo-lstm-cartpole-no-velocity": Row(system="ppo", task="no-velocity:CartPole-v1", budget=100_000, seeds=5, reach=475, aim=500),

@@ -147,6 +147,23 @@ PRESETS = {
         },
         tasks=("ALE/*",),
     ),
+    "ppo-atari-laptop": Preset(
+        doc="PPO on Atari within about an hour of one core, for games like Pong: a million decisions, the smaller network, larger steps.",
+        config={
+            "total_steps": 1_000_448,
+            "num_envs": 8,
+            "num_steps": 128,
+            "num_epochs": 4,
+            "num_minibatches": 4,
+            "learning_rate": 1e-3,
+            "clip_eps": 0.1,
+            "anneal_clip_eps": True,
+            "value_coef": 0.5,
+            "ent_coef": 0.01,
+            "share_torso": True,
+            "network": "playing-atari",
+        },
+    ),
     "ppo-classic": Preset(
         doc="Tuned for short classic-control tasks with discrete actions: many epochs over small batches, learning rate and clip annealed.",
         config={
