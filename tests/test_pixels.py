@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
 import gymnasium
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from flatirons import envs
 from flatirons.data import replay as memory
 from flatirons.envs import host
-from flatirons.types import FlatironsError
+from flatirons.nets import encoder, pictures
+from flatirons.run.job import SpecTask
+from flatirons.systems import ddpg
+from flatirons.types import ArraySpec, Box, FlatironsError, Spec, TimeStep
 
 pytest.importorskip("pygame")
 
@@ -41,6 +47,55 @@ def test_pictures_move_and_are_stacked_oldest_first(name: str) -> None:
         seen.append(now[2])
     assert all((a != b).any() for a, b in itertools.pairwise(seen))
     task.close()
+
+
+SEEN = ArraySpec((2, 5, 4), "uint8", low=0, high=255, stack=2)
+
+
+def test_pictures_are_moved_as_a_whole_and_repeat_their_edge() -> None:
+    """Every moved picture is one of the nine cuts of the padded one, all of them occur, and what is no picture stays."""
+    spec = {"seen": SEEN, "felt": ArraySpec((3,))}
+    picture = np.arange(40, dtype=np.uint8).reshape(2, 5, 4)
+    obs = {"seen": np.repeat(picture[None], 200, axis=0), "felt": np.ones((200, 3), np.float32)}
+    moved = jax.jit(lambda key: pictures.shifted(key, spec, obs, 1))(jax.random.key(0))
+    np.testing.assert_array_equal(moved["felt"], obs["felt"])
+    padded = np.pad(picture, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    cuts = {padded[:, y : y + 5, x : x + 4].tobytes(): (y, x) for y in range(3) for x in range(3)}
+    found = [cuts[np.asarray(each).tobytes()] for each in moved["seen"]]
+    assert len(set(found)) == 9 and moved["seen"].dtype == np.uint8
+    last = ArraySpec((4, 4, 3), "uint8", low=0, high=255)
+    assert pictures.shifted(jax.random.key(1), last, np.zeros((2, 4, 4, 3), np.uint8), 2).shape == (2, 4, 4, 3)
+    with pytest.raises(FlatironsError, match="there is none in this task's observations"):
+        pictures.check(spec["felt"], 4)
+    with pytest.raises(FlatironsError, match="must be at least 0"):
+        pictures.check(spec, -1)
+
+
+def test_a_shared_encoder_learns_from_the_critics_alone() -> None:
+    task: Any = SpecTask("seen", 1, Spec(ArraySpec((3, 36, 36), "uint8", low=0, high=255, stack=3), Box((-1.0,), (1.0,)), 50), False)
+    config: Any = ddpg.Config(
+        network="playing-atari", hidden=(8,), shared_encoder=True, standardise_pictures=True, layer_norm=True, twin=True
+    )
+    ddpg.check(config, task)
+    params = jax.jit(lambda key: ddpg.init_params(config, task, key))(jax.random.key(0))
+    assert set(params) == {"actor", "critics", "encoder"}
+    obs = jax.random.randint(jax.random.key(1), (6, 3, 36, 36), 0, 256).astype(jnp.uint8)
+    batch = ddpg.Batch(obs, jnp.zeros((6, 1)), jnp.linspace(-1.0, 1.0, 6))
+
+    def part(name: str) -> Any:
+        return jax.jit(jax.grad(lambda p: ddpg.loss(config, task, p, batch)[1][name]))(params)
+
+    of_actor, of_critics = part("actor_loss"), part("critic_loss")
+    size = lambda tree: max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(tree))  # noqa: E731
+    assert size(of_actor["encoder"]) == 0.0 < size(of_critics["encoder"])
+    assert size(of_actor["critics"]) == 0.0 < size(of_actor["actor"])
+    # What acts sees through the same encoder.
+    action = ddpg.mu(config, task, params["actor"], encoder.seen(config, task, params, obs))
+    acting = ddpg.policy(config, task, ddpg.Actor(params["actor"], (), jnp.bool_(False), params["encoder"]), greedy=True)
+    timestep = TimeStep(obs, (), jnp.zeros(6, bool), ())
+    np.testing.assert_allclose(acting.act(jax.random.key(0), timestep, ())[0], action, rtol=1e-5)
+    with pytest.raises(FlatironsError, match="hidden=\\(\\) names none"):
+        ddpg.check(dataclasses.replace(config, hidden=()), task)
 
 
 def test_a_decision_lasts_repeat_steps_of_the_environment() -> None:

@@ -41,7 +41,8 @@ def _image_stack(spec: ArraySpec, name: str) -> str | None:
     return "nature" if height >= 36 else "minatar" if height >= 5 else None
 
 
-def _channels_last(spec: ArraySpec) -> bool:
+def channels_last(spec: ArraySpec) -> bool:
+    """Whether a picture is `[height, width, channels]`, or else `[planes, height, width]`."""
     return spec.stack == 1 and spec.shape[0] >= spec.shape[2]
 
 
@@ -51,7 +52,7 @@ def as_float(spec: ArraySpec, x: Any) -> jax.Array:
     if is_category(spec):
         x = jax.nn.one_hot(x.astype(jnp.int32) - int(spec.low), int(spec.high - spec.low) + 1)
         return x.reshape((*x.shape[: x.ndim - 1 - len(spec.shape)], -1))
-    if len(spec.shape) == 3 and not _channels_last(spec):
+    if len(spec.shape) == 3 and not channels_last(spec):
         x = jnp.moveaxis(x, -3, -1)
     scale = _scale(spec)
     # A product with 1 would cost a NumPy operation in every decision on a host.
@@ -99,7 +100,7 @@ def torso(
                 features += num_features(spec)
                 continue
             layers, _ = _STACKS[name]
-            shape = spec.shape if _channels_last(spec) else (spec.shape[1], spec.shape[2], spec.shape[0])
+            shape = spec.shape if channels_last(spec) else (spec.shape[1], spec.shape[2], spec.shape[0])
             out = conv.output_shape(shape, layers)
             if min(out) < 1:
                 raise FlatironsError(f"an image of {shape} is too small for the {name!r} network: choose --network mlp or minatar")
@@ -112,7 +113,7 @@ def torso(
         parts = []
         for spec, name, p, x in zip(leaves, stacks, params["images"], jax.tree.leaves(obs), strict=True):
             if name is not None:
-                parts.append(conv.stack(p, x, _STACKS[name][0], planes=not _channels_last(spec), scale=_scale(spec)))
+                parts.append(conv.stack(p, x, _STACKS[name][0], planes=not channels_last(spec), scale=_scale(spec)))
                 continue
             x = as_float(spec, x)
             parts.append(x if is_category(spec) else x.reshape((*x.shape[: x.ndim - len(spec.shape)], -1)))

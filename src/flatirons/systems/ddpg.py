@@ -29,6 +29,7 @@ from flatirons.core import bounds, exploration, optimisers, returns, schedules, 
 from flatirons.data import hindsight, offpolicy
 from flatirons.data import replay as memory
 from flatirons.data import rollout as data
+from flatirons.nets import encoder
 from flatirons.nets.critic import critic, critic_init, shrunk
 from flatirons.nets.mlp import Activation, dense, dense_init
 from flatirons.nets.torso import num_outputs, torso
@@ -97,6 +98,13 @@ class Config:
     """tanh or relu."""
     layer_norm: bool = False
     """Standardise the critic's layers before their activation, which keeps Q from running away (not in the paper)."""
+    standardise_pictures: bool = False
+    """Bring each picture to mean 0 and deviation 1 first: on a plain background what moves is a small part of it (not in the paper)."""
+    shared_encoder: bool = False
+    """One torso below actor and critics, which the critics' error alone trains; each has `hidden` layers on top of it (DrQ; the paper: one
+    each)."""
+    shift_pixels: int = 0
+    """Move the pictures of a minibatch at random by up to so many pixels each way (4 in DrQ; the paper: none)."""
 
 
 HINDSIGHT = {
@@ -107,8 +115,22 @@ HINDSIGHT = {
     "her_goals": 4,
 }
 
-# Minibatches of 16 are what the paper has from pixels (section 7); one of 256 takes as long as all else in ten decisions.
-SEEN = {"network": "playing-atari", "batch_size": 16, "learning_starts": 1_000, "random_steps": 1_000}
+# A decision lasts three steps, so that gamma is smaller. One encoder that the critic trains, and pictures in which what moves is no longer
+# a small part, are what makes 20,000 decisions enough; with an actor's rate of 1e-3 it ends at the bounds and stays there.
+SEEN = {
+    "network": "playing-atari",
+    "batch_size": 64,
+    "learning_starts": 1_000,
+    "random_steps": 1_000,
+    "learning_rate": 1e-4,
+    "gamma": 0.97,
+    "tau": 0.02,
+    "noise_std": 0.3,
+    "last_layer_bound": 3e-3,
+    "layer_norm": True,
+    "standardise_pictures": True,
+    "shared_encoder": True,
+}
 
 PRESETS = {
     "ddpg-paper": Preset(
@@ -174,7 +196,7 @@ PRESETS = {
     ),
     "ddpg-pixels-pendulum": Preset(
         doc="For Pendulum from what is seen alone: the smaller convolutional network, a replay that holds the whole run.",
-        config=SEEN | {"total_steps": 20_000, "buffer_size": 20_000},
+        config=SEEN | {"total_steps": 20_000, "buffer_size": 20_000, "gamma": 0.9},
         tasks=("pixels:Pendulum-v*",),
     ),
     "ddpg-pixels": Preset(
@@ -186,18 +208,20 @@ PRESETS = {
 
 
 class Actor(NamedTuple):
-    """What acting needs: mu's parameters, and whether actions are still random. `critics` say what is expected of a state."""
+    """What acting needs: mu's parameters, and whether actions are still random. `critics` say what is expected of a state; `encoder` is
+    below both where they share one, or else `()`."""
 
     params: Any
     critics: Any
     random: Any
+    encoder: Any = ()
 
 
 class State(NamedTuple):
     """Everything a run is made of. `turns` and `updates` count trainings and gradient steps (int32); `random`: whether actions
     still are; `behind` is the Actor of `overlap`.
 
-    `params` and `target` have the keys actor and critics (one, or a pair)."""
+    `params` and `target` have the keys actor and critics (one, or a pair), and encoder where they share one."""
 
     params: Any
     target: Any
@@ -214,8 +238,10 @@ class State(NamedTuple):
 # ----------------------------------------------------------------------------------------------------------- the networks
 
 
-def _torso(config: Config, task: Task) -> Network:
-    return torso(config.network, task.spec.obs, config.hidden, config.activation, "fan_in")
+def _torso(config: Config, task: Task) -> tuple[Network, Any]:
+    """The actor's, and what it looks at."""
+    network, spec = encoder.own(config, task)
+    return torso(network, spec, config.hidden, config.activation, "fan_in"), spec
 
 
 def _box(task: Task) -> Box:
@@ -225,14 +251,13 @@ def _box(task: Task) -> Box:
 def init_params(config: Config, task: Task, key: Key) -> dict[str, Any]:
     """Weights and biases uniform in ±1/sqrt(fan in), the last layers within `last_layer_bound` (section 7)."""
     key_torso, key_head, *keys = jax.random.split(key, 4)
-    net, num_actions = _torso(config, task), len(_box(task).low)
-    below = net.init(key_torso, task.spec.obs)
-    head = dense_init(key_head, num_outputs(net, below, task.spec.obs), num_actions, init="fan_in")
+    (net, spec), num_actions = _torso(config, task), len(_box(task).low)
+    below = net.init(key_torso, spec)
+    head = dense_init(key_head, num_outputs(net, below, spec), num_actions, init="fan_in")
     critics = tuple(
         critic_init(
             k,
-            config.network,
-            task.spec.obs,
+            *encoder.own(config, task),
             num_actions,
             config.hidden,
             action_layer=config.action_layer,
@@ -243,18 +268,18 @@ def init_params(config: Config, task: Task, key: Key) -> dict[str, Any]:
     if config.last_layer_bound is not None:
         head = shrunk(head, config.last_layer_bound)
         critics = tuple(c | {"q": shrunk(c["q"], config.last_layer_bound)} for c in critics)
-    return {"actor": {"torso": below, "head": head}, "critics": critics}
+    return {"actor": {"torso": below, "head": head}, "critics": critics} | encoder.init(config, task, jax.random.fold_in(key, 1))
 
 
 def mu(config: Config, task: Task, params: Any, obs: Any) -> jax.Array:
-    """mu(s) in [-1, 1], `[..., d]`, for `obs [..., *obs]` and the actor's parameters."""
-    return jnp.tanh(dense(params["head"], _torso(config, task).apply(params["torso"], obs)))
+    """mu(s) in [-1, 1], `[..., d]`, for what `encoder.seen` gives of a state and the actor's parameters."""
+    return jnp.tanh(dense(params["head"], _torso(config, task)[0].apply(params["torso"], obs)))
 
 
 def q_values(config: Config, task: Task, critics: Any, obs: Any, action: Any) -> tuple[jax.Array, ...]:
-    """Q(s, a) of each critic for actions in [-1, 1], `[...]` each."""
+    """Q(s, a) of each critic for what `encoder.seen` gives of a state and actions in [-1, 1], `[...]` each."""
     sizes: dict[str, Any] = {"action_layer": config.action_layer, "activation": config.activation, "layer_norm": config.layer_norm}
-    return tuple(critic(p, config.network, task.spec.obs, config.hidden, obs, action, **sizes) for p in critics)
+    return tuple(critic(p, *encoder.own(config, task), config.hidden, obs, action, **sizes) for p in critics)
 
 
 # ------------------------------------------------------------------------------------------------------------ the system
@@ -275,6 +300,7 @@ def check(config: Config, task: Task) -> None:
     offpolicy.check(config, task)
     if config.her_goals:
         hindsight.check(task)
+    encoder.check(config, task)
     torso(config.network, task.spec.obs, config.hidden, config.activation, "fan_in")
 
 
@@ -299,12 +325,12 @@ def init(config: Config, task: Task, key: Key) -> State:
 
 def actor(state: State) -> Actor:
     """The acting part of a State."""
-    return Actor(state.params["actor"], state.params["critics"], state.random)
+    return Actor(state.params["actor"], state.params["critics"], state.random, state.params.get("encoder", ()))
 
 
 def _acting(state: State) -> Actor:
     """What decisions are made with: to copy and hand over critics that they do not ask takes time."""
-    return Actor(state.params["actor"], (), state.random)
+    return Actor(state.params["actor"], (), state.random, state.params.get("encoder", ()))
 
 
 def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
@@ -315,7 +341,7 @@ def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
         return jnp.zeros((num_envs, len(_box(task).low))) if remembers else ()
 
     def act(key: Key, timestep: TimeStep, carry: Any) -> tuple[jax.Array, Any, Any]:
-        action = mu(config, task, actor.params, timestep.obs)
+        action = mu(config, task, actor.params, encoder.seen(config, task, {"encoder": actor.encoder}, timestep.obs))
         if greedy:
             return bounds.to_box(_box(task), action), carry, ()
         key_random, key_noise = jax.random.split(key)
@@ -333,8 +359,8 @@ def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
 
 def estimate(config: Config, task: Task, actor: Actor, timestep: TimeStep) -> jax.Array:
     """Q(s, mu(s)), `[B]`: what the policy expects of each state, for comparison with what it gets (figure 3)."""
-    action = mu(config, task, actor.params, timestep.obs)
-    return functools.reduce(jnp.minimum, q_values(config, task, actor.critics, timestep.obs, action))
+    obs = encoder.seen(config, task, {"encoder": actor.encoder}, timestep.obs)
+    return functools.reduce(jnp.minimum, q_values(config, task, actor.critics, obs, mu(config, task, actor.params, obs)))
 
 
 class Batch(NamedTuple):
@@ -350,14 +376,15 @@ def loss(config: Config, task: Task, params: Any, batch: Batch) -> tuple[jax.Arr
     """The critic's mean (y - Q(s, a))^2 and the actor's mean -Q(s, mu(s)) (equations 4 and 6).
 
     Each is held off the other's parameters, so that one gradient is the gradient of each; -Q's is the chain rule of equation 6."""
-    q = q_values(config, task, params["critics"], batch.obs, batch.action)
+    obs = encoder.seen(config, task, params, batch.obs)
+    q = q_values(config, task, params["critics"], obs, batch.action)
     critic_loss = sum((jnp.mean(jnp.square(q_i - batch.target)) for q_i in q), start=jnp.zeros(()))
-    weights = [x for x in jax.tree.leaves(params["critics"]) if x.ndim > 1]
+    weights = [x for part in ("critics", "encoder") for x in jax.tree.leaves(params.get(part, ())) if x.ndim > 1]
     decay = config.critic_weight_decay * 0.5 * sum((jnp.sum(jnp.square(w)) for w in weights), start=jnp.zeros(()))
 
     def of_actor(params: Any) -> jax.Array:
-        frozen = jax.lax.stop_gradient(params["critics"][:1])
-        return -jnp.mean(q_values(config, task, frozen, batch.obs, mu(config, task, params["actor"], batch.obs))[0])
+        frozen, of_state = jax.lax.stop_gradient((params["critics"][:1], obs))
+        return -jnp.mean(q_values(config, task, frozen, of_state, mu(config, task, params["actor"], of_state))[0])
 
     # Where the actor rests nothing of it is computed.
     delayed = config.policy_delay > 1
@@ -368,10 +395,11 @@ def loss(config: Config, task: Task, params: Any, batch: Batch) -> tuple[jax.Arr
 
 def targets(config: Config, task: Task, target: Any, sampled: memory.Sample, noise: Any) -> jax.Array:
     """y = r + gamma Q'(s', mu'(s')), `[n]`; only a termination has no successor. `noise [n, d]` is standard normal, for `target_noise`."""
-    action = mu(config, task, target["actor"], sampled.next_obs)
+    obs = encoder.seen(config, task, target, sampled.next_obs)
+    action = mu(config, task, target["actor"], obs)
     shift = jnp.clip(config.target_noise * noise, -config.target_noise_clip, config.target_noise_clip)
     action = jnp.clip(action + shift, -1.0, 1.0)
-    next_q = functools.reduce(jnp.minimum, q_values(config, task, target["critics"], sampled.next_obs, action))
+    next_q = functools.reduce(jnp.minimum, q_values(config, task, target["critics"], obs, action))
     return returns.td_target(sampled.reward, sampled.terminated, next_q, sampled.discount)
 
 
@@ -389,6 +417,8 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
     done = schedules.fraction(state.turns, config.total_steps // config.train_every)
     share = schedules.linear(1.0, 0.0, done) if config.anneal_learning_rate else 1.0
     rates = {"actor": config.learning_rate * share, "critics": config.critic_learning_rate * share}
+    if config.shared_encoder:
+        rates["encoder"] = rates["critics"]
 
     def one_update(i: Any, c: tuple[Any, ...]) -> tuple[tuple[Any, ...], Metrics]:
         params, target, opt_state, updates = c
@@ -396,6 +426,9 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
         if config.her_goals:
             key_i = jax.random.fold_in(key_goals, i)
             sampled = hindsight.relabelled(replay, task.spec, key_i, sampled, starts[i], envs[i], config.her_goals)
+        if config.shift_pixels:
+            here, there = encoder.shifted(config, task, jax.random.fold_in(key_noise, i), sampled.obs, sampled.next_obs)
+            sampled = sampled._replace(obs=here, next_obs=there)
         updates = updates + 1
         moves = updates % config.policy_delay == 0
         batch = Batch(sampled.obs, bounds.to_unit(_box(task), sampled.action), targets(config, task, target, sampled, noises[i]), moves)

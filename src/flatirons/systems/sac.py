@@ -27,6 +27,7 @@ from flatirons.core.distributions import TanhNormal
 from flatirons.data import hindsight, offpolicy
 from flatirons.data import replay as memory
 from flatirons.data import rollout as data
+from flatirons.nets import encoder
 from flatirons.nets.critic import critic, critic_init
 from flatirons.nets.mlp import Activation, dense, dense_init
 from flatirons.nets.torso import num_outputs, torso
@@ -87,6 +88,13 @@ class Config:
     """tanh or relu."""
     layer_norm: bool = False
     """Standardise the critics' layers before their activation, which keeps Q from running away with many updates a decision (DroQ)."""
+    standardise_pictures: bool = False
+    """Bring each picture to mean 0 and deviation 1 first: on a plain background what moves is a small part of it (not in the paper)."""
+    shared_encoder: bool = False
+    """One torso below actor and critics, which the critics' error alone trains; each has `hidden` layers on top of it (DrQ; the paper: one
+    each)."""
+    shift_pixels: int = 0
+    """Move the pictures of a minibatch at random by up to so many pixels each way (4 in DrQ; the paper: none)."""
 
 
 WALKERS = {
@@ -113,8 +121,18 @@ HINDSIGHT = {
     "her_goals": 4,
 }
 
-# Minibatches of 16 are what DDPG's paper has from pixels (section 7); one of 256 takes as long as all else in ten decisions.
-SEEN = {"network": "playing-atari", "batch_size": 16, "learning_starts": 1_000, "random_steps": 1_000}
+# As `ddpg.SEEN`.
+SEEN = {
+    "network": "playing-atari",
+    "batch_size": 64,
+    "learning_starts": 1_000,
+    "random_steps": 1_000,
+    "gamma": 0.97,
+    "tau": 0.02,
+    "layer_norm": True,
+    "standardise_pictures": True,
+    "shared_encoder": True,
+}
 
 PRESETS = {
     "sac-2018": Preset(
@@ -167,7 +185,7 @@ PRESETS = {
     ),
     "sac-pixels-pendulum": Preset(
         doc="For Pendulum from what is seen alone: the smaller convolutional network, a replay that holds the whole run.",
-        config=SEEN | {"total_steps": 20_000, "buffer_size": 20_000},
+        config=SEEN | {"total_steps": 20_000, "buffer_size": 20_000, "gamma": 0.9, "reward_scale": 0.1},
         tasks=("pixels:Pendulum-v*",),
     ),
     "sac-pixels": Preset(
@@ -179,19 +197,21 @@ PRESETS = {
 
 
 class Actor(NamedTuple):
-    """What acting needs: the policy's parameters, and whether actions are still random. `critics` say what is expected of a state."""
+    """What acting needs: the policy's parameters, and whether actions are still random. `critics` say what is expected of a state;
+    `encoder` is below both where they share one, or else `()`."""
 
     params: Any
     critics: Any
     random: Any
+    encoder: Any = ()
 
 
 class State(NamedTuple):
     """Everything a run is made of. `turns` and `updates` count trainings and gradient steps (int32); `random`: whether actions
     still are; `behind` is the Actor of `overlap`.
 
-    `params` has the keys actor, critics (a pair), log_temperature, and value where there is a value network; `target` is that network's
-    or the critics'."""
+    `params` has the keys actor, critics (a pair), log_temperature, value where there is a value network, and encoder where one is shared;
+    `target` is the value network's or the critics'."""
 
     params: Any
     target: Any
@@ -212,8 +232,10 @@ LOG_STD = (-20.0, 2.0)
 """Bounds of the policy's log standard deviation, from the authors' code."""
 
 
-def _torso(config: Config, task: Task) -> Network:
-    return torso(config.network, task.spec.obs, config.hidden, config.activation, "fan_in")
+def _torso(config: Config, task: Task) -> tuple[Network, Any]:
+    """The policy's and the value function's, and what it looks at."""
+    network, spec = encoder.own(config, task)
+    return torso(network, spec, config.hidden, config.activation, "fan_in"), spec
 
 
 def _box(task: Task) -> Box:
@@ -223,12 +245,12 @@ def _box(task: Task) -> Box:
 def init_params(config: Config, task: Task, key: Key) -> dict[str, Any]:
     """Weights and biases uniform in ±1/sqrt(fan in)."""
     keys = jax.random.split(key, 6)
-    net, num_actions = _torso(config, task), len(_box(task).low)
-    below = net.init(keys[0], task.spec.obs)
-    width = num_outputs(net, below, task.spec.obs)
+    (net, spec), num_actions = _torso(config, task), len(_box(task).low)
+    below = net.init(keys[0], spec)
+    width = num_outputs(net, below, spec)
 
     def one_critic(key: Key) -> Any:
-        return critic_init(key, config.network, task.spec.obs, num_actions, config.hidden, activation=config.activation)
+        return critic_init(key, *encoder.own(config, task), num_actions, config.hidden, activation=config.activation)
 
     params = {
         "actor": {"torso": below, "head": dense_init(keys[1], width, 2 * num_actions, init="fan_in")},
@@ -236,25 +258,25 @@ def init_params(config: Config, task: Task, key: Key) -> dict[str, Any]:
         "log_temperature": jnp.log(jnp.asarray(config.temperature, jnp.float32)),
     }
     if config.value_network:
-        params["value"] = {"torso": net.init(keys[4], task.spec.obs), "head": dense_init(keys[5], width, 1, init="fan_in")}
-    return params
+        params["value"] = {"torso": net.init(keys[4], spec), "head": dense_init(keys[5], width, 1, init="fan_in")}
+    return params | encoder.init(config, task, jax.random.fold_in(key, 1))
 
 
 def distribution(config: Config, task: Task, params: Any, obs: Any) -> TanhNormal:
-    """pi_phi(. | s) over actions in [-1, 1], for `obs [..., *obs]` and the policy's parameters."""
-    mean, log_std = jnp.split(dense(params["head"], _torso(config, task).apply(params["torso"], obs)), 2, axis=-1)
+    """pi_phi(. | s) over actions in [-1, 1], for what `encoder.seen` gives of a state and the policy's parameters."""
+    mean, log_std = jnp.split(dense(params["head"], _torso(config, task)[0].apply(params["torso"], obs)), 2, axis=-1)
     return TanhNormal(mean, jnp.clip(log_std, *LOG_STD))
 
 
 def q_values(config: Config, task: Task, critics: Any, obs: Any, action: Any) -> tuple[jax.Array, ...]:
-    """Q_theta_i(s, a) for actions in [-1, 1], `[...]` each."""
+    """Q_theta_i(s, a) for what `encoder.seen` gives of a state and actions in [-1, 1], `[...]` each."""
     settings = {"activation": config.activation, "layer_norm": config.layer_norm}
-    return tuple(critic(p, config.network, task.spec.obs, config.hidden, obs, action, **settings) for p in critics)
+    return tuple(critic(p, *encoder.own(config, task), config.hidden, obs, action, **settings) for p in critics)
 
 
 def value(config: Config, task: Task, params: Any, obs: Any) -> jax.Array:
-    """V_psi(s), `[...]`."""
-    return dense(params["head"], _torso(config, task).apply(params["torso"], obs))[..., 0]
+    """V_psi(s), `[...]`, for what `encoder.seen` gives of a state."""
+    return dense(params["head"], _torso(config, task)[0].apply(params["torso"], obs))[..., 0]
 
 
 # ------------------------------------------------------------------------------------------------------------ the system
@@ -282,6 +304,7 @@ def check(config: Config, task: Task) -> None:
     offpolicy.check(config, task)
     if config.her_goals:
         hindsight.check(task)
+    encoder.check(config, task)
     torso(config.network, task.spec.obs, config.hidden, config.activation, "fan_in")
 
 
@@ -306,19 +329,19 @@ def init(config: Config, task: Task, key: Key) -> State:
 
 def actor(state: State) -> Actor:
     """The acting part of a State."""
-    return Actor(state.params["actor"], state.params["critics"], state.random)
+    return Actor(state.params["actor"], state.params["critics"], state.random, state.params.get("encoder", ()))
 
 
 def _acting(state: State) -> Actor:
     """What decisions are made with: to copy and hand over critics that they do not ask takes time."""
-    return Actor(state.params["actor"], (), state.random)
+    return Actor(state.params["actor"], (), state.random, state.params.get("encoder", ()))
 
 
 def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
     """Samples from pi; greedy takes tanh of the mean. It has no memory: carry and extras are `()`."""
 
     def act(key: Key, timestep: TimeStep, carry: Any) -> tuple[jax.Array, Any, Any]:
-        pi = distribution(config, task, actor.params, timestep.obs)
+        pi = distribution(config, task, actor.params, encoder.seen(config, task, {"encoder": actor.encoder}, timestep.obs))
         if greedy:
             return bounds.to_box(_box(task), pi.mode()), carry, ()
         key_random, key_sample = jax.random.split(key)
@@ -330,8 +353,9 @@ def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
 
 def estimate(config: Config, task: Task, actor: Actor, timestep: TimeStep) -> jax.Array:
     """min_i Q_i(s, a) of the greedy action, `[B]`, in the environment's own rewards; the entropy to come, which Q counts, is in it."""
-    mode = distribution(config, task, actor.params, timestep.obs).mode()
-    return functools.reduce(jnp.minimum, q_values(config, task, actor.critics, timestep.obs, mode)) / config.reward_scale
+    obs = encoder.seen(config, task, {"encoder": actor.encoder}, timestep.obs)
+    mode = distribution(config, task, actor.params, obs).mode()
+    return functools.reduce(jnp.minimum, q_values(config, task, actor.critics, obs, mode)) / config.reward_scale
 
 
 class Batch(NamedTuple):
@@ -359,11 +383,12 @@ class _OfPolicy(NamedTuple):
     q: Any
 
 
-def _of_policy(config: Config, task: Task, batch: Batch, params: Any) -> _OfPolicy:
+def _of_policy(config: Config, task: Task, batch: Batch, obs: Any, params: Any) -> _OfPolicy:
+    """`obs` is what is seen of the batch's states, and no part of what the policy learns."""
     fixed = jax.lax.stop_gradient
-    pi = distribution(config, task, params["actor"], batch.obs)
+    pi = distribution(config, task, params["actor"], obs)
     action, log_pi = pi.at(batch.noise)  # a = f_phi(epsilon; s)
-    q = functools.reduce(jnp.minimum, q_values(config, task, fixed(params["critics"]), batch.obs, action))
+    q = functools.reduce(jnp.minimum, q_values(config, task, fixed(params["critics"]), obs, action))
     actor_loss = jnp.mean(fixed(jnp.exp(params["log_temperature"])) * log_pi - q)  # 1812.05905, equation 7
     target_entropy = -float(len(_box(task).low)) if config.target_entropy is None else config.target_entropy
     # 1812.05905, equation 18, in log alpha as its authors' code has it
@@ -373,20 +398,21 @@ def _of_policy(config: Config, task: Task, batch: Batch, params: Any) -> _OfPoli
 
 def loss(config: Config, task: Task, params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
     """J_Q + J_pi (+ J_V, + J(alpha)). Each is held off the others' parameters, so that one gradient is the gradient of each."""
-    fixed, of_policy = jax.lax.stop_gradient, functools.partial(_of_policy, config, task, batch)
+    fixed, obs = jax.lax.stop_gradient, encoder.seen(config, task, params, batch.obs)
+    of_policy = functools.partial(_of_policy, config, task, batch, fixed(obs))
     if config.policy_delay == 1:
         mine = of_policy(params)
     else:
         # Where it rests nothing of it is computed.
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_policy, params))
         mine = jax.lax.cond(batch.moves, of_policy, lambda _: nothing, params)
-    q = q_values(config, task, params["critics"], batch.obs, batch.action)
+    q = q_values(config, task, params["critics"], obs, batch.action)
     critic_loss = sum((jnp.mean(losses.squared(q_i - batch.target)) for q_i in q), start=jnp.zeros(()))  # 1801.01290, equation 7
     total = critic_loss + mine.actor_loss
     metrics = {"critic_loss": critic_loss, "actor_loss": mine.actor_loss, "q_value": jnp.mean(q[0]), "entropy": mine.entropy}
     alpha = fixed(jnp.exp(params["log_temperature"]))
     if config.value_network:
-        v = value(config, task, params["value"], batch.obs)
+        v = value(config, task, params["value"], fixed(obs))
         value_loss = jnp.mean(losses.squared(v - fixed(mine.q - alpha * mine.log_pi)))  # 1801.01290, equation 5
         total, metrics["value_loss"] = total + value_loss, value_loss
     if config.automatic_temperature:
@@ -397,11 +423,12 @@ def loss(config: Config, task: Task, params: Any, batch: Batch) -> tuple[jax.Arr
 def targets(config: Config, task: Task, params: Any, target: Any, sampled: memory.Sample, noise: Any) -> jax.Array:
     """y = r + gamma V(s'), `[n]`; only a termination has no successor. V is the target value network's, or
     min_i Q_i(s', a') - alpha log pi(a' | s') of the target critics with a' from pi by `noise [n, d]`."""
+    obs = encoder.seen(config, task, params, sampled.next_obs)
     if config.value_network:
-        next_value = value(config, task, target, sampled.next_obs)  # 1801.01290, equation 8
+        next_value = value(config, task, target, obs)  # 1801.01290, equation 8
     else:
-        action, log_pi = distribution(config, task, params["actor"], sampled.next_obs).at(noise)
-        q = functools.reduce(jnp.minimum, q_values(config, task, target, sampled.next_obs, action))
+        action, log_pi = distribution(config, task, params["actor"], obs).at(noise)
+        q = functools.reduce(jnp.minimum, q_values(config, task, target, obs, action))
         next_value = q - jnp.exp(params["log_temperature"]) * log_pi  # 1812.05905, equation 3
     return returns.td_target(config.reward_scale * sampled.reward, sampled.terminated, next_value, sampled.discount)
 
@@ -426,6 +453,9 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
         if config.her_goals:
             key_i = jax.random.fold_in(key_goals, i)
             sampled = hindsight.relabelled(replay, task.spec, key_i, sampled, starts[i], envs[i], config.her_goals)
+        if config.shift_pixels:
+            here, there = encoder.shifted(config, task, jax.random.fold_in(key_noise, i), sampled.obs, sampled.next_obs)
+            sampled = sampled._replace(obs=here, next_obs=there)
         y = targets(config, task, params, target, sampled, noises[i, 0])
         updates = updates + 1
         moves = updates % config.policy_delay == 0
