@@ -148,13 +148,13 @@ PRESETS = {
         tasks=("ALE/*",),
     ),
     "ppo-atari-laptop": Preset(
-        doc="PPO on Atari within about an hour of one core, for games like Pong: a million decisions, the smaller network, larger steps.",
+        doc="PPO on Atari within hours on a laptop: a million decisions, the smaller network, larger steps and many of them.",
         config={
             "total_steps": 1_000_448,
             "num_envs": 8,
             "num_steps": 128,
-            "num_epochs": 4,
-            "num_minibatches": 4,
+            "num_epochs": 8,
+            "num_minibatches": 8,
             "learning_rate": 1e-3,
             "clip_eps": 0.1,
             "anneal_clip_eps": True,
