@@ -25,7 +25,7 @@ import flatirons as fi
 from flatirons import envs
 from flatirons.data import rollout
 from flatirons.nets.mlp import mlp, mlp_init
-from flatirons.run import checkpoint, evaluate, folder, job, loop, metrics, train
+from flatirons.run import checkpoint, evaluate, folder, handle, job, loop, metrics, train
 from flatirons.run.progress import Progress, breakdown, duration
 from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, MultiDiscrete, Network, Policy, Preset, Spec, config
 
@@ -396,6 +396,24 @@ def test_evaluation_has_as_many_environments_as_its_own_kind_takes(tmp_path):
         made = job.evaluation_task(one, 20, 0)
         assert made.num_envs == count
         made.close()
+
+
+def test_numbers_that_a_cast_would_spoil_are_refused() -> None:
+    """A picture of 0 to 1 where bytes are wanted, fractions, NaN, and what bytes cannot hold."""
+    spec = ArraySpec((2, 3, 3), "uint8", low=0, high=255)
+    picture = np.arange(18).reshape(2, 3, 3)
+    for given in (picture, picture.astype(np.float64), picture.tolist(), np.zeros((2, 3, 3))):
+        np.testing.assert_array_equal(handle._one_row(spec, given, "obs"), np.asarray(given, np.uint8)[None])
+    for given, message in (
+        (picture / 255, "multiply them by 255 and round"),
+        (picture + 0.5, "round them"),
+        (picture * np.nan, "NaN or infinite"),
+        (picture * 100, "from 0 to 1700, and uint8 holds 0 to 255"),
+        (picture - 1, "from -1 to 16, and uint8 holds"),
+        (picture[0], r"has shape \[3, 3\]"),
+    ):
+        with pytest.raises(FlatironsError, match=message):
+            handle._one_row(spec, given, "obs")
 
 
 def test_policy_takes_one_raw_observation(tmp_path):

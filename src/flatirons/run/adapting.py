@@ -64,17 +64,22 @@ def _shaped(value: Any, shape: tuple[int | None, ...], dtype: np.dtype | type, w
         if not np.isfinite(array).all():
             raise FlatironsError(f"{what} have NaN or infinite numbers among them: leave those rows out")
         if dtype.kind in "iu":
-            _demand_whole(array, dtype, what, spec)
+            demand_whole(array, dtype, what, spec)
+    demand_range(array, dtype, what)
+    return array.astype(dtype)
+
+
+def demand_range(array: np.ndarray, dtype: np.dtype, what: str) -> None:
+    """Raises FlatironsError for numbers that whole numbers of `dtype` would wrap around."""
     if dtype.kind in "iu" and not np.can_cast(array.dtype, dtype):
         limits = np.iinfo(dtype)
         if array.min() < limits.min or array.max() > limits.max:
             raise FlatironsError(f"{what} run from {array.min():g} to {array.max():g}, and {dtype} holds {limits.min} to {limits.max}")
-    return array.astype(dtype)
 
 
-def _demand_whole(array: np.ndarray, dtype: np.dtype, what: str, spec: ArraySpec | None) -> None:
+def demand_whole(array: np.ndarray, dtype: np.dtype, what: str, spec: ArraySpec | None) -> None:
     """Raises FlatironsError for fractions that a cast would cut off, and for pictures of 0 to 1 where brightness goes further."""
-    scaled = spec is not None and spec.high > 1 and len(spec.shape) > 1 and array.min() >= 0 and array.max() <= 1
+    scaled = spec is not None and spec.high > 1 and len(spec.shape) > 1 and array.min() >= 0 and 0 < array.max() <= 1
     if scaled or (array != np.rint(array)).any():
         hint = f"multiply them by {spec.high:g} and round" if scaled and spec is not None else "round them"
         limits = "" if spec is None or not np.isfinite(spec.high) else f" from {spec.low:g} to {spec.high:g}"

@@ -278,15 +278,25 @@ def _one_mask(spec: Any, legal: Any) -> np.ndarray:
 def _one_row(spec: Any, obs: Any, name: str) -> Any:
     """One raw observation as a batch of one, in the spec's dtypes. Raises FlatironsError where it is not as the spec says."""
     if isinstance(spec, ArraySpec):
+        dtype = np.dtype(spec.dtype)
         try:
-            array = np.asarray(obs).astype(spec.dtype)
+            array = np.asarray(obs)
+            if array.dtype.kind not in "biuf":
+                array = array.astype(dtype)
         except (TypeError, ValueError):
             raise FlatironsError(f"{name} cannot be read as {spec.dtype}{list(spec.shape)}; pass one raw observation") from None
         if array.shape != spec.shape:
             raise FlatironsError(
                 f"{name} has shape {list(array.shape)}, the task's is {list(spec.shape)}; pass one raw observation, no batch"
             )
-        return array[None]
+        if dtype.kind in "iu" and array.dtype != dtype and array.size:
+            # A cast would make black of a picture of 0 to 1, and nonsense of a NaN.
+            if array.dtype.kind == "f":
+                if not np.isfinite(array).all():
+                    raise FlatironsError(f"{name} has NaN or infinite numbers, and {dtype} is wanted")
+                adapting.demand_whole(array, dtype, f"{name}'s numbers", spec)
+            adapting.demand_range(array, dtype, f"{name}'s numbers")
+        return array.astype(dtype)[None]
     if isinstance(spec, Mapping):
         if not isinstance(obs, Mapping) or set(obs) != set(spec):
             raise FlatironsError(f"{name} must be a dict with the keys {', '.join(map(str, spec))}")
