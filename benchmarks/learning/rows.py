@@ -96,6 +96,9 @@ ROWS: dict[str, Row] = {
         system="async-sarsa-classic", task="CartPole-v1", budget=500_000, seeds=5, reach=475, aim=500, config={"mode": "threads"}
     ),
     "reinforce-cartpole": Row(system="reinforce", task="CartPole-v1", budget=500_000, seeds=5, reach=475, aim=500),
+    "reinforce-lstm-cartpole-no-velocity": Row(
+        system="reinforce-lstm", task="no-velocity:CartPole-v1", budget=500_000, seeds=5, reach=475, aim=500
+    ),
     "a3c-minatar-breakout": Row(system="a3c", task="pgx:minatar-breakout", budget=1_000_000, seeds=3, reach=8, aim=10),
     "a3c-pendulum": Row(system="a3c", task="jax:Pendulum-v1", budget=1_000_000, seeds=5, reach=-200, aim=-163),
     # The same but for the memory, to be compared: the intervals should be apart.
