@@ -149,6 +149,13 @@ def _without_prefix(names: Any) -> list[str]:
     return [str(name).split(":", 1)[-1] for name in names]
 
 
+def _measurement(entry: dict[str, Any]) -> list[str]:
+    """What a preset's benchmark found, in lines."""
+    reached = entry.get("expected", ["not measured yet"])
+    lines = [f"    {label:<9} {line}" for label, line in zip(["expected", *[""] * len(reached)], reached, strict=False)]
+    return [*lines, f"    hours     {entry.get('hours', 'not measured yet')}, a seed on one core"]
+
+
 def system(name: str) -> str:
     """One system: its presets with what their benchmark measured, and every setting with its default.
 
@@ -164,10 +171,9 @@ def system(name: str) -> str:
     for preset, known in module.PRESETS.items():
         lines += ["", f"  {preset}: {known.doc}", f"    for       {_for(known)}"]
         lines += [f"    env       {option} {_shown(value)}" for option, value in known.env.items()]
-        reached = measured.get(preset, {}).get("expected", ["not measured yet"])
-        for label, line in zip(["expected", *[""] * len(reached)], reached, strict=False):
-            lines.append(f"    {label:<9} {line}")
-        lines.append(f"    hours     {measured.get(preset, {}).get('hours', 'not measured yet')}, a seed on one core")
+        lines += _measurement(measured.get(preset, {}))
+    if (own := systems.system_name(module)) in measured:
+        lines += ["", "  none of them: the settings below as they are", *_measurement(measured[own])]
     lines += ["", f"settings{f' of {chosen}' if chosen else ''}, each a flag of `flatirons train {name}`", ""]
     docs = field_docs(module.Config)
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
