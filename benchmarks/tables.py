@@ -594,7 +594,7 @@ def measured(learned: Sequence[dict[str, Any]], played: Sequence[dict[str, Any]]
             entry["hours"].append(r["minutes"] / 60)
     for r in learned:
         low, high = r["ci95"]
-        entry = found.setdefault((r["preset"] or r["system"]), {"expected": [], "hours": []})
+        entry = found.setdefault(r["preset"] or r["system"], {"expected": [], "hours": []})
         seeds = f"{seeds_of(r)} seeds, {number(low)} to {number(high)}"
         what = "success " if r.get("measure") == "success" else ""
         entry["expected"].append(f"{r['task']} at {r['total_steps']:,}: {what}{number(r['mean'])} ({seeds})")

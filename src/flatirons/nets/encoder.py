@@ -60,5 +60,6 @@ def seen(config: Any, task: Task, params: Any, obs: Any) -> Any:
 
 def shifted(config: Any, task: Task, key: Key, obs: Any, next_obs: Any) -> tuple[Any, Any]:
     """The pictures of a minibatch `[n, *obs]` and of its successors, each moved by up to `shift_pixels`."""
-    here, there = jax.random.split(key)
-    return tuple(pictures.shifted(k, task.spec.obs, x, config.shift_pixels) for k, x in ((here, obs), (there, next_obs)))  # type: ignore[return-value]
+    keys = jax.random.split(key)
+    spec, most = task.spec.obs, config.shift_pixels
+    return pictures.shifted(keys[0], spec, obs, most), pictures.shifted(keys[1], spec, next_obs, most)
