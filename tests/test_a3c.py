@@ -123,17 +123,18 @@ def test_sarsa_bootstraps_the_action_taken_next() -> None:
     losses: list[Any] = []
 
     def spying_loss(config: Any, task: Any, params: Any, batch: Any) -> Any:
-        losses.append(batch)
+        jax.debug.callback(losses.append, batch)
         return a3c.loss(config, task, params, batch)
 
     def spying(config: Any, task: Any, state: Any, experience: Any) -> Any:
-        turns.append(experience)
-        with jax.disable_jit():
-            return a3c.update(config, task, state, experience, loss=spying_loss)
+        jax.debug.callback(turns.append, experience)
+        return a3c.update(config, task, state, experience, loss=spying_loss)
 
     target = state.target
+    turn = jax.jit(lambda state: a3c.step(config, task, state, update=spying)[0])
     for _ in range(2):
-        state, _ = a3c.step(config, task, state, update=spying)
+        state = turn(state)
+        jax.effects_barrier()
     np.testing.assert_array_equal(losses[0].weight[0], 0.0)  # nothing waited before the first turn
     np.testing.assert_array_equal(losses[0].weight[1:], 1.0)
     np.testing.assert_array_equal(losses[1].weight, 1.0)

@@ -323,8 +323,7 @@ def test_vmap_over_seeds_and_configs_equals_single_runs_and_takes_another_loss(s
     configs, seeds, anchors, strengths = zip(*runs, strict=True)
     together = jax.tree.map(lambda *xs: jnp.stack([jnp.float32(x) for x in xs]), *configs)
 
-    def turns(config: Any, key: Any, where: Any, strength: Any) -> Any:
-        state = system.init(config, c.task, key)
+    def turns(config: Any, state: Any, where: Any, strength: Any) -> Any:
         anchor = jax.tree.map(lambda x: jnp.broadcast_to(where.astype(x.dtype), x.shape), state.params)
         update = functools.partial(system.update, loss=_anchored(system, anchor, strength))
 
@@ -334,8 +333,9 @@ def test_vmap_over_seeds_and_configs_equals_single_runs_and_takes_another_loss(s
 
         return jax.lax.scan(turn, state, None, length=TURNS)[1]
 
-    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-    states, metrics = jax.jit(jax.vmap(turns))(together, keys, jnp.array(anchors), jnp.array(strengths))
+    starts = [c.init(config, jax.random.key(seed)) for config, seed in zip(configs, seeds, strict=True)]
+    begin = jax.tree.map(lambda *xs: jnp.stack(xs), *starts)
+    states, metrics = jax.jit(jax.vmap(turns))(together, begin, jnp.array(anchors), jnp.array(strengths))
     # Later turns drift apart: an order of sums is enough to choose another action.
     early = jax.tree.map(lambda x: x[:, 1], (states, metrics))
     for i in range(2):

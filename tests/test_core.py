@@ -36,7 +36,12 @@ def _trajectory(seed: int, length: int, streams: int) -> dict[str, np.ndarray]:
     return data
 
 
-CASES = [(seed, length, 1 + seed % 3) for seed, length in enumerate([1, 2, 3, 5, 8, 9, 17, 40, 40, 40, 40, 7])]
+# Few shapes, for each of them is compiled.
+SHAPES = [(1, 1), (2, 2), (5, 3), (40, 1), (17, 2)]
+# A loop that is not part of a compiled function is compiled at each call.
+GAE, LAMBDA_RETURN, DISCOUNTED_SUM = jax.jit(returns.gae), jax.jit(returns.lambda_return), jax.jit(returns.discounted_sum)
+N_STEP_RETURN = jax.jit(returns.n_step_return, static_argnames="n")
+CASES = [(seed, *SHAPES[seed // 2 % len(SHAPES)]) for seed in range(12)]
 
 
 def _slow_gae(d: dict[str, np.ndarray], gamma: float, lam: float) -> np.ndarray:
@@ -79,8 +84,8 @@ def test_gae_and_lambda_return_are_the_definition(seed: int, length: int, stream
     d = _trajectory(seed, length, streams)
     for gamma, lam in ((0.99, 0.95), (0.9, 0.0), (1.0, 1.0), (0.0, 0.5)):
         expected = _slow_gae(d, gamma, lam)
-        np.testing.assert_allclose(returns.gae(**_in_float32(d), gamma=gamma, gae_lambda=lam), expected, atol=1e-4)
-        found = returns.lambda_return(**_in_float32(d), gamma=gamma, lambda_=lam)
+        np.testing.assert_allclose(GAE(**_in_float32(d), gamma=gamma, gae_lambda=lam), expected, atol=1e-4)
+        found = LAMBDA_RETURN(**_in_float32(d), gamma=gamma, lambda_=lam)
         np.testing.assert_allclose(found, expected + d["value"], atol=1e-4)
 
 
@@ -91,7 +96,7 @@ def test_t_step_estimator_is_gae_with_lambda_one(seed: int, length: int, streams
     ended = d["terminated"] | d["truncated"]
     d["next_value"][:-1] = np.where(ended[:-1], d["next_value"][:-1], d["value"][1:])
     expected = _slow_n_step(d, 0.97, length) - d["value"]
-    np.testing.assert_allclose(returns.gae(**_in_float32(d), gamma=0.97, gae_lambda=1.0), expected, atol=1e-4)
+    np.testing.assert_allclose(GAE(**_in_float32(d), gamma=0.97, gae_lambda=1.0), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(("seed", "length", "streams"), CASES)
@@ -99,7 +104,7 @@ def test_n_step_return_is_the_definition(seed: int, length: int, streams: int) -
     d = _trajectory(seed, length, streams)
     arguments = {k: v for k, v in _in_float32(d).items() if k != "value"}
     for n in (1, 2, 3, 5, 60):
-        np.testing.assert_allclose(returns.n_step_return(**arguments, gamma=0.9, n=n), _slow_n_step(d, 0.9, n), atol=1e-4)
+        np.testing.assert_allclose(N_STEP_RETURN(**arguments, gamma=0.9, n=n), _slow_n_step(d, 0.9, n), atol=1e-4)
 
 
 @pytest.mark.parametrize(("seed", "length", "streams"), CASES)
@@ -112,13 +117,13 @@ def test_discounted_sum_is_the_definition_and_carries_on(seed: int, length: int,
         expected[t] = carry
         carry = np.where(ended[t], 0.0, carry)
     reward, start = jnp.asarray(d["reward"], jnp.float32), jnp.full(streams, 0.5)
-    end, sums = returns.discounted_sum(reward, jnp.asarray(ended), start, 0.9)
+    end, sums = DISCOUNTED_SUM(reward, jnp.asarray(ended), start, 0.9)
     np.testing.assert_allclose(sums, expected, atol=1e-4)
     np.testing.assert_allclose(end, carry, atol=1e-4)
     cut = length // 2
     if cut:
-        middle, early = returns.discounted_sum(reward[:cut], jnp.asarray(ended[:cut]), start, 0.9)
-        end, late = returns.discounted_sum(reward[cut:], jnp.asarray(ended[cut:]), middle, 0.9)
+        middle, early = DISCOUNTED_SUM(reward[:cut], jnp.asarray(ended[:cut]), start, 0.9)
+        end, late = DISCOUNTED_SUM(reward[cut:], jnp.asarray(ended[cut:]), middle, 0.9)
         np.testing.assert_allclose(np.concatenate([early, late]), expected, atol=1e-4)
         np.testing.assert_allclose(end, carry, atol=1e-4)
 

@@ -15,7 +15,7 @@ import pytest
 from flatirons.envs import probes
 from flatirons.envs.ingraph import InGraph
 from flatirons.systems import ddpg, dqn, ppo, sac
-from flatirons.types import Box, TimeStep
+from flatirons.types import ArraySpec, Box, Discrete, TimeStep
 
 PPO = ppo.Config(
     num_envs=8, num_steps=10, num_epochs=4, num_minibatches=1, learning_rate=0.02, gamma=0.99, hidden=(16,), total_steps=80 * 150
@@ -52,26 +52,74 @@ SAC_LONG = sac.Config(**LONG, temperature=1e-3, automatic_temperature=False)
 SAC_2018_LONG = sac.Config(**LONG, temperature=1e-3, automatic_temperature=False, value_network=True)
 
 
-@functools.cache
-def _learned(module: ModuleType, probe: str, config: Any) -> tuple[np.ndarray, np.ndarray, Any]:
-    """(values, greedy actions) at the observations of the probe's solution and the State, after the whole budget: one compilation."""
-    world = probes.ENVS[probe]
-    if module in (ddpg, sac) and probe != "continuous":
-        world = dataclasses.replace(world, action_spec=Box((-1.0,), (3.0,)))
-    task = InGraph(world, config.num_envs, f"probe:{probe}")
-    module.check(config, task)
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """The probes under `names`, of which `which` (int32 `[]`, traced) is played: one program learns any of them, and compiling is what
+    takes the time. All have a number for a state, observations of their own and no time limit."""
+
+    names: tuple[str, ...]
+    which: Any
+    action_spec: Discrete | Box
+    max_episode_steps: None = None
+
+    @property
+    def obs_spec(self) -> ArraySpec:
+        return ArraySpec((1,))
+
+    def _each(self, name: str, *arguments: Any) -> Any:
+        return jax.lax.switch(self.which, [getattr(probes.ENVS[each], name) for each in self.names], *arguments)
+
+    def init(self, key: Any) -> Any:
+        return self._each("init", key)
+
+    def step(self, key: Any, state: Any, action: Any) -> Any:
+        return self._each("step", key, state, action)
+
+    def observe(self, state: Any) -> Any:
+        return self._each("observe", state)
+
+    def legal(self, state: Any) -> tuple[()]:
+        del state
+        return ()
+
+
+DISCRETE, BOX = Discrete(2), Box((-1.0,), (3.0,))
+WITHOUT_EFFECT = ("one-step", "obs-reward", "delay")
+FIXED = ("action", "obs-action", "continuous")
+"""Whose actions have an effect."""
+OF_ONE_PROGRAM = {DISCRETE: (*WITHOUT_EFFECT, "action", "obs-action"), BOX: WITHOUT_EFFECT}
+
+
+def _trained(module: ModuleType, world: Any, config: Any, key: Any, obs: Any) -> tuple[Any, Any, Any]:
+    """(values, greedy actions) at `obs` and the State, after the whole budget."""
+    task = InGraph(world, config.num_envs, "probe")
     turns = config.total_steps // module.steps_per_turn(config)
+    state = jax.lax.fori_loop(0, turns, lambda _, state: module.step(config, task, state)[0], module.init(config, task, key))
+    policy = module.policy(config, task, module.actor(state), greedy=True)
+    step = TimeStep(obs, (), jnp.ones(len(obs), bool), ())
+    values = ppo.value(config, task, state.params, obs) if module is ppo else module.estimate(config, task, module.actor(state), step)
+    return values, policy.act(key, step, policy.reset(len(obs)))[0], state
+
+
+@functools.cache
+def _program(module: ModuleType, action_spec: Any) -> Any:
+    """`(which, config, key, obs [2, 1])` to what `_trained` finds."""
+    names = OF_ONE_PROGRAM[action_spec]
+    return jax.jit(lambda which, config, key, obs: _trained(module, OneOf(names, which, action_spec), config, key, obs))
+
+
+def _learned(module: ModuleType, probe: str, config: Any) -> tuple[np.ndarray, np.ndarray, Any]:
+    """(values, greedy actions) at the observations of the probe's solution and the State."""
     obs = jnp.asarray(probes.ENVS[probe].solution(config.gamma).obs)
-
-    @jax.jit
-    def run(config: Any, key: Any) -> Any:
-        state = jax.lax.fori_loop(0, turns, lambda _, state: module.step(config, task, state)[0], module.init(config, task, key))
-        policy = module.policy(config, task, module.actor(state), greedy=True)
-        step = TimeStep(obs, (), jnp.ones(len(obs), bool), ())
-        values = ppo.value(config, task, state.params, obs) if module is ppo else module.estimate(config, task, module.actor(state), step)
-        return values, policy.act(key, step, policy.reset(len(obs)))[0], state
-
-    return run(config, jax.random.key(0))
+    action_spec = BOX if module in (ddpg, sac) else DISCRETE
+    world = probes.ENVS[probe] if probe in FIXED else dataclasses.replace(probes.ENVS[probe], action_spec=action_spec)
+    module.check(config, InGraph(world, config.num_envs, probe))
+    if probe in OF_ONE_PROGRAM[action_spec]:
+        which = OF_ONE_PROGRAM[action_spec].index(probe)
+        two = jnp.resize(obs, (2, 1))
+        values, actions, state = _program(module, action_spec)(which, config, jax.random.key(0), two)
+        return values[: len(obs)], actions[: len(obs)], state
+    return jax.jit(lambda config, key: _trained(module, world, config, key, obs))(config, jax.random.key(0))
 
 
 CONTINUOUS = [(ddpg, DDPG), (sac, SAC), (sac, SAC_2018)]

@@ -449,8 +449,10 @@ LSTM: dict[str, Any] = {"lstm": 6, "hidden": (5,), "num_envs": 4, "num_steps": 1
 def _remembering(kind: str) -> tuple[ppo.Config, InGraph, Any, Any]:
     """Two minibatches of two environments each; a task whose episodes end and are cut within a rollout."""
     shared = kind == "masked"
-    head = () if shared else (3,)
-    config = ppo.Config(**LSTM, num_minibatches=2, share_torso=shared, normalise_obs=not shared, learning_rate=0.01, memory_head=head)
+    config = ppo.Config(
+        **LSTM, num_minibatches=2, share_torso=shared, normalise_obs=not shared, learning_rate=0.01,
+        memory_head=() if shared else (3,), memory_skip=shared,
+    )  # fmt: skip
     task: Any = InGraph(World(kind, max_episode_steps=5), 4)
 
     def turn(state: ppo.State) -> Any:
@@ -476,8 +478,7 @@ def test_a_memory_is_recomputed_as_it_was_acted_with(kind: str) -> None:
 
     @jax.jit
     def one_step(actor: Any, carry: Any, obs: Any, first: Any, legal: Any, action: Any) -> Any:
-        carry = actor_critic.remembering(config, task, actor.params, ppo.prepare(task, actor.obs, obs), carry, first)
-        features = actor_critic.features(config, actor.params, carry, "head")
+        carry, features = actor_critic.remembering(config, task, actor.params, ppo.prepare(task, actor.obs, obs), carry, first)
         return carry, actor_critic.pi(task, actor.params, features, legal).log_prob(action)
 
     for _ in range(3):
@@ -527,7 +528,7 @@ def test_with_a_memory_the_first_ratio_is_one_and_minibatches_are_whole_environm
     assert batch.obs.shape == (4, 16, 3) and batch.first.shape == (4, 16) and batch.memory.policy.h.shape == (4, 6)
     assert batch.memory.value == (), "a shared torso has one memory"
     assert float(metrics["clip_fraction"]) < 0.3, "the second minibatch of two has moved a little"
-    one = ppo.Config(**LSTM, num_minibatches=1, share_torso=True)
+    one = ppo.Config(**LSTM, num_minibatches=1, share_torso=True, memory_skip=True)
     _, rows = jax.eval_shape(lambda s: ppo.step(one, task, s), state)
     assert rows["approx_kl"].shape == ()
     total, metrics = ppo.loss(one, task, state.params, batch)
@@ -583,6 +584,7 @@ def test_a_minibatch_that_cuts_sequences_is_refused() -> None:
         ({"lstm": 4, "sequence_length": 0}, r"sequence_length=0 must divide num_steps=32.* for instance 32"),
         ({"sequence_length": 16}, r"sequence_length=16 is for a memory, and lstm=0 has none"),
         ({"memory_head": (8,)}, r"memory_head=\(8,\) is for a memory, and lstm=0 has none"),
+        ({"memory_skip": True}, r"memory_skip=True is for a memory, and lstm=0 has none"),
     ):
         with pytest.raises(FlatironsError, match=message):
             ppo.check(ppo.Config(num_steps=32, **settings), InGraph(World(), 8))

@@ -143,8 +143,8 @@ def test_every_ended_episode_counts_once_and_whole() -> None:
 def test_a_memory_is_recomputed_as_it_was_acted_with() -> None:
     """Greedy decisions, made one by one from each episode's start, are those that the loss sees in whole trajectories."""
     task = envs.make("jax:CartPole-v1", 2)
-    config = reinforce.Config(num_envs=2, num_steps=60, hidden=(4,), lstm=8, memory_head=(4,), total_steps=1200)
-    state = jax.jit(functools.partial(reinforce.init, config, task))(jax.random.key(0))
+    config = reinforce.Config(num_envs=2, num_steps=60, hidden=(4,), lstm=8, memory_head=(4,), memory_skip=True, total_steps=1200)
+    state = jax.jit(functools.partial(reinforce.init, config, task))(jax.random.key(2))
     state.params["policy"] = jax.tree.map(lambda x: 100.0 * x, state.params["policy"])
 
     def greedy(*arguments: Any, greedy: bool) -> Any:
@@ -168,8 +168,11 @@ def test_a_memory_is_recomputed_as_it_was_acted_with() -> None:
     assert float(jnp.max(jnp.abs(memory))) > 0 and bool(jnp.all(jnp.isfinite(memory)))
 
 
-def test_a_memory_head_without_a_memory_is_refused() -> None:
-    for settings, message in (({"memory_head": (4,)}, "lstm=0 has none"), ({"lstm": -1}, "lstm=-1 must be at least 0")):
+def test_what_belongs_to_a_memory_is_refused_without_one() -> None:
+    for settings, message in (
+        ({"memory_head": (4,)}, "memory_head.*lstm=0 has none"), ({"memory_skip": True}, "memory_skip=True.*lstm=0 has none"),
+        ({"lstm": -1}, "lstm=-1 must be at least 0"),
+    ):  # fmt: skip
         with pytest.raises(FlatironsError, match=message):
             reinforce.check(reinforce.Config(num_envs=2, total_steps=20_000, **settings), envs.make("jax:CartPole-v1", 2))
 

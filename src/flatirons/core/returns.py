@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -58,14 +60,15 @@ def n_step_return(reward: Array, next_value: Array, terminated: Array, truncated
     """n-step returns `[T, ...]`: up to n rewards, then gamma^k V of the last successor; they stop where an episode ends."""
     terminated = jnp.asarray(terminated, jnp.float32)
     ended = jnp.maximum(terminated, jnp.asarray(truncated, jnp.float32))
+    stop = ended.at[-1].set(1.0)
     bootstrap = td_target(reward, terminated, next_value, gamma)
-    target = bootstrap
-    for _ in range(n - 1):
+
+    def one_more(_: Any, target: jax.Array) -> jax.Array:
         later = jnp.concatenate([target[1:], target[-1:]], axis=0)
-        is_last = jnp.zeros_like(ended).at[-1].set(1.0)
-        stop = jnp.maximum(ended, is_last)
-        target = stop * bootstrap + (1.0 - stop) * (reward + gamma * later)
-    return target
+        return stop * bootstrap + (1.0 - stop) * (reward + gamma * later)
+
+    # A loop in the program, not n copies of its body: those take a compiler ever more time and memory.
+    return jax.lax.fori_loop(0, n - 1, one_more, bootstrap)
 
 
 def segment_return(reward: Array, next_value: Array, terminated: Array, truncated: Array, gamma: float | Array) -> jax.Array:

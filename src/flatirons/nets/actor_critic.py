@@ -1,6 +1,6 @@
 """A policy and its value function: two torsos or a shared one, a memory on top of each where it is asked for, and a head each.
 
-A Config here has `network`, `hidden`, `activation` and `initial_log_std`, and where there is a memory `memory_head`.
+A Config here has `network`, `hidden`, `activation` and `initial_log_std`, and where there is a memory `memory_head` and `memory_skip`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _num_outputs(task: Task) -> int:
 def init_params(config: Any, task: Task, key: Key, *, share_torso: bool = False, lstm: int = 0) -> dict[str, Any]:
     """Orthogonal weights; the policy's head scaled by 0.01, the value's by 1. Keys: torso, policy (and log_std) for the policy; value and,
     unless shared, value_torso for the value function; with `lstm` units of memory also memory and, unless shared, value_memory, and where
-    `memory_head` names layers on top of them head and value_head."""
+    `memory_head` names layers on top of them head and value_head. With `memory_skip` what is above a memory sees what went into it, too."""
     key_actor, key_critic, key_policy, key_value = jax.random.split(key, 4)
     net = of(config, task)
     params: dict[str, Any] = {"torso": net.init(key_actor, task.spec.obs)}
@@ -46,9 +46,9 @@ def init_params(config: Any, task: Task, key: Key, *, share_torso: bool = False,
         params["memory"] = recurrent.lstm_init(jax.random.fold_in(key_actor, 1), width, lstm)
         if not share_torso:
             params["value_memory"] = recurrent.lstm_init(jax.random.fold_in(key_critic, 1), width, lstm)
-        width = lstm
+        width = lstm + width if config.memory_skip else lstm
         if config.memory_head:
-            widths = (lstm, *config.memory_head)
+            widths = (width, *config.memory_head)
             params["head"] = mlp_init(jax.random.fold_in(key_policy, 1), widths)
             params["value_head"] = mlp_init(jax.random.fold_in(key_value, 1), widths)
             width = widths[-1]
@@ -124,30 +124,32 @@ def blank(num_envs: int, units: int, *, share_torso: bool) -> Memories:
     return Memories(recurrent.blank(num_envs, units), () if share_torso else recurrent.blank(num_envs, units))
 
 
-def remembering(config: Any, task: Task, params: Any, obs: Any, memory: recurrent.Memory, first: Any) -> recurrent.Memory:
-    """The policy's memory after one step with prepared `obs [B, *obs]`, blank before it where an episode begins (`first [B]`)."""
-    return recurrent.lstm(params["memory"], recurrent.forget(memory, first), of(config, task).apply(params["torso"], obs))
+def remembering(config: Any, task: Task, params: Any, obs: Any, memory: recurrent.Memory, first: Any) -> tuple[recurrent.Memory, jax.Array]:
+    """The policy's memory after one step with prepared `obs [B, *obs]`, blank before it where an episode begins (`first [B]`), and what
+    `pi` reads then."""
+    x = of(config, task).apply(params["torso"], obs)
+    memory = recurrent.lstm(params["memory"], recurrent.forget(memory, first), x)
+    return memory, _above(config, params, "head", memory, x)
 
 
-def unroll(config: Any, task: Task, params: Any, obs: Any, first: Any, start: Memories) -> Memories:
+def unroll(config: Any, task: Task, params: Any, obs: Any, first: Any, start: Memories) -> tuple[Memories, tuple[jax.Array, jax.Array]]:
     """The memories after each step of prepared `obs [T, B, *obs]`, `[T, B, units]`, that began with `start` `[B, units]`, blank again at
-    each `first [T, B]`."""
+    each `first [T, B]`; and what `pi` and `v` read then."""
     net = of(config, task)
-    policy = recurrent.unroll(params["memory"], start.policy, net.apply(params["torso"], obs), first)
+    x = net.apply(params["torso"], obs)
+    policy = recurrent.unroll(params["memory"], start.policy, x, first)
+    of_policy = _above(config, params, "head", policy, x)
     if "value_torso" not in params:
-        return Memories(policy, ())
-    return Memories(policy, recurrent.unroll(params["value_memory"], start.value, net.apply(params["value_torso"], obs), first))
+        return Memories(policy, ()), (of_policy, _above(config, params, "value_head", policy, x))
+    x = net.apply(params["value_torso"], obs)
+    value = recurrent.unroll(params["value_memory"], start.value, x, first)
+    return Memories(policy, value), (of_policy, _above(config, params, "value_head", value, x))
 
 
-def features(config: Any, params: Any, memory: recurrent.Memory, head: str) -> jax.Array:
-    """What `pi` (`head` "head") or `v` ("value_head") reads of its memory, `[..., n]`."""
-    return mlp(params.get(head, ()), memory.h, config.activation)
-
-
-def both_features(config: Any, params: Any, memories: Memories) -> tuple[jax.Array, jax.Array]:
-    """What `pi` and `v` read of the memories."""
-    of_value = memories.value or memories.policy
-    return features(config, params, memories.policy, "head"), features(config, params, of_value, "value_head")
+def _above(config: Any, params: Any, head: str, memory: recurrent.Memory, x: jax.Array) -> jax.Array:
+    """What the layers `head` make of a memory and of the `x` that went into it last, `[..., n]`."""
+    seen = jnp.concatenate([memory.h, jnp.asarray(x)], axis=-1) if config.memory_skip else memory.h
+    return mlp(params.get(head, ()), seen, config.activation)
 
 
 def next_values(config: Any, task: Task, params: Any, next_obs: Any, after: Memories) -> jax.Array:
@@ -157,4 +159,4 @@ def next_values(config: Any, task: Task, params: Any, next_obs: Any, after: Memo
     x = of(config, task).apply(params["torso" if shared else "value_torso"], next_obs)
     cells = params["memory" if shared else "value_memory"]
     following = recurrent.lstm(cells, after.policy if shared else after.value, x)
-    return v(params, features(config, params, following, "value_head"))
+    return v(params, _above(config, params, "value_head", following, x))

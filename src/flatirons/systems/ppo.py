@@ -104,6 +104,8 @@ class Config:
     """Units of a memory on top of each torso; 0 for none (the paper). Minibatches are then of whole sequences."""
     memory_head: tuple[int, ...] = ()
     """Widths of layers between each memory and its head; none: the head reads the memory itself."""
+    memory_skip: bool = False
+    """What reads a memory reads besides what went into it last: what is seen need not go through the memory."""
     sequence_length: int | None = None
     """Decisions in a row that a memory's gradient goes back through; must divide num_steps. none: all num_steps of them."""
     initial_log_std: float = 0.0
@@ -315,8 +317,9 @@ def check(config: Config, task: Task) -> None:
     if config.lstm < 0:
         raise FlatironsError(f"lstm={config.lstm} must be at least 0")
     length = config.num_steps if config.sequence_length is None else config.sequence_length
-    for name, given in (("sequence_length", config.sequence_length), ("memory_head", config.memory_head or None)):
-        if given is not None and not config.lstm:
+    of_memory = {"sequence_length": config.sequence_length, "memory_head": config.memory_head, "memory_skip": config.memory_skip}
+    for name, given in of_memory.items():
+        if given and not config.lstm:
             raise FlatironsError(f"{name}={given} is for a memory, and lstm=0 has none: add for instance lstm=64")
     if length < 1 or config.num_steps % length:
         near = max((d for d in range(1, length + 1) if config.num_steps % d == 0), default=config.num_steps)
@@ -365,8 +368,7 @@ def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
     def act(key: Key, timestep: TimeStep, carry: Any) -> tuple[jax.Array, Any, Any]:
         obs = prepare(task, actor.obs, timestep.obs)
         if config.lstm:
-            carry = actor_critic.remembering(config, task, actor.params, obs, carry, timestep.first)
-            features = actor_critic.features(config, actor.params, carry, "head")
+            carry, features = actor_critic.remembering(config, task, actor.params, obs, carry, timestep.first)
             pi = actor_critic.pi(task, actor.params, features, timestep.legal)
         else:
             pi = distribution(config, task, actor.params, obs, timestep.legal)
@@ -380,8 +382,8 @@ def _judged(config: Config, task: Task, params: Any, batch: Batch) -> tuple[Any,
     if not config.lstm:
         return actor_critic.judged(config, task, params, batch.obs, batch.legal)
     obs, first = onpolicy.over_time((batch.obs, batch.first))
-    memories = actor_critic.unroll(config, task, params, obs, first, batch.memory)
-    of_policy, of_value = onpolicy.over_time(actor_critic.both_features(config, params, memories))
+    _, features = actor_critic.unroll(config, task, params, obs, first, batch.memory)
+    of_policy, of_value = onpolicy.over_time(features)
     return actor_critic.pi(task, params, of_policy, batch.legal), actor_critic.v(params, of_value)
 
 
@@ -458,8 +460,7 @@ def _seen_by_theta_old(config: Config, task: Task, state: State, experience: Tra
     obs, next_obs = (prepare(task, state.normaliser.obs, x) for x in (experience.obs, experience.next_obs))
     memories: Any = ()
     if config.lstm:
-        memories = actor_critic.unroll(config, task, old, obs, experience.first, state.memory)
-        of_policy, of_value = actor_critic.both_features(config, old, memories)
+        memories, (of_policy, of_value) = actor_critic.unroll(config, task, old, obs, experience.first, state.memory)
         pi, v = actor_critic.pi(task, old, of_policy, experience.legal), actor_critic.v(old, of_value)
         # Where an episode was cut, too, its successor is valued with what was remembered of that episode.
         next_v = actor_critic.next_values(config, task, old, next_obs, memories)

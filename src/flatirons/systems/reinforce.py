@@ -72,6 +72,8 @@ class Config:
     """Units of a memory on top of each torso; 0 for none (the paper). Episodes are then gone through whole, from their first decision."""
     memory_head: tuple[int, ...] = ()
     """Widths of layers between each memory and its head; none: the head reads the memory itself."""
+    memory_skip: bool = False
+    """What reads a memory reads besides what went into it last: what is seen need not go through the memory."""
     initial_log_std: float = 0.0
     """Log standard deviation of Box actions at the start; it is learned, and does not depend on the observation."""
 
@@ -132,8 +134,9 @@ def check(config: Config, task: Task) -> None:
         )
     if config.lstm < 0:
         raise FlatironsError(f"lstm={config.lstm} must be at least 0")
-    if config.memory_head and not config.lstm:
-        raise FlatironsError(f"memory_head={config.memory_head} is for a memory, and lstm=0 has none: add for instance lstm=64")
+    for name, given in {"memory_head": config.memory_head, "memory_skip": config.memory_skip}.items():
+        if given and not config.lstm:
+            raise FlatironsError(f"{name}={given} is for a memory, and lstm=0 has none: add for instance lstm=64")
     actor_critic.of(config, task)
     # An update holds the rows of the running episodes, the same with the new trajectory behind them, and those that run after it.
     kept = trees.num_bytes(jax.eval_shape(lambda: _no_rows(task)))
@@ -185,8 +188,8 @@ def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
 
     def act(key: Key, timestep: TimeStep, carry: Any) -> tuple[jax.Array, Any, Any]:
         if config.lstm:
-            carry = actor_critic.remembering(config, task, actor.params, timestep.obs, carry, timestep.first)
-            pi = actor_critic.pi(task, actor.params, actor_critic.features(config, actor.params, carry, "head"), timestep.legal)
+            carry, features = actor_critic.remembering(config, task, actor.params, timestep.obs, carry, timestep.first)
+            pi = actor_critic.pi(task, actor.params, features, timestep.legal)
         else:
             pi = actor_critic.distribution(config, task, actor.params, timestep.obs, timestep.legal)
         return pi.mode() if greedy else pi.sample(key), carry, ()
@@ -204,8 +207,7 @@ def _judged(config: Config, task: Task, params: Any, rows: Transition | Batch) -
         return *actor_critic.judged(config, task, params, rows.obs, rows.legal), ()
     # What counts are episodes from their first decision on, so that the memory before the rows is nobody's.
     begin = actor_critic.blank(rows.first.shape[1], config.lstm, share_torso=False)
-    memories = actor_critic.unroll(config, task, params, rows.obs, rows.first, begin)
-    of_policy, of_value = actor_critic.both_features(config, params, memories)
+    memories, (of_policy, of_value) = actor_critic.unroll(config, task, params, rows.obs, rows.first, begin)
     return actor_critic.pi(task, params, of_policy, rows.legal), actor_critic.v(params, of_value), memories
 
 
