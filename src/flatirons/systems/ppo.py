@@ -214,13 +214,13 @@ PRESETS = {
         tasks=("no-velocity:CartPole-v*", "no-velocity:jax:CartPole-v*"),
     ),
     "ppo-lstm-pendulum": Preset(
-        doc="With one memory for policy and value and a layer of each on top of it, for Pendulum without its velocity.",
+        doc="With one memory for policy and value and a layer of each on top of it that sees the present too, for Pendulum without its velocity.",
         config={
             "total_steps": 100_000,
-            "num_envs": 4,
-            "num_steps": 200,
-            "num_epochs": 15,
-            "num_minibatches": 2,
+            "num_envs": 8,
+            "num_steps": 100,
+            "num_epochs": 10,
+            "num_minibatches": 4,
             "learning_rate": 1e-3,
             "gamma": 0.95,
             "normalise_reward": True,
@@ -228,6 +228,9 @@ PRESETS = {
             "lstm": 64,
             "hidden": (64,),
             "memory_head": (64,),
+            "memory_skip": True,
+            # Too narrow a first exploration finds the swing up too late.
+            "initial_log_std": 0.4,
         },
         tasks=("no-velocity:Pendulum-v*", "no-velocity:jax:Pendulum-v*"),
     ),
