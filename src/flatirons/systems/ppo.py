@@ -214,7 +214,7 @@ PRESETS = {
         tasks=("no-velocity:CartPole-v*", "no-velocity:jax:CartPole-v*"),
     ),
     "ppo-lstm-pendulum": Preset(
-        doc="With one memory for policy and value and a layer of each on top of it that sees the present too, for Pendulum without its velocity.",
+        doc="With one memory for policy and value and a layer of each that sees the present too, for Pendulum without its velocity.",
         config={
             "total_steps": 100_000,
             "num_envs": 8,
