@@ -177,9 +177,10 @@ def test_what_belongs_to_a_memory_is_refused_without_one() -> None:
             reinforce.check(reinforce.Config(num_envs=2, total_steps=20_000, **settings), envs.make("jax:CartPole-v1", 2))
 
 
-def test_no_step_is_taken_where_no_episode_ended() -> None:
+@pytest.mark.parametrize("normalise", [False, True])
+def test_no_step_is_taken_where_no_episode_ended(normalise: bool) -> None:
     task = envs.make("jax:CartPole-v1", 2)
-    config = reinforce.Config(num_envs=2, num_steps=2, hidden=(4,), total_steps=400)
+    config = reinforce.Config(num_envs=2, num_steps=2, hidden=(4,), normalise_advantage=normalise, total_steps=400)
     state = jax.jit(functools.partial(reinforce.init, config, task))(jax.random.key(0))
     after, _ = jax.jit(functools.partial(reinforce.step, config, task))(state)
     for x, y in zip(jax.tree.leaves(state.params), jax.tree.leaves(after.params), strict=True):

@@ -261,8 +261,10 @@ def whole_episodes(config: Config, task: Task, params: Any, rows: Transition, nu
     episodes = jnp.maximum(jnp.sum(ended & is_new), 1)
     advantage = jax.lax.stop_gradient(target - b)
     if config.normalise_advantage:
-        mean = jnp.mean(advantage, where=counts)
-        advantage = (advantage - mean) / (jnp.std(advantage, where=counts) + 1e-8)
+        # Where no episode ended nothing counts, and nothing has no mean.
+        some = counts | ~jnp.any(counts)
+        mean = jnp.mean(advantage, where=some)
+        advantage = (advantage - mean) / (jnp.std(advantage, where=some) + 1e-8)
     if config.discount_states:
 
         def forwards(power: Any, first: Any) -> Any:
