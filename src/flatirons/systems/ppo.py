@@ -223,6 +223,7 @@ PRESETS = {
             "num_minibatches": 4,
             "learning_rate": 1e-3,
             "gamma": 0.95,
+            "gae_lambda": 0.9,
             "normalise_reward": True,
             "share_torso": True,
             "lstm": 64,
