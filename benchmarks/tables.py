@@ -10,6 +10,7 @@ A page asks for a table with a pair of markers, and what stands between them is 
     <!-- results:updates:dqn -->       single updates against the roof, those whose name begins so   <!-- /results -->
     <!-- results:memory -->            what the largest replay takes   <!-- /results -->
     <!-- results:table1 -->            the PPO paper's Table 1 at our scale   <!-- /results -->
+    <!-- results:sides -->             SAC's returns beside a peer's with the same settings   <!-- /results -->
     <!-- results:workers -->           A3C with one and with two actor-learners   <!-- /results -->
     <!-- results:environments -->      what more environments cost   <!-- /results -->
     <!-- results:accelerator -->       in-graph systems on an accelerator   <!-- /results -->
@@ -36,7 +37,7 @@ from flatirons.systems import alphazero, system_name
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKED = re.compile(
-    r"(<!-- results:(?P<kind>learning|speed|checks|values|updates|memory|table1|workers|environments|accelerator|games)"
+    r"(<!-- results:(?P<kind>learning|speed|checks|values|updates|memory|table1|sides|workers|environments|accelerator|games)"
     r"(?::(?P<name>[\w.-]+))? -->\n)"
     r".*?(<!-- /results -->)",
     re.DOTALL,
@@ -377,6 +378,19 @@ def table1(r: dict[str, Any]) -> str:
     return text + provenance([r])
 
 
+def sides(r: dict[str, Any]) -> str:
+    """Mean returns of each side at each budget, with their intervals over seeds, and whether ours are below: by the intervals, apart."""
+    budgets = list(r["sides"]["ours"]["at"])
+    rows = []
+    for side, found in r["sides"].items():
+        cells = [f"{x['mean']:,.0f} ({x['ci95'][0]:,.0f} to {x['ci95'][1]:,.0f})" for x in (found["at"][budget] for budget in budgets)]
+        rows.append([side, str(len(found["at"][budgets[0]]["means"])), *cells])
+    ours, theirs = (found["at"] for found in r["sides"].values())
+    below = [budget for budget in budgets if ours[budget]["ci95"][1] < theirs[budget]["ci95"][0]]
+    text = table(["side", "seeds", *(f"after {int(budget):,} decisions" for budget in budgets)], rows)
+    return text + f"\n{'**Ours are below**' if below else 'By these intervals ours are not below'}.\n" + provenance([r])
+
+
 FEWEST_PAIRS = 3
 """Fewer pairs than this are shown without a verdict: their median is no more than one reading."""
 WORKERS_SECONDS = 40.0
@@ -464,8 +478,14 @@ def accelerator(r: dict[str, Any]) -> str:
     )
 
 
-PAGES_OWN = {"table1": table1, "workers": workers, "environments": environments, "accelerator": accelerator}
-PAGES_OWN_RESULT = {"table1": "ppo_table1", "workers": "a3c_workers", "environments": "num_envs", "accelerator": "accelerator"}
+PAGES_OWN = {"table1": table1, "sides": sides, "workers": workers, "environments": environments, "accelerator": accelerator}
+PAGES_OWN_RESULT = {
+    "table1": "ppo_table1",
+    "sides": "sac_and_sb3",
+    "workers": "a3c_workers",
+    "environments": "num_envs",
+    "accelerator": "accelerator",
+}
 """Tables of one result file each, by kind: how they are made, and the file."""
 
 

@@ -268,6 +268,9 @@ def test_committed_results_have_the_agreed_fields(path):
     }
     if {"methods", "games"} & set(path.parts):
         assert result.keys() >= HEADER - {"versions"} and result.keys() & {"rows", "verdicts", "reached", "searches"}
+    elif path.stem == "sac_and_sb3":  # two programs, each with versions of its own
+        assert result.keys() >= HEADER - {"versions"} | {"settings", "seeds"}
+        assert all(side.keys() >= {"at", "seconds", "versions"} for side in result["sides"].values())
     else:
         wanted = kinds.get(path.parent.name, HEADER | others[path.stem] if path.stem in others else SPEED)
         assert result.keys() >= wanted
