@@ -40,12 +40,6 @@ def test_segment_return_by_hand() -> None:
     np.testing.assert_allclose(returns.segment_return(reward, following, never, ended, 0.5), [1 + 0.5 * 12, 12.0, 15.0, 24.0])
 
 
-def test_segment_return_is_the_n_step_return_of_its_length() -> None:
-    rng = np.random.default_rng(0)
-    rows = [rng.normal(size=(6, 3)), rng.normal(size=(6, 3)), rng.random((6, 3)) < 0.2, np.zeros((6, 3), bool)]
-    np.testing.assert_allclose(returns.segment_return(*rows, 0.9), returns.n_step_return(*rows, 0.9, 6), rtol=1e-5)
-
-
 def _fresh(config: Any, task: Any, seed: int = 0) -> Any:
     return jax.jit(functools.partial(a3c.init, config, task))(jax.random.key(seed))
 

@@ -312,7 +312,8 @@ def _anchored(system: ModuleType, anchor: Any, strength: Any, names: tuple[str, 
 
 
 def test_vmap_over_seeds_and_configs_equals_single_runs_and_takes_another_loss(system: ModuleType) -> None:
-    """Four runs in one program, for compiling is what takes the time: two must equal single ones, a foreign loss pulls two apart."""
+    """Four runs in one program, for compiling is what takes the time: two must equal single ones, a foreign loss pulls two apart. Each
+    starts from a State of its own seed, made singly."""
     c = _compiled(system)
     runs = [
         (dataclasses.replace(c.config, learning_rate=1e-3), 4, 0.0, 0.0),

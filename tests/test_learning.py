@@ -48,7 +48,7 @@ SAC_2018 = sac.Config(**LONG, temperature=1e-4, automatic_temperature=False, val
 @dataclasses.dataclass(frozen=True)
 class OneOf:
     """The probes under `names`, of which `which` (int32 `[]`, traced) is played: one program learns any of them, and compiling is what
-    takes the time. All have a number for a state, and all but the last end before the time limit."""
+    takes the time. All have a number for a state, and all but constant-reward end before the time limit."""
 
     names: tuple[str, ...]
     which: Any

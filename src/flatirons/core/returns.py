@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -54,21 +52,6 @@ def lambda_return(
 ) -> jax.Array:
     """TD(lambda) returns `[T, ...]`: the advantages of `gae` plus the values. lambda = 1 is the T-step estimator with a bootstrap."""
     return jnp.asarray(value) + gae(reward, value, next_value, terminated, truncated, gamma, lambda_)
-
-
-def n_step_return(reward: Array, next_value: Array, terminated: Array, truncated: Array, gamma: float | Array, n: int) -> jax.Array:
-    """n-step returns `[T, ...]`: up to n rewards, then gamma^k V of the last successor; they stop where an episode ends."""
-    terminated = jnp.asarray(terminated, jnp.float32)
-    ended = jnp.maximum(terminated, jnp.asarray(truncated, jnp.float32))
-    stop = ended.at[-1].set(1.0)
-    bootstrap = td_target(reward, terminated, next_value, gamma)
-
-    def one_more(_: Any, target: jax.Array) -> jax.Array:
-        later = jnp.concatenate([target[1:], target[-1:]], axis=0)
-        return stop * bootstrap + (1.0 - stop) * (reward + gamma * later)
-
-    # A loop in the program, not n copies of its body: those take a compiler ever more time and memory.
-    return jax.lax.fori_loop(0, n - 1, one_more, bootstrap)
 
 
 def segment_return(reward: Array, next_value: Array, terminated: Array, truncated: Array, gamma: float | Array) -> jax.Array:

@@ -148,7 +148,7 @@ def unroll(config: Any, task: Task, params: Any, obs: Any, first: Any, start: Me
 
 def _above(config: Any, params: Any, head: str, memory: recurrent.Memory, x: jax.Array) -> jax.Array:
     """What the layers `head` make of a memory and of the `x` that went into it last, `[..., n]`."""
-    seen = jnp.concatenate([memory.h, jnp.asarray(x)], axis=-1) if config.memory_skip else memory.h
+    seen = jnp.concatenate([memory.h, x], axis=-1) if config.memory_skip else memory.h
     return mlp(params.get(head, ()), seen, config.activation)
 
 

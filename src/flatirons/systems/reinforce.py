@@ -73,7 +73,7 @@ class Config:
     memory_head: tuple[int, ...] = ()
     """Widths of layers between each memory and its head; none: the head reads the memory itself."""
     memory_skip: bool = False
-    """What reads a memory reads besides what went into it last: what is seen need not go through the memory."""
+    """What stands on a memory sees, beside it, what went into it last: the present need not be remembered first."""
     initial_log_std: float = 0.0
     """Log standard deviation of Box actions at the start; it is learned, and does not depend on the observation."""
 
