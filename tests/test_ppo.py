@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flatirons.core import losses
+from flatirons.core import exploration, losses
 from flatirons.core.distributions import Categorical, mask_logits, multi_categorical
 from flatirons.data import rollout as data
 from flatirons.envs.ingraph import InGraph
@@ -329,6 +329,36 @@ def test_greedy_is_the_mode_and_sampling_follows_pi() -> None:
     np.testing.assert_allclose(np.bincount(drawn, minlength=3) / 20_000, [0.2, 0.5, 0.3], atol=0.015)
     assert carry == extras == ()
     assert (ppo.policy(config, HAND_TASK, actor, greedy=True).act(jax.random.key(0), step, ())[0] == 1).all()
+
+
+def test_noise_that_lasts_leaves_each_action_its_distribution() -> None:
+    by_hand = exploration.correlated(jnp.array([[1.0], [1.0]]), jnp.array([[2.0], [2.0]]), jnp.array([False, True]), 0.8)
+    np.testing.assert_allclose(by_hand, [[0.8 + 0.6 * 2.0], [2.0]], rtol=1e-6)
+    task = InGraph(World("box"), 4)
+    config = ppo.Config(**SMALL, noise_correlation=0.8)
+    state = ppo.init(config, task, jax.random.key(0))
+    params = state.params | {"log_std": jnp.array([-1.0, 0.5])}
+    acting = ppo.policy(config, task, ppo.Actor(params, ()), greedy=False)
+    obs = jax.random.normal(jax.random.key(1), (4, 3))
+    pi = ppo.distribution(config, task, params, obs, ())
+
+    def one(carry: Any, x: Any) -> tuple[Any, Any]:
+        action, carry, _ = acting.act(x[0], TimeStep(obs, (), x[1], ()), carry)
+        return carry, (action - pi.mean) / jnp.exp(pi.log_std)
+
+    first = jnp.arange(20_000)[:, None] % jnp.array([[20_000, 20_000, 20_000, 10]]) == 0
+    _, z = jax.lax.scan(one, acting.reset(4), (jax.random.split(jax.random.key(2), 20_000), first))
+    np.testing.assert_allclose([z[:, :3].mean(), z[:, :3].std()], [0.0, 1.0], atol=0.05)
+    np.testing.assert_allclose((z[5:, :3] * z[:-5, :3]).mean(), 0.8**5, atol=0.03)
+    begun = z[10::10, 3]
+    np.testing.assert_allclose([(begun * z[9:-1:10, 3]).mean(), begun.std()], [0.0, 1.0], atol=0.07)
+    assert ppo.policy(config, task, ppo.Actor(params, ()), greedy=True).reset(4) == ()
+    for settings, on, message in (
+        ({"noise_correlation": 1.0}, task, r"noise_correlation=1\.0 must lie in \[0, 1\)"),
+        ({"noise_correlation": 0.5}, InGraph(World(), 4), "noise_correlation is of noise on Box actions, and .* has Discrete"),
+    ):
+        with pytest.raises(FlatironsError, match=message):
+            ppo.check(ppo.Config(**SMALL | settings), on)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,11 @@ class Normal(NamedTuple):
 
     def sample(self, key: Key) -> jax.Array:
         """Actions float32 `[..., d]`, unbounded: the task clips them."""
-        return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape)
+        return self.at(jax.random.normal(key, self.mean.shape))
+
+    def at(self, noise: Array) -> jax.Array:
+        """The actions `[..., d]` that standard normal `noise [..., d]` leads to."""
+        return self.mean + jnp.exp(self.log_std) * noise
 
     def mode(self) -> jax.Array:
         """The mean."""

@@ -56,3 +56,10 @@ def fair_epsilon_greedy(key: Key, q_values: Array, epsilon: float | Array, legal
 def ornstein_uhlenbeck(noise: Array, normal: Array, theta: float | Array, sigma: float | Array) -> jax.Array:
     """Noise that remembers, one time step later: x + theta (0 - x) + sigma N, all of one shape (Lillicrap 2016, section 7)."""
     return jnp.asarray(noise) - theta * jnp.asarray(noise) + sigma * normal
+
+
+def correlated(noise: Array, normal: Array, first: Array, correlation: float | Array) -> jax.Array:
+    """Standard normal noise `[..., B, d]` whose correlation with the last `noise` is `correlation`: rho x + sqrt(1 - rho^2) N; `normal`
+    itself where an episode begins (`first [..., B]`)."""
+    going_on = correlation * jnp.asarray(noise) + jnp.sqrt(1.0 - jnp.square(correlation)) * normal
+    return jnp.where(jnp.asarray(first)[..., None], normal, going_on)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flatirons.core import chunks, losses, optimisers, schedules, trees
+from flatirons.core import chunks, exploration, losses, optimisers, schedules, trees
 from flatirons.core.shuffle import minibatches, taken
 from flatirons.data import onpolicy
 from flatirons.data import rollout as data
@@ -27,6 +27,7 @@ from flatirons.data.onpolicy import Actor, Batch, Normaliser
 from flatirons.nets import actor_critic, recurrent
 from flatirons.nets.mlp import Activation
 from flatirons.types import (
+    Box,
     FlatironsError,
     Key,
     Metrics,
@@ -110,6 +111,9 @@ class Config:
     """Decisions in a row that a memory's gradient goes back through; must divide num_steps. none: all num_steps of them."""
     initial_log_std: float = 0.0
     """Log standard deviation of Box actions at the start; it is learned, and does not depend on the observation."""
+    noise_correlation: float | None = None
+    """Correlation, in [0, 1), of the noise on Box actions with that of the decision before: it explores in one direction for longer, and
+    each action's own distribution stays pi (not in the paper; Hollenstein 2024 has noise of other colours). none: independent noise."""
 
 
 KL_COEFS = (1e-6, 1e6)
@@ -222,16 +226,18 @@ PRESETS = {
             "num_epochs": 10,
             "num_minibatches": 4,
             "learning_rate": 1e-3,
-            "gamma": 0.95,
+            "gamma": 0.97,
             "gae_lambda": 0.9,
+            "clip_eps": 0.1,
             "normalise_reward": True,
             "share_torso": True,
             "lstm": 64,
             "hidden": (64,),
             "memory_head": (64,),
             "memory_skip": True,
-            # Too narrow a first exploration finds the swing up too late.
+            # Too narrow a first exploration, or one that changes its mind at every decision, finds the swing up too late.
             "initial_log_std": 0.4,
+            "noise_correlation": 0.8,
         },
         tasks=("no-velocity:Pendulum-v*", "no-velocity:jax:Pendulum-v*"),
     ),
@@ -318,6 +324,11 @@ def check(config: Config, task: Task) -> None:
             f"kl_coef={config.kl_coef:g} with a kl_target begins outside {low:g} to {high:g}, where beta stays: give one within"
         )
     rows = steps_per_turn(config)
+    if config.noise_correlation is not None:
+        if not isinstance(task.spec.action, Box):
+            raise FlatironsError(f"noise_correlation is of noise on Box actions, and {task.name} has {task.spec.action}: leave it out")
+        if not 0.0 <= config.noise_correlation < 1.0:
+            raise FlatironsError(f"noise_correlation={config.noise_correlation} must lie in [0, 1)")
     if config.lstm < 0:
         raise FlatironsError(f"lstm={config.lstm} must be at least 0")
     length = config.num_steps if config.sequence_length is None else config.sequence_length
@@ -350,7 +361,7 @@ def init(config: Config, task: Task, key: Key) -> State:
     key_params, key_collect, key = jax.random.split(key, 3)
     params = actor_critic.init_params(config, task, key_params, share_torso=config.share_torso, lstm=config.lstm)
     memory: Any = _blank(config, task.num_envs)
-    collector = data.start(task, memory.policy if config.lstm else (), key_collect)
+    collector = data.start(task, _carried(config, task, task.num_envs, greedy=False), key_collect)
     kl_coef = jnp.asarray(config.kl_coef, jnp.float32) if config.objective == "penalty" else ()
     opt_state, normaliser = _optimiser(config).init(params), onpolicy.start(config, task)
     # A copy: the collector has the policy's too, and no array may be donated twice.
@@ -366,19 +377,40 @@ def actor(state: State) -> Actor:
     return Actor(actor_critic.policy_params(state.params), state.normaliser.obs)
 
 
+class Carry(NamedTuple):
+    """What a policy whose noise is correlated takes from decision to decision: the LSTM's memory (`()` without one), and the last noise,
+    standard normal `[B, d]`."""
+
+    memory: Any
+    noise: Any
+
+
+def _carried(config: Config, task: Task, num_envs: int, *, greedy: bool) -> Any:
+    """A policy's carry at an episode's start."""
+    memory = recurrent.blank(num_envs, config.lstm) if config.lstm else ()
+    if greedy or config.noise_correlation is None:
+        return memory
+    return Carry(memory, jnp.zeros((num_envs, *cast(Box, task.spec.action).shape)))
+
+
 def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
-    """Samples from pi; greedy takes its mode. The carry is the LSTM's memory, `()` without one."""
+    """Samples from pi; greedy takes its mode. The carry is the LSTM's memory, `()` without one; a `Carry` where noise is correlated."""
+    correlated = not greedy and config.noise_correlation is not None
 
     def act(key: Key, timestep: TimeStep, carry: Any) -> tuple[jax.Array, Any, Any]:
         obs = prepare(task, actor.obs, timestep.obs)
+        memory, noise = carry if correlated else (carry, ())
         if config.lstm:
-            carry, features = actor_critic.remembering(config, task, actor.params, obs, carry, timestep.first)
-            pi = actor_critic.pi(task, actor.params, features, timestep.legal)
+            memory, features = actor_critic.remembering(config, task, actor.params, obs, memory, timestep.first)
+            pi: Any = actor_critic.pi(task, actor.params, features, timestep.legal)
         else:
             pi = distribution(config, task, actor.params, obs, timestep.legal)
-        return pi.mode() if greedy else pi.sample(key), carry, ()
+        if not correlated:
+            return pi.mode() if greedy else pi.sample(key), memory, ()
+        noise = exploration.correlated(noise, jax.random.normal(key, noise.shape), timestep.first, config.noise_correlation)
+        return pi.at(noise), Carry(memory, noise), ()
 
-    return Policy(lambda num_envs: recurrent.blank(num_envs, config.lstm) if config.lstm else (), act)
+    return Policy(lambda num_envs: _carried(config, task, num_envs, greedy=greedy), act)
 
 
 def _judged(config: Config, task: Task, params: Any, batch: Batch) -> tuple[Any, jax.Array]:
