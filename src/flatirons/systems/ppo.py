@@ -395,19 +395,19 @@ def _carried(config: Config, task: Task, num_envs: int, *, greedy: bool) -> Any:
 
 def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
     """Samples from pi; greedy takes its mode. The carry is the LSTM's memory, `()` without one; a `Carry` where noise is correlated."""
-    correlated = not greedy and config.noise_correlation is not None
+    correlation = None if greedy else config.noise_correlation
 
     def act(key: Key, timestep: TimeStep, carry: Any) -> tuple[jax.Array, Any, Any]:
         obs = prepare(task, actor.obs, timestep.obs)
-        memory, noise = carry if correlated else (carry, ())
+        memory: Any = carry.memory if correlation is not None else carry
         if config.lstm:
             memory, features = actor_critic.remembering(config, task, actor.params, obs, memory, timestep.first)
             pi: Any = actor_critic.pi(task, actor.params, features, timestep.legal)
         else:
             pi = distribution(config, task, actor.params, obs, timestep.legal)
-        if not correlated:
+        if correlation is None:
             return pi.mode() if greedy else pi.sample(key), memory, ()
-        noise = exploration.correlated(noise, jax.random.normal(key, noise.shape), timestep.first, config.noise_correlation)
+        noise = exploration.correlated(carry.noise, jax.random.normal(key, carry.noise.shape), timestep.first, correlation)
         return pi.at(noise), Carry(memory, noise), ()
 
     return Policy(lambda num_envs: _carried(config, task, num_envs, greedy=greedy), act)
