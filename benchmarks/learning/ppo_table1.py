@@ -102,10 +102,15 @@ def random_score(task: str) -> float:
     return statistics.fmean(returns)
 
 
+def place(args: argparse.Namespace, task: str, setting: str, seed: int) -> Path:
+    """Where a run's result is."""
+    return args.runs.resolve() / task / setting.replace(" ", "-") / f"seed_{seed}" / "result.json"
+
+
 def kept(args: argparse.Namespace, task: str, setting: str, seed: int, cores: queue.SimpleQueue[int]) -> float:
     """A run's score, trained where it is not there yet."""
-    home = args.runs.resolve() / task / setting.replace(" ", "-") / f"seed_{seed}"
-    path = home / "result.json"
+    path = place(args, task, setting, seed)
+    home = path.parent
     job = {"task": task, "seed": seed, "budget": args.budget, "config": SETTINGS[setting], "folder": str(home / "run"), "result": str(path)}
     mark = json.dumps(job | {"code": code_hash()}, sort_keys=True)
     old = json.loads(path.read_text()) if path.exists() else None
@@ -171,6 +176,7 @@ def main() -> None:
     order = [(task, setting, seed) for seed in args.seeds for task in args.tasks for setting in args.settings]
     with concurrent.futures.ThreadPoolExecutor(args.workers) as pool:
         found = dict(zip(order, pool.map(lambda key: kept(args, *key, cores), order), strict=True))
+    made_with = [json.loads(place(args, *key).read_text())["versions"] for key in order]
     zero = {task: random_score(task) for task in args.tasks}
     scores = {s: {t: [found[t, s, seed] for seed in args.seeds] for t in args.tasks} for s in args.settings}
     normalised = table(scores, zero)
@@ -186,6 +192,7 @@ def main() -> None:
         reached = {"what": "clip 0.2 above no clipping or penalty", "difference_ci95": [low, high], "reached": low > 0}
         print(f"clip 0.2 less none: {low:.2f} to {high:.2f}", flush=True)
     result |= {
+        "versions": {name: ", ".join(sorted({run[name] for run in made_with})) for name in made_with[0]},
         "tasks": args.tasks,
         "seeds": args.seeds,
         "budget": args.budget,
