@@ -59,7 +59,7 @@ def ornstein_uhlenbeck(noise: Array, normal: Array, theta: float | Array, sigma:
 
 
 def correlated(noise: Array, normal: Array, first: Array, correlation: float | Array) -> jax.Array:
-    """Standard normal noise `[..., B, d]` whose correlation with the last `noise` is `correlation`: rho x + sqrt(1 - rho^2) N; `normal`
-    itself where an episode begins (`first [..., B]`)."""
-    going_on = correlation * jnp.asarray(noise) + jnp.sqrt(1.0 - jnp.square(correlation)) * normal
+    """Standard normal noise `[..., B, d]` whose correlation with the last `noise` is `correlation`: an Ornstein-Uhlenbeck process that is
+    stationary from the start, `normal` itself where an episode begins (`first [..., B]`)."""
+    going_on = ornstein_uhlenbeck(noise, normal, 1.0 - correlation, jnp.sqrt(1.0 - jnp.square(correlation)))
     return jnp.where(jnp.asarray(first)[..., None], normal, going_on)

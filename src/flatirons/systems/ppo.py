@@ -360,12 +360,10 @@ def init(config: Config, task: Task, key: Key) -> State:
     """Fresh parameters, optimiser, moments and environments."""
     key_params, key_collect, key = jax.random.split(key, 3)
     params = actor_critic.init_params(config, task, key_params, share_torso=config.share_torso, lstm=config.lstm)
-    memory: Any = _blank(config, task.num_envs)
     collector = data.start(task, _carried(config, task, task.num_envs, greedy=False), key_collect)
     kl_coef = jnp.asarray(config.kl_coef, jnp.float32) if config.objective == "penalty" else ()
     opt_state, normaliser = _optimiser(config).init(params), onpolicy.start(config, task)
-    # A copy: the collector has the policy's too, and no array may be donated twice.
-    return State(params, opt_state, normaliser, collector, key, jnp.int32(0), kl_coef, jax.tree.map(jnp.copy, memory))
+    return State(params, opt_state, normaliser, collector, key, jnp.int32(0), kl_coef, _blank(config, task.num_envs))
 
 
 def _blank(config: Config, num_envs: int) -> Any:
