@@ -580,6 +580,7 @@ METHODS = {
     "ewc_permuted": "ewc-mnist",
     "maml_navigation": "maml-navigation",
     "maml_omniglot_5way_1shot": "maml-omniglot-laptop",
+    "maml_omniglot_5way_5shot": "maml-omniglot-laptop-5shot",
     "maml_sinusoid": "maml-sinusoid",
     "mc-dropout-co2": "mc-dropout-co2",
     "mc-dropout-rotated-digit": "mc-dropout-mnist",
