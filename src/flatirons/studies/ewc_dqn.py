@@ -38,8 +38,8 @@ class Config(dqn.Config):
     """Decisions in all, over all games, visits and environments."""
     mode: Literal["ewc", "l2", "sgd", "separate"] = "ewc"
     """ewc, l2 (F = I), sgd (one network without any penalty), separate (a network of its own for each game, the upper bound)."""
-    strength: float = 400.0
-    """Lambda of equation 3."""
+    strength: float = 0.3
+    """Lambda of equation 3; its unit is that of F, so that the paper's 400 is another's."""
     visit_steps: int = 300_000
     """Decisions of a visit: the games come in turn, again and again, for so long each."""
     turn_steps: int = 1_000
