@@ -324,11 +324,8 @@ def check(config: Config, task: Task) -> None:
             f"kl_coef={config.kl_coef:g} with a kl_target begins outside {low:g} to {high:g}, where beta stays: give one within"
         )
     rows = steps_per_turn(config)
-    if config.noise_correlation is not None:
-        if not isinstance(task.spec.action, Box):
-            raise FlatironsError(f"noise_correlation is of noise on Box actions, and {task.name} has {task.spec.action}: leave it out")
-        if not 0.0 <= config.noise_correlation < 1.0:
-            raise FlatironsError(f"noise_correlation={config.noise_correlation} must lie in [0, 1)")
+    if config.noise_correlation is not None and not isinstance(task.spec.action, Box):
+        raise FlatironsError(f"noise_correlation is of noise on Box actions, and {task.name} has {task.spec.action}: leave it out")
     if config.lstm < 0:
         raise FlatironsError(f"lstm={config.lstm} must be at least 0")
     length = config.num_steps if config.sequence_length is None else config.sequence_length
