@@ -524,12 +524,81 @@ def test_f_of_the_q_network_is_its_closed_form(likelihood: Any) -> None:
 
 
 def test_gains_of_each_game_are_its_own() -> None:
-    _, _, states, _ = _played("ewc", task_gains=True)
-    start, left, end = (np.asarray(state.learners[0].params["torso"]["gain"]) for state in (states[0], states[2], states[4]))
-    assert start.shape == (2, 8) and (start == 1).all()
-    assert (left[0] != 1).any() and (left[1] == 1).all(), "one game's gains do not move while another is played"
-    np.testing.assert_array_equal(end[0], left[0])
-    assert (end[1] != 1).any()
+    config, task, states, _ = _played("ewc", task_gains=True)
+    for name, first in (("gain", 1.0), ("bias", 0.0)):
+        start, left, end = (np.asarray(state.learners[0].params["torso"]["games"][0][name]) for state in (states[0], states[2], states[4]))
+        assert start.shape == (2, 8) and (start == first).all()
+        assert (left[0] != first).any() and (left[1] == first).all(), "one game's gains do not move while another is played"
+        np.testing.assert_array_equal(end[0], left[0])
+        assert (end[1] != first).any()
+    params = states[4].learners[0].params
+    layer, own = (jax.tree.map(np.asarray, x) for x in (params["torso"]["shared"]["mlp"][0], params["torso"]["games"][0]))
+    for g, one in enumerate(task.tasks):
+        obs = np.ones((3, *one.spec.obs.shape), np.float32)
+        hidden = np.maximum(own["gain"][g] * (obs @ layer["w"] + layer["b"]) + own["bias"][g], 0.0)
+        by_hand = hidden @ np.asarray(params["q"]["w"]) + np.asarray(params["q"]["b"])
+        found = dqn.q_values(ewc_dqn._config_of(config, task, g), one, params, jnp.asarray(obs))
+        np.testing.assert_allclose(found, by_hand, rtol=1e-5, atol=1e-6)
+
+
+def test_gains_run_through_convolutions_too() -> None:
+    task = envs.make("sequence:pgx:minatar-breakout,pgx:minatar-space_invaders", 1)
+    plain, gained = (ewc_dqn.Config(network="minatar", task_gains=on) for on in (False, True))
+    one, key = task.tasks[0], jax.random.key(0)
+    params = dqn.init_params(ewc_dqn._config_of(gained, task, 0), one, key)
+    shapes = [own["gain"].shape for own in params["torso"]["games"]]
+    assert sorted(shapes) == [(2, 16), (2, 128)]
+    obs = jax.random.bernoulli(key, 0.3, (2, *one.spec.obs.shape))
+    inner = params | {"torso": params["torso"]["shared"]}
+    same = dqn.q_values(plain, one, inner, obs)
+    np.testing.assert_allclose(dqn.q_values(ewc_dqn._config_of(gained, task, 0), one, params, obs), same, rtol=1e-6)
+    own = params["torso"]["games"]
+    silenced = params | {"torso": params["torso"] | {"games": jax.tree.map(lambda x: x.at[1].set(0.0), own)}}
+    np.testing.assert_allclose(dqn.q_values(ewc_dqn._config_of(gained, task, 0), one, silenced, obs), same, rtol=1e-6)
+    flat = jnp.broadcast_to(params["q"]["b"], same.shape)
+    np.testing.assert_allclose(dqn.q_values(ewc_dqn._config_of(gained, task, 1), one, silenced, obs), flat, rtol=1e-6)
+
+
+def test_gated_units_stay_silent_in_their_game() -> None:
+    _, _, states, _ = _played("ewc", task_gains=True, gated=0.5, hidden=(64,))
+    start, end = (state.learners[0].params["torso"]["games"][0] for state in (states[0], states[4]))
+    silent = np.asarray(start["gain"]) == 0
+    assert (
+        set(np.unique(np.asarray(start["gain"]))) == {0.0, 1.0} and (silent.mean(axis=1) > 0.3).all() and (silent.mean(axis=1) < 0.7).all()
+    )
+    assert (silent[0] != silent[1]).any()
+    for name in ("gain", "bias"):
+        assert (np.asarray(end[name])[silent] == 0).all(), "no gradient opens a gate"
+        assert (np.asarray(end[name])[~silent] != np.asarray(start[name])[~silent]).any()
+    held = np.asarray(states[2].games[0].fisher["torso"]["shared"]["mlp"][0]["b"])
+    assert (held[silent[0]] == 0).all() and held[~silent[0]].any(), "what is silent in a game is free in the others"
+
+
+def test_the_rate_falls_over_each_visit() -> None:
+    rates = []
+
+    def seen(config: Any, task: Any, state: Any, experience: Any, **more: Any) -> Any:
+        jax.debug.callback(lambda rate: rates.append(float(rate)), config.learning_rate)
+        return dqn.update(config, task, state, experience, **more)
+
+    config = ewc_dqn.Config(**{**SMALL, "mode": "sgd", "anneal_each_visit": True})
+    task = envs.make(GAMES, config.num_envs)
+    step = jax.jit(lambda config, state: ewc_dqn.step(config, task, state, update=seen)[0])
+    state = ewc_dqn.init(config, task, jax.random.key(0))
+    for _ in range(3):
+        state = step(config, state)
+    jax.effects_barrier()
+    np.testing.assert_allclose(rates, [1e-2] * 4 + [5e-3] * 4 + [1e-2] * 4, rtol=1e-6)
+
+
+def test_f_of_all_actions_is_the_sum_over_them() -> None:
+    _, task, states, _ = _played("separate")
+    game, replay, params = task.tasks[0], states[2].games[0].replay, states[2].learners[0].params
+    config, key = ewc_dqn.Config(**{**SMALL, "likelihood": "gaussian-all"}), jax.random.key(5)
+    rows = memory.sample(replay, game.spec, jax.random.fold_in(key, 0), config.batch_size)
+    slopes = jax.jit(jax.jacrev(lambda p: dqn.q_values(config, game, p, rows.obs)))(params)
+    exact = jax.tree.map(lambda j: jnp.sum(jnp.square(j), axis=(0, 1)) / config.batch_size, slopes)
+    np.testing.assert_allclose(_flat(ewc_dqn.fisher(config, game, params, replay, key, 1)), _flat(exact), rtol=1e-4, atol=1e-9)
 
 
 def test_a_study_is_trained_resumed_and_scored_like_a_system(tmp_path: Any) -> None:
@@ -586,6 +655,8 @@ def test_a_sequence_that_cannot_be_is_refused(name: str, said: str) -> None:
         ({"visit_steps": 40}, "turn_steps=16 does not divide visit_steps=40"),
         ({"fisher_batches": 0}, "at least 1 minibatch"),
         ({"strength": -1.0}, "would push parameters from their anchors"),
+        ({"gated": 0.5}, "give task_gains too"),
+        ({"gated": 1.0, "task_gains": True}, "gated is a probability and 1.0 is not one below 1"),
         ({"reference": (1.0,)}, "reference has 1 returns for 2 games"),
         ({"reference": (1.0, 0.0)}, "give numbers above 0"),
     ],

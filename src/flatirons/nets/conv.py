@@ -132,7 +132,8 @@ def _native(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
 def conv(
     params: Any, x: Array, stride: int, *, planes: bool = False, scale: float = 1.0, form: Literal["auto", "matrix", "native"] = "auto"
 ) -> jax.Array:
-    """Convolution plus bias, `x [..., H, W, C]` (or planes `[..., C, H, W]`) times `scale` to `[..., H', W', F]`.
+    """Convolution plus bias, `x [..., H, W, C]` (or planes `[..., C, H, W]`) times `scale` to `[..., H', W', F]`; where the layer has a
+    "gain" `[F]`, the convolution times it plus bias.
 
     "auto" is the matrix form on a CPU and the native one elsewhere."""
     lead = x.shape[:-3]
@@ -142,6 +143,7 @@ def conv(
     else:
         flat = (jnp.moveaxis(flat, 1, -1) if planes else flat).astype(jnp.float32)
         y = _native(flat * scale, params["w"], stride)
+    y = y * params["gain"].reshape(1, 1, 1, -1) if "gain" in params else y
     y = y + params["b"].reshape(1, 1, 1, -1)
     return y.reshape(lead + y.shape[1:])
 

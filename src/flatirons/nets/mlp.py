@@ -62,10 +62,12 @@ def _product_jvp(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array
 
 
 def dense(params: Any, x: Array) -> jax.Array:
-    """x W + b for `x [..., in]`."""
+    """x W + b for `x [..., in]`; where the layer has a "gain" `[out]`, gain (x W) + b."""
     on_cpu = jax.default_backend() == "cpu"
     y = product(jnp.asarray(x), params["w"]) if on_cpu and jnp.ndim(x) == 2 else x @ params["w"]
-    return y + jnp.expand_dims(params["b"], tuple(range(y.ndim - 1)))
+    axes = tuple(range(y.ndim - 1))
+    y = y * jnp.expand_dims(params["gain"], axes) if "gain" in params else y
+    return y + jnp.expand_dims(params["b"], axes)
 
 
 def activate(name: Activation, x: Array) -> jax.Array:

@@ -48,7 +48,7 @@ RANGES: Mapping[str, Range] = MappingProxyType(
             ),
             SHARE,
         ),
-        **dict.fromkeys(("rmsprop_decay", "momentum", "dropout", "noise_correlation"), DECAY),
+        **dict.fromkeys(("rmsprop_decay", "momentum", "dropout", "noise_correlation", "gated"), DECAY),
         **dict.fromkeys(
             (
                 "clip_eps", "delta", "kl_target", "stop_kl", "max_grad_norm", "length_scale", "dirichlet_alpha", "adam_eps", "rmsprop_eps",

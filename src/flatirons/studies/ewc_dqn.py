@@ -25,9 +25,9 @@ import numpy as np
 from flatirons.core import fisher as information
 from flatirons.core import trees
 from flatirons.data import replay as memory
-from flatirons.nets.torso import num_outputs, torso
+from flatirons.nets.torso import torso
 from flatirons.systems import dqn
-from flatirons.types import FlatironsError, InGraphTask, Key, Metrics, Network, Policy, Preset, Task, TimeStep, config
+from flatirons.types import Discrete, FlatironsError, InGraphTask, Key, Metrics, Network, Policy, Preset, Task, TimeStep, config
 
 
 @config
@@ -38,20 +38,26 @@ class Config(dqn.Config):
     """Decisions in all, over all games, visits and environments."""
     mode: Literal["ewc", "l2", "sgd", "separate"] = "ewc"
     """ewc, l2 (F = I), sgd (one network without any penalty), separate (a network of its own for each game, the upper bound)."""
-    strength: float = 0.3
+    strength: float = 100.0
     """Lambda of equation 3; its unit is that of F, so that the paper's 400 is another's."""
     visit_steps: int = 300_000
     """Decisions of a visit: the games come in turn, again and again, for so long each."""
     turn_steps: int = 1_000
     """Decisions in a turn, at whose end a run may stop; train_every must divide it, and it must divide visit_steps."""
-    likelihood: Literal["gaussian", "softmax"] = "gaussian"
-    """What F is the information of. gaussian: y ~ N(Q(s, a), 1), whose -log is DQN's squared error; softmax: a ~ softmax(Q(s, .))."""
+    likelihood: Literal["gaussian", "gaussian-all", "softmax"] = "gaussian"
+    """What F is the information of. gaussian: y ~ N(Q(s, a), 1) for the action taken, whose -log is DQN's squared error; gaussian-all: for
+    every action, so that those a greedy policy seldom takes are held too; softmax: a ~ softmax(Q(s, .))."""
     fisher_batches: int = 100
     """Minibatches of the replay that F is an average over (the paper: 100)."""
+    anneal_each_visit: bool = False
+    """Let the learning rate fall linearly to 0 over each visit (not in the paper): what is held is shaken by every step that is made."""
     own_anchor: bool = False
     """Hold a game that is visited again to its own anchor too."""
     task_gains: bool = False
-    """Gains and biases of each game's own on the last features (the paper has them in every layer)."""
+    """Gains and biases of each game's own in every layer below Q's, as the paper has them."""
+    gated: float = 0.0
+    """Probability that a game's gain of a unit begins at 0, in the dense layers, where a rectifier then stays silent in that game (Masse
+    2018, context-dependent gating; not in the paper). It needs task_gains."""
     reference: tuple[float, ...] = ()
     """Each game's return that counts as 1 in the total score, where it is clipped; none: returns are added up as they are."""
 
@@ -61,21 +67,29 @@ CAP = 27_000
 
 MINATAR = dqn.MINATAR | {
     "total_steps": 1_800_000,
+    "train_every": 4,
+    "n_step": 3,
     "optimiser": "adam",
-    "learning_rate": 1e-4,
     "optimiser_eps": 1e-6,
+    "learning_rate": 5e-4,
+    "anneal_each_visit": True,
+    "target_every": 500,
     "buffer_size": 100_000,
 }
+ONE_NETWORK = MINATAR | {"task_gains": True, "gated": 0.5, "likelihood": "softmax"}
 
 PRESETS = {
     "ewc-dqn": Preset(
-        doc="MinAtar games in turn, 300,000 decisions a visit (two each of three games): DQN of MinAtar's authors with Adam, and EWC.",
-        config=MINATAR | {"mode": "ewc"},
+        doc="MinAtar games in turn, 300,000 decisions a visit (two each of three games): DQN with Adam and three-step targets, and EWC.",
+        config=ONE_NETWORK | {"mode": "ewc"},
         tasks=("sequence:pgx:minatar-*",),
     ),
-    "l2-dqn": Preset(doc="As ewc-dqn with F = I: every parameter is held alike.", config=MINATAR | {"mode": "l2", "strength": 1.0}),
-    "sgd-dqn": Preset(doc="As ewc-dqn without a penalty: what forgets.", config=MINATAR | {"mode": "sgd"}),
-    "separate-dqn": Preset(doc="As ewc-dqn with a network for each game: what each game can reach.", config=MINATAR | {"mode": "separate"}),
+    "l2-dqn": Preset(doc="As ewc-dqn with F = I: every parameter is held alike.", config=ONE_NETWORK | {"mode": "l2", "strength": 1.0}),
+    "sgd-dqn": Preset(doc="As ewc-dqn without a penalty: what forgets.", config=ONE_NETWORK | {"mode": "sgd"}),
+    "separate-dqn": Preset(
+        doc="As ewc-dqn with a network for each game, none of whose units are silent: what each game can reach.",
+        config=MINATAR | {"mode": "separate"},
+    ),
 }
 
 
@@ -124,7 +138,7 @@ class Actor(NamedTuple):
 
 
 def _config_of(config: Config, task: Task, game: Any) -> Config:
-    """DQN's settings for one game: with `task_gains`, a network whose last features are scaled and shifted by that game's own numbers."""
+    """DQN's settings for one game: with `task_gains`, a network that game's own gains and biases run through."""
     if not config.task_gains:
         return config
     inner = torso(config.network, task.spec.obs, config.hidden, config.activation, "fan_in", layer_norm=config.layer_norm)
@@ -132,15 +146,33 @@ def _config_of(config: Config, task: Task, game: Any) -> Config:
 
     def init(key: Key, obs_spec: Any) -> Any:
         params = inner.init(key, obs_spec)
-        width = num_outputs(inner, params, obs_spec)
-        return {"shared": params, "gain": jnp.ones((num_games, width)), "bias": jnp.zeros((num_games, width))}
+        layers = [layer for layer in jax.tree.leaves(params, is_leaf=_is_layer) if _is_layer(layer)]
+        keys = jax.random.split(jax.random.fold_in(key, 1), len(layers))
+        gains = tuple(_own_gains(layer, num_games, config.gated, k) for layer, k in zip(layers, keys, strict=True))
+        return {"shared": params, "games": gains}
 
     def apply(params: Any, obs: Any) -> jax.Array:
-        features = inner.apply(params["shared"], obs)
-        gain, bias = (jnp.expand_dims(params[name][game], tuple(range(features.ndim - 1))) for name in ("gain", "bias"))
-        return features * gain + bias
+        own = iter(jax.tree.map(lambda x: x[game], params["games"]))
+        return inner.apply(jax.tree.map(lambda x: _gained(x, next(own)) if _is_layer(x) else x, params["shared"], is_leaf=_is_layer), obs)
 
     return cast(Config, dataclasses.replace(cast(Any, config), network=Network(init, apply)))
+
+
+def _is_layer(x: Any) -> bool:
+    return isinstance(x, dict) and x.keys() == {"w", "b"}
+
+
+def _own_gains(layer: Any, num_games: int, gated: Any, key: Key) -> Any:
+    """Each game's gains and biases of a layer, `[games, out]`: 1, or where a dense layer's unit is gated 0, and 0."""
+    shape = (num_games, *layer["b"].shape)
+    is_dense = layer["w"].ndim == 2
+    gain = jax.random.bernoulli(key, 1.0 - gated, shape).astype(jnp.float32) if is_dense else jnp.ones(shape)
+    return {"gain": gain, "bias": jnp.zeros(shape)}
+
+
+def _gained(layer: Any, own: Any) -> Any:
+    """The layer g (W x + b) + c, for a game's own gain g and bias c of each output."""
+    return {"w": layer["w"], "gain": own["gain"], "b": layer["b"] * own["gain"] + own["bias"]}
 
 
 def _games(task: Any) -> tuple[InGraphTask, ...]:
@@ -183,8 +215,12 @@ def fisher(config: Config, task: Task, params: Any, replay: memory.Replay, key: 
     """F of the Q-network on one game: the mean over `batches` minibatches (which may be traced) of its replay.
 
     gaussian: y ~ N(Q(s, a), 1), E_y[(d log p(y | s, a) / d theta)²] = (dQ(s, a) / d theta)², with the expectation taken in closed form.
+    gaussian-all: y ~ N(Q(s, .), I), sum_a (dQ(s, a) / d theta)².
     softmax: sum_a p(a | s) (d log p(a | s) / d theta)², p = softmax(Q(s, .)).
     """
+
+    assert isinstance(task.spec.action, Discrete)
+    actions = task.spec.action.n
 
     def q(params: Any, obs: Any) -> jax.Array:
         return dqn.q_values(config, task, params, jax.tree.map(lambda x: x[None], obs))[0]
@@ -198,6 +234,9 @@ def fisher(config: Config, task: Task, params: Any, replay: memory.Replay, key: 
         rows = memory.sample(replay, task.spec, jax.random.fold_in(key, i), config.batch_size)
         if config.likelihood == "gaussian":
             one = information.fisher_diagonal(chosen, params, (rows.obs, rows.action))
+        elif config.likelihood == "gaussian-all":
+            several = jax.tree.map(lambda x: jnp.repeat(x, actions, axis=0), rows.obs), jnp.tile(jnp.arange(actions), config.batch_size)
+            one = information.fisher_diagonal(chosen, params, several, weight=jnp.full(actions * config.batch_size, float(actions)))
         else:
             one = information.classifier_fisher(q, params, rows.obs, labels="expected")
         return jax.tree.map(jnp.add, total, one)
@@ -226,6 +265,10 @@ def check(config: Config, task: Task) -> None:
         raise FlatironsError(f"fisher_batches is {config.fisher_batches}: F is an average over at least 1 minibatch")
     if config.strength < 0.0:
         raise FlatironsError(f"strength={config.strength} would push parameters from their anchors: give 0 or more")
+    if not 0.0 <= config.gated < 1.0:
+        raise FlatironsError(f"gated is a probability and {config.gated} is not one below 1: give 0 up to 0.99")
+    if config.gated > 0.0 and not config.task_gains:
+        raise FlatironsError("gated says which of each game's own gains begin at 0, and there are none: give task_gains too")
     if config.reference and len(config.reference) != len(_games(task)):
         raise FlatironsError(f"reference has {len(config.reference)} returns for {len(_games(task))} games: give one for each")
     if any(value <= 0.0 for value in config.reference):
@@ -275,6 +318,9 @@ def step(config: Config, task: Task, state: State, *, update: Callable = update,
     tasks = _games(task)
     turns_per_visit = config.visit_steps // config.turn_steps
     now = state.turns // turns_per_visit % len(tasks)
+    if config.anneal_each_visit:
+        left = 1.0 - (state.turns % turns_per_visit) / turns_per_visit
+        config = cast(Config, dataclasses.replace(cast(Any, config), learning_rate=config.learning_rate * left))
     arriving, leaving = state.turns % turns_per_visit == 0, (state.turns + 1) % turns_per_visit == 0
     learners, games, found = list(state.learners), list(state.games), []
     for g, one in enumerate(tasks):
