@@ -84,7 +84,7 @@ PRESETS = {
         config=ONE_NETWORK | {"mode": "ewc"},
         tasks=("sequence:pgx:minatar-*",),
     ),
-    "l2-dqn": Preset(doc="As ewc-dqn with F = I: every parameter is held alike.", config=ONE_NETWORK | {"mode": "l2", "strength": 1.0}),
+    "l2-dqn": Preset(doc="As ewc-dqn with F = I: every parameter is held alike.", config=ONE_NETWORK | {"mode": "l2", "strength": 0.1}),
     "sgd-dqn": Preset(doc="As ewc-dqn without a penalty: what forgets.", config=ONE_NETWORK | {"mode": "sgd"}),
     "separate-dqn": Preset(
         doc="As ewc-dqn with a network for each game, none of whose units are silent: what each game can reach.",
