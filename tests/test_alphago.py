@@ -359,6 +359,13 @@ def test_the_stages_one_after_another(tmp_path: Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, fi.load(sl.path).actor, sl.actor)
     with pytest.raises(FlatironsError, match=r"gone\.sgf cannot be read"):
         fi.resume(sl.path, total_steps=24)
+    # And as if they were there, but others than it began with.
+    game = games.make("tic_tac_toe")
+    written = "".join(records.write(game, records.Record("tic_tac_toe", (0, 3, 1, 4, 2), None)) for _ in range(2))
+    (tmp_path / "gone.sgf").write_text(written, encoding="utf-8")
+    job.write_record(sl.path, job.read_record(sl.path) | {"data_sha256": "0" * 64})
+    with pytest.raises(FlatironsError, match=r"the files of .*gone\.sgf are not those that .* began with"):
+        fi.resume(sl.path, total_steps=24)
     with pytest.raises(FlatironsError, match=r"alphago-sl, so alphago-value cannot start from it; give a run of alphago-rl"):
         stage("alphago-value", VALUE, "alphago-sl")
     with pytest.raises(FlatironsError, match="do not fit alphago-rl with these settings; use the same blocks and channels"):

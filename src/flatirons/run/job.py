@@ -280,23 +280,37 @@ def check_options(options: Options, seed: int, seeds: int, workers: int) -> Opti
 
 def demand_same_data(job: Job, made: Task) -> None:
     """Raises FlatironsError where a run that learns from data finds other files than it began with."""
-    recorded, found = job.recorded.get("data_sha256"), _data_sha256(made)
-    if recorded is not None and found is not None and found != recorded:
+    recorded = job.recorded.get("data_sha256")
+    if recorded is None:
+        return
+    found = _data_sha256(job, made)
+    if found is not None and found != recorded:
+        where = ", ".join(str(path) for path in _own_files(job)[:3]) or made.name
         raise FlatironsError(
-            f"the files of {made.name} are not those that {job.path} began with (SHA-256 {found[:12]}... where it recorded "
+            f"the files of {where} are not those that {job.path} began with (SHA-256 {found[:12]}... where it recorded "
             f"{recorded[:12]}...); put the old ones back, or begin a new run"
         )
 
 
-def _data_sha256(made: Task) -> str | None:
-    """The digest of the files that a task reads, None where it reads none."""
+def _own_files(job: Job) -> tuple[Path, ...]:
+    """The files that a system's settings name to learn from."""
+    return job.system.files(job.config) if hasattr(job.system, "files") else ()
+
+
+def _data_sha256(job: Job, made: Task) -> str | None:
+    """The digest of the files that a task, or a system by its settings, reads; None where there are none."""
     match made:
         case DataTask():
             return made.sha256
         case InGraph(env=meta.Glyphs(pictures=pictures)):
             return pictures.sha256
         case _:
-            return None
+            read = _own_files(job)
+            return (
+                hashlib.sha256("".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in read).encode()).hexdigest()
+                if read
+                else None
+            )
 
 
 # ---------------------------------------------------------------------------------------------------------------- records
@@ -321,7 +335,7 @@ def record_of(job: Job, made: Task, *, vmapped: bool) -> dict[str, Any]:
         "env_options": job.env_options,
         "in_graph": made.in_graph,
         "spec": spec_to_json(made.spec),
-        "data_sha256": _data_sha256(made),
+        "data_sha256": _data_sha256(job, made),
         "seed": job.seed,
         "seeds": job.seeds,
         "vmapped": vmapped,

@@ -165,6 +165,15 @@ def _record_files(where: str) -> list[Path]:
     return found
 
 
+def files(config: Config) -> tuple[Path, ...]:
+    """The record files to learn from, in their order; none where a search plays the games. Raises FlatironsError for one that is gone."""
+    found = _record_files(config.records) if config.records else []
+    gone = next((path for path in found if not path.is_file()), None)
+    if gone is not None:
+        raise FlatironsError(f"the records {gone} cannot be read (there is no such file); give a record file or a folder")
+    return tuple(found)
+
+
 def read_records(where: str, game: BoardGame) -> np.ndarray:
     """The moves of all games, int32 `[games, plies of the longest]`, -1 after an end.
 
