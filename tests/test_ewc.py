@@ -21,7 +21,7 @@ from flatirons.envs import datasets
 from flatirons.run import checkpoint
 from flatirons.studies import ewc_dqn
 from flatirons.systems import dqn, ewc
-from flatirons.types import FlatironsError
+from flatirons.types import FlatironsError, Network
 
 # --------------------------------------------------------------------------------------------------------- the Fisher
 
@@ -557,6 +557,13 @@ def test_gains_run_through_convolutions_too() -> None:
     np.testing.assert_allclose(dqn.q_values(ewc_dqn._config_of(gained, task, 0), one, silenced, obs), same, rtol=1e-6)
     flat = jnp.broadcast_to(params["q"]["b"], same.shape)
     np.testing.assert_allclose(dqn.q_values(ewc_dqn._config_of(gained, task, 1), one, silenced, obs), flat, rtol=1e-6)
+
+
+def test_a_network_without_layers_gets_no_gains() -> None:
+    own = Network(lambda key, spec: {"scale": jnp.ones(1)}, lambda params, obs: params["scale"] * obs)
+    config, task = ewc_dqn.Config(**{**SMALL, "task_gains": True, "network": own}), envs.make(GAMES, 2)
+    with pytest.raises(FlatironsError, match="the network has none: leave it off"):
+        ewc_dqn.init(config, task, jax.random.key(0))
 
 
 def test_gated_units_stay_silent_in_their_game() -> None:

@@ -147,6 +147,10 @@ def _config_of(config: Config, task: Task, game: Any) -> Config:
     def init(key: Key, obs_spec: Any) -> Any:
         params = inner.init(key, obs_spec)
         layers = [layer for layer in jax.tree.leaves(params, is_leaf=_is_layer) if _is_layer(layer)]
+        if not layers:
+            raise FlatironsError(
+                'task_gains is for layers {"w": ..., "b": ...}, and the network has none: leave it off, or name its parameters so'
+            )
         keys = jax.random.split(jax.random.fold_in(key, 1), len(layers))
         gains = tuple(_own_gains(layer, num_games, config.gated, k) for layer, k in zip(layers, keys, strict=True))
         return {"shared": params, "games": gains}
