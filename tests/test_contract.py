@@ -214,7 +214,7 @@ def test_which_preset_a_task_gets() -> None:
         ("sac-halfcheetah", None), ("sac-2018", "sac-halfcheetah"), ("sac-2018", None), ("async-q-classic", None),
         ("async-q", "a3c-paper"), ("dqn-2013-minatar", None), ("dqn-2013", None), (None, None),
         ("ddpg-pixels-pendulum", None), ("ddpg-pixels", None), ("sac-pixels-pendulum", None), ("sac-2018", "sac-pixels"),
-        ("sac-2018-humanoid", None), ("sac-halfcheetah", None), (None, None),
+        ("sac-2018-humanoid", None), ("sac-halfcheetah", None), ("sac-her", None),
     ]  # fmt: skip
     assert systems.preset_for(systems.alphazero, None, "pgx:connect-four")[0] == "alphazero-connect-four"
     assert systems.preset_for(systems.alphazero, "alphago-zero", "pgx:go-9x9")[:2] == ("alphago-zero-laptop", "alphazero-go")

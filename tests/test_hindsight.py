@@ -206,6 +206,21 @@ def test_fetch_steps_under_mujoco_4_and_its_reward_is_our_rule() -> None:
     task.close()
 
 
+@pytest.mark.parametrize("name", ["FetchReach-v4", "FetchPush-v4", "HandReach-v3"])
+def test_envpools_goals_are_rewarded_by_our_rule(name: str) -> None:
+    pytest.importorskip("envpool")
+    task: Any = envs.make(f"envpool:{name}", 3, seed=3)
+    rng, rewarded = np.random.default_rng(0), jax.jit(task.spec.goal_reward)
+    for _ in range(60):
+        outcome, _ = task.step(rng.uniform(-1, 1, (3, *task.spec.action.shape)).astype(np.float32))
+        np.testing.assert_array_equal(rewarded(outcome.next_obs["achieved_goal"], outcome.next_obs["desired_goal"]), outcome.reward)
+    task.close()
+    for other in (name.replace("-", "Dense-"), "HandManipulateBlockRotateZ-v1"):
+        task = envs.make(f"envpool:{other}", 1)
+        assert task.spec.goal_reward is None
+        task.close()
+
+
 def test_fetch_can_be_wrapped() -> None:
     pytest.importorskip("gymnasium_robotics")
     task: Any = envs.make("discrete:FetchReach-v4", 1)

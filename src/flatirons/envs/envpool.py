@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from flatirons.envs import spaces
+from flatirons.envs import robotics, spaces
 from flatirons.envs.host import EnvFault, HostBatch, Leaves, Stepped, warnings_as
 from flatirons.types import FlatironsError, Spec
 
@@ -37,8 +37,13 @@ class EnvPoolEngine:
     @property
     def max_episode_steps(self) -> int | None:
         """The pool's time limit in decisions."""
-        limit = getattr(self._env.spec.config, "max_episode_steps", None)
+        limit = getattr(self.settings, "max_episode_steps", None)
         return int(limit) if limit and limit < 2**31 - 1 else None
+
+    @property
+    def settings(self) -> Any:
+        """What the pool was made with: the task's own settings and the options given."""
+        return self._env.spec.config
 
     def _open(self, seed: int) -> None:
         import envpool
@@ -118,6 +123,7 @@ def make_envpool(task: str, num_envs: int, *, seed: int = 0, timeout_s: float | 
     if task not in known:
         raise FlatironsError(f"the task 'envpool:{task}' is unknown{_nearest(task, known) or '; envpool.list_all_envs() names them'}")
     engine = EnvPoolEngine(task, num_envs, seed, {key: value for key, value in options.items() if value is not None})
-    spec = Spec(spaces.obs_spec(engine.obs_space), spaces.action_spec(engine.action_space), engine.max_episode_steps)
+    rewarded = robotics.goal_reward(engine.settings)
+    spec = Spec(spaces.obs_spec(engine.obs_space), spaces.action_spec(engine.action_space), engine.max_episode_steps, goal_reward=rewarded)
     notes = (f"vectoriser: envpool ({num_envs} environments in C++ threads)",)
     return HostBatch(f"envpool:{task}", engine, engine.obs_space, spec, num_envs, seed=seed, notes=notes, timeout_s=timeout_s)

@@ -40,15 +40,17 @@ def register() -> None:
 
 
 def goal_reward(env: Any) -> Callable[[Any, Any], Any] | None:
-    """`reward(achieved, desired)` on JAX arrays `[..., d]`, of an environment that pursues goals: its own method `goal_reward`, or the
-    threshold rule of Gymnasium-Robotics' sparse rewards (Fetch and HandReach); None where neither is known.
+    """`reward(achieved, desired)` on JAX arrays `[..., d]`, of an environment that pursues goals, or of EnvPool's settings of one: its own
+    method `goal_reward`, or the threshold rule of Gymnasium-Robotics' sparse rewards (Fetch and HandReach); None where neither is known.
 
     HandManipulate has a `distance_threshold` too, but another rule: position and rotation each have their own, and one may be ignored."""
     own = getattr(env, "goal_reward", None)
     if callable(own):
         return own
     threshold = getattr(env, "distance_threshold", None)
-    if threshold is None or getattr(env, "rotation_threshold", None) is not None or getattr(env, "reward_type", None) != "sparse":
+    # EnvPool's hands all have a threshold of rotation, which reaching does not read.
+    turned = getattr(env, "rotation_threshold", None) is not None and getattr(env, "hand_task", None) != "reach"
+    if threshold is None or turned or getattr(env, "reward_type", None) != "sparse":
         return None
 
     def near(achieved: Any, desired: Any) -> Any:

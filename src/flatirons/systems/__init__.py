@@ -51,12 +51,10 @@ def demand_trainable(name: str | None) -> None:
 def choose_preset(module: ModuleType, task_name: str, variant_of: str = "") -> str | None:
     """The preset tuned for this task, if there is one: the first whose `tasks` patterns match. With `variant_of`, of that preset's.
 
-    EnvPool's task of a name is Gymnasium's of that name, but for its goals: what another goal would have earned is not known there."""
+    EnvPool's task of a name is Gymnasium's of that name."""
     task_name = games.task_name(task_name)
     twin = task_name.removeprefix("envpool:")
     for name, preset in module.PRESETS.items():
-        if twin != task_name and preset.config.get("her_goals"):
-            continue
         if preset.variant_of == variant_of and any(fnmatch.fnmatchcase(twin, pattern) for pattern in preset.tasks):
             return name
     return None
