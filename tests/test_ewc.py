@@ -501,7 +501,7 @@ def test_separate_agents_share_nothing() -> None:
     assert not np.array_equal(_flat(states[4].learners[1].params), _flat(states[0].learners[1].params))
 
 
-@pytest.mark.parametrize("likelihood", ["gaussian", "softmax"])
+@pytest.mark.parametrize("likelihood", ["gaussian", "softmax", "softmax-scaled"])
 def test_f_of_the_q_network_is_its_closed_form(likelihood: Any) -> None:
     _, task, states, _ = _played("separate")
     config = ewc_dqn.Config(**{**SMALL, "likelihood": likelihood})
@@ -509,16 +509,19 @@ def test_f_of_the_q_network_is_its_closed_form(likelihood: Any) -> None:
     key = jax.random.key(5)
     found = ewc_dqn.fisher(config, game, params, replay, key, 2)
 
+    rows = [memory.sample(replay, game.spec, jax.random.fold_in(key, i), config.batch_size) for i in range(2)]
+    several = [np.asarray(dqn.q_values(config, game, params, one.obs)) for one in rows]
+    scale = np.sqrt(np.mean([q.var(axis=-1) for q in several])) if likelihood == "softmax-scaled" else 1.0
+
     @jax.jit
     def by_hand(params: Any, rows: Any) -> Any:
-        slopes = jax.jacrev(lambda p: dqn.q_values(config, game, p, rows.obs))(params)
-        p = jax.nn.softmax(dqn.q_values(config, game, params, rows.obs))
+        slopes = jax.jacrev(lambda p: dqn.q_values(config, game, p, rows.obs) / scale)(params)
+        p = jax.nn.softmax(dqn.q_values(config, game, params, rows.obs) / scale)
         m = jax.vmap(lambda p: jnp.diag(p) - jnp.outer(p, p))(p)
         if likelihood == "gaussian":
             m = jax.vmap(lambda a: jnp.diag(jax.nn.one_hot(a, 2)))(rows.action)
         return jax.tree.map(lambda j: jnp.einsum("na...,nab,nb...->...", j, m, j) / 8, slopes)
 
-    rows = [memory.sample(replay, game.spec, jax.random.fold_in(key, i), config.batch_size) for i in range(2)]
     exact = np.mean([_flat(by_hand(params, one)) for one in rows], axis=0)
     np.testing.assert_allclose(_flat(found), exact, rtol=1e-4, atol=1e-9)
 

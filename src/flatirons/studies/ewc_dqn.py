@@ -44,9 +44,10 @@ class Config(dqn.Config):
     """Decisions of a visit: the games come in turn, again and again, for so long each."""
     turn_steps: int = 1_000
     """Decisions in a turn, at whose end a run may stop; train_every must divide it, and it must divide visit_steps."""
-    likelihood: Literal["gaussian", "gaussian-all", "softmax"] = "gaussian"
+    likelihood: Literal["gaussian", "gaussian-all", "softmax", "softmax-scaled"] = "gaussian"
     """What F is the information of. gaussian: y ~ N(Q(s, a), 1) for the action taken, whose -log is DQN's squared error; gaussian-all: for
-    every action, so that those a greedy policy seldom takes are held too; softmax: a ~ softmax(Q(s, .))."""
+    every action, so that those a greedy policy seldom takes are held too; softmax: a ~ softmax(Q(s, .)); softmax-scaled: of Q in units of
+    the game's own deviation over actions, so that a game whose actions differ little is held as firmly as one whose do much."""
     fisher_batches: int = 100
     """Minibatches of the replay that F is an average over (the paper: 100)."""
     anneal_each_visit: bool = False
@@ -62,6 +63,8 @@ class Config(dqn.Config):
     """Each game's return that counts as 1 in the total score, where it is clipped; none: returns are added up as they are."""
 
 
+LEAST_VARIANCE = 1e-8
+"""Of Q over actions, that softmax-scaled divides by: a game in which nothing makes a difference is not held without bounds."""
 CAP = 27_000
 """Decisions after which an episode is cut in `score` where a game has no time limit."""
 
@@ -220,7 +223,8 @@ def fisher(config: Config, task: Task, params: Any, replay: memory.Replay, key: 
 
     gaussian: y ~ N(Q(s, a), 1), E_y[(d log p(y | s, a) / d theta)²] = (dQ(s, a) / d theta)², with the expectation taken in closed form.
     gaussian-all: y ~ N(Q(s, .), I), sum_a (dQ(s, a) / d theta)².
-    softmax: sum_a p(a | s) (d log p(a | s) / d theta)², p = softmax(Q(s, .)).
+    softmax: sum_a p(a | s) (d log p(a | s) / d theta)², p = softmax(Q(s, .)); softmax-scaled: p = softmax(Q(s, .) / T), where T² is the
+    mean over the minibatches of Q's variance over actions.
     """
 
     assert isinstance(task.spec.action, Discrete)
@@ -234,15 +238,25 @@ def fisher(config: Config, task: Task, params: Any, replay: memory.Replay, key: 
         values = q(params, obs)
         return jnp.sum(values * jax.nn.one_hot(action, values.shape[-1]))
 
+    def sampled(i: Any) -> memory.Sample:
+        return memory.sample(replay, task.spec, jax.random.fold_in(key, i), config.batch_size)
+
+    scale: Any = 1.0
+    if config.likelihood == "softmax-scaled":
+        variances = jax.lax.fori_loop(
+            0, batches, lambda i, v: v + jnp.mean(jnp.var(dqn.q_values(config, task, params, sampled(i).obs), axis=-1)), jnp.float32(0.0)
+        )
+        scale = jnp.sqrt(jnp.maximum(variances / jnp.maximum(batches, 1), LEAST_VARIANCE))
+
     def add(i: Any, total: Any) -> Any:
-        rows = memory.sample(replay, task.spec, jax.random.fold_in(key, i), config.batch_size)
+        rows = sampled(i)
         if config.likelihood == "gaussian":
             one = information.fisher_diagonal(chosen, params, (rows.obs, rows.action))
         elif config.likelihood == "gaussian-all":
             several = jax.tree.map(lambda x: jnp.repeat(x, actions, axis=0), rows.obs), jnp.tile(jnp.arange(actions), config.batch_size)
             one = information.fisher_diagonal(chosen, params, several, weight=jnp.full(actions * config.batch_size, float(actions)))
         else:
-            one = information.classifier_fisher(q, params, rows.obs, labels="expected")
+            one = information.classifier_fisher(lambda *x: q(*x) / scale, params, rows.obs, labels="expected")
         return jax.tree.map(jnp.add, total, one)
 
     total = jax.lax.fori_loop(0, batches, add, jax.tree.map(jnp.zeros_like, params))
