@@ -573,9 +573,8 @@ def test_gated_units_stay_silent_in_their_game() -> None:
     _, _, states, _ = _played("ewc", task_gains=True, gated=0.5, hidden=(64,))
     start, end = (state.learners[0].params["torso"]["games"][0] for state in (states[0], states[4]))
     silent = np.asarray(start["gain"]) == 0
-    assert (
-        set(np.unique(np.asarray(start["gain"]))) == {0.0, 1.0} and (silent.mean(axis=1) > 0.3).all() and (silent.mean(axis=1) < 0.7).all()
-    )
+    assert (np.asarray(start["gain"])[~silent] == 1).all()
+    assert (silent.mean(axis=1) > 0.3).all() and (silent.mean(axis=1) < 0.7).all()
     assert (silent[0] != silent[1]).any()
     for name in ("gain", "bias"):
         assert (np.asarray(end[name])[silent] == 0).all(), "no gradient opens a gate"
@@ -666,7 +665,6 @@ def test_a_sequence_that_cannot_be_is_refused(name: str, said: str) -> None:
         ({"fisher_batches": 0}, "at least 1 minibatch"),
         ({"strength": -1.0}, "would push parameters from their anchors"),
         ({"gated": 0.5}, "give task_gains too"),
-        ({"gated": 1.0, "task_gains": True}, "gated is a probability and 1.0 is not one below 1"),
         ({"reference": (1.0,)}, "reference has 1 returns for 2 games"),
         ({"reference": (1.0, 0.0)}, "give numbers above 0"),
     ],

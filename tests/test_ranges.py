@@ -44,6 +44,7 @@ def test_defaults_and_presets_are_within_and_every_number_is_thought_of(module: 
         ("ppo", {"learning_rate": -1.0}, "learning_rate=-1 .* from 0 up"),
         ("ppo", {"clip_eps": 0.0}, "clip_eps=0 .* above 0"),
         ("ppo", {"noise_correlation": 1.0}, "noise_correlation=1 .* from 0 and below 1"),
+        ("ewc_dqn", {"gated": 1.0}, "gated=1 .* from 0 and below 1"),
         ("ppo", {"hidden": (64, 0)}, "has a layer of 0 units"),
         ("sac", {"her_goals": -1}, "her_goals=-1 makes no sense in sac: give a number from 0 up"),
         ("ddpg", {"random_steps": -5}, "random_steps=-5 .* from 0 up"),

@@ -305,12 +305,8 @@ def _data_sha256(job: Job, made: Task) -> str | None:
         case InGraph(env=meta.Glyphs(pictures=pictures)):
             return pictures.sha256
         case _:
-            read = _own_files(job)
-            return (
-                hashlib.sha256("".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in read).encode()).hexdigest()
-                if read
-                else None
-            )
+            each = [hashlib.sha256(path.read_bytes()).hexdigest() for path in _own_files(job)]
+            return hashlib.sha256("".join(each).encode()).hexdigest() if each else None
 
 
 # ---------------------------------------------------------------------------------------------------------------- records

@@ -38,7 +38,7 @@ class Config(dqn.Config):
     """Decisions in all, over all games, visits and environments."""
     mode: Literal["ewc", "l2", "sgd", "separate"] = "ewc"
     """ewc, l2 (F = I), sgd (one network without any penalty), separate (a network of its own for each game, the upper bound)."""
-    strength: float = 100.0
+    strength: float = 0.3
     """Lambda of equation 3; its unit is that of F, so that the paper's 400 is another's."""
     visit_steps: int = 300_000
     """Decisions of a visit: the games come in turn, again and again, for so long each."""
@@ -79,7 +79,7 @@ MINATAR = dqn.MINATAR | {
     "target_every": 500,
     "buffer_size": 100_000,
 }
-ONE_NETWORK = MINATAR | {"task_gains": True, "gated": 0.5, "likelihood": "softmax"}
+ONE_NETWORK = MINATAR | {"task_gains": True, "gated": 0.5, "likelihood": "softmax", "strength": 100.0}
 
 PRESETS = {
     "ewc-dqn": Preset(
@@ -283,8 +283,6 @@ def check(config: Config, task: Task) -> None:
         raise FlatironsError(f"fisher_batches is {config.fisher_batches}: F is an average over at least 1 minibatch")
     if config.strength < 0.0:
         raise FlatironsError(f"strength={config.strength} would push parameters from their anchors: give 0 or more")
-    if not 0.0 <= config.gated < 1.0:
-        raise FlatironsError(f"gated is a probability and {config.gated} is not one below 1: give 0 up to 0.99")
     if config.gated > 0.0 and not config.task_gains:
         raise FlatironsError("gated says which of each game's own gains begin at 0, and there are none: give task_gains too")
     if config.reference and len(config.reference) != len(_games(task)):
