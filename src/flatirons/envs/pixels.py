@@ -42,10 +42,8 @@ class Pixels(gymnasium.Wrapper):
         self._options = options
         self.frames_per_step = options.repeat
         self._frames: collections.deque[np.ndarray] = collections.deque(maxlen=options.stack)
-        drawer = _mujoco_drawer(env.unwrapped, options.size)
-        # OpenGL's context is current in the thread that drew last, and in no other.
-        self.of_one_thread = drawer is not None
-        self._draw = drawer or self._render
+        drawer, self.of_one_thread = _mujoco_drawer(env.unwrapped, options.size) or (self._render, False)
+        self._draw = drawer
         self.observation_space = spaces.StackedBox(0, 255, (options.stack, options.size, options.size), np.uint8)
 
     def _render(self) -> np.ndarray:
@@ -83,8 +81,8 @@ class Pixels(gymnasium.Wrapper):
         return self._seen(), total, terminated, truncated, info
 
 
-def _mujoco_drawer(env: Any, size: int) -> Callable[[], np.ndarray] | None:
-    """What draws a Gymnasium MuJoCo environment, RGB uint8 `[size, size, 3]`; None for others."""
+def _mujoco_drawer(env: Any, size: int) -> tuple[Callable[[], np.ndarray], bool] | None:
+    """What draws a Gymnasium MuJoCo environment, RGB uint8 `[size, size, 3]`, and whether one thread alone may; None for others."""
     model, data = getattr(env, "model", None), getattr(env, "data", None)
     # Gymnasium-Robotics puts the goal into the picture in its own `render`.
     if "mujoco" not in sys.modules or model is None or data is None or type(env).__module__.startswith("gymnasium_robotics"):
@@ -101,13 +99,30 @@ def _mujoco_drawer(env: Any, size: int) -> Callable[[], np.ndarray] | None:
     for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION, mujoco.mjtRndFlag.mjRND_HAZE):
         renderer.scene.flags[flag] = 0
     follows = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
+    let_go = _let_go()
 
     def draw() -> np.ndarray:
         # The environment may have made its data anew.
         renderer.update_scene(cast(Any, env).data, camera=follows)
-        return renderer.render()
+        picture = renderer.render()
+        if let_go is not None:
+            let_go()
+        return picture
 
-    return draw
+    if let_go is not None:
+        let_go()
+    return draw, let_go is None
+
+
+def _let_go() -> Callable[[], None] | None:
+    """What takes OpenGL's context from this thread, so that any other may draw next: it stays with the one that drew last, and a second
+    one's drawing fails. None where MuJoCo does not draw through EGL."""
+    display = getattr(sys.modules.get("mujoco.egl"), "EGL_DISPLAY", None)
+    if display is None:
+        return None
+    from OpenGL import EGL
+
+    return lambda: EGL.eglMakeCurrent(display, EGL.EGL_NO_SURFACE, EGL.EGL_NO_SURFACE, EGL.EGL_NO_CONTEXT)
 
 
 def factory(name: str, options: PixelOptions, kwargs: dict[str, Any]) -> Callable[[], gymnasium.Env]:
