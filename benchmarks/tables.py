@@ -267,7 +267,7 @@ def share(part: dict[str, Any]) -> str:
 def _ablations(r: dict[str, Any]) -> list[list[str]]:
     rows = []
     for name, row in r["rows"].items():
-        head = f"connect four, {r['minutes']:g} minutes, {len(r['seeds'])} seeds, {name}: against "
+        head = f"connect four, {r['minutes']:g} minutes of a core, seed {', '.join(map(str, r['seeds']))}, {name}: against "
         rows += [[head + opponent, "–", share(row[opponent]), "–"] for opponent in ("minimax-5", "preset") if opponent in row]
     return rows
 
