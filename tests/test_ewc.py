@@ -475,7 +475,7 @@ def test_a_game_that_is_left_has_an_anchor_and_holds_the_others() -> None:
     assert not np.array_equal(_flat(both), _flat(anchors))
     for leaving, ones in ((True, 1.0), (False, _flat(left.games[0].fisher))):
         settings = ewc_dqn.Config(**{**SMALL, "mode": "l2"})
-        l2 = ewc_dqn._consolidated(settings, settings, None, other.learners[0].params, left.games[0], jnp.bool_(leaving))  # type: ignore[arg-type]
+        _, l2 = ewc_dqn._left(settings, settings, None, 0, other.learners[0], left.games[0], jnp.bool_(leaving))  # type: ignore[arg-type]
         assert (_flat(l2.fisher) == ones).all()
 
 
@@ -583,6 +583,36 @@ def test_gated_units_stay_silent_in_their_game() -> None:
     assert (held[silent[0]] == 0).all() and held[~silent[0]].any(), "what is silent in a game is free in the others"
 
 
+@pytest.mark.parametrize("mode", ["ewc", "sgd"])
+def test_units_that_are_silent_as_a_game_is_left_stay_silent_in_it(mode: str) -> None:
+    """Closing them changes none of the game's Q; afterwards nothing that is done to what F is blind to does, where before it would."""
+    settings = {"task_gains": True, "hidden": (64,), "turn_steps": 32}
+    config, task, plain, _ = _played(mode, turns=1, **settings)
+    _, _, closed, _ = _played(mode, turns=2, **settings, close_silent=True)
+    chosen, game = ewc_dqn._config_of(config, task, 0), task.tasks[0]
+    obs = memory.sample(plain[1].games[0].replay, game.spec, jax.random.key(0), 64).obs
+    q = functools.partial(dqn.q_values, chosen, game, obs=obs)
+    open_, shut = (states[1].learners[0].params for states in (plain, closed))
+    np.testing.assert_allclose(q(shut), q(open_), rtol=1e-6, atol=1e-7)
+    own = shut["torso"]["games"][0]
+    silent = np.asarray(own["gain"][0]) == 0
+    assert silent.any() and not silent.all() and (np.asarray(own["bias"][0])[silent] == 0).all()
+    assert (np.asarray(own["gain"][1]) == 1).all(), "the other game's gates stay open"
+    np.testing.assert_array_equal(np.asarray(closed[1].learners[0].target["torso"]["games"][0]["gain"][0]) == 0, silent)
+
+    def spoken(params: Any) -> Any:
+        """The parameters after another game has made the silent units speak."""
+        layer = params["torso"]["shared"]["mlp"][0]
+        louder = {"w": layer["w"], "b": layer["b"] + jnp.where(silent, 10.0, 0.0)}
+        shared = params["torso"]["shared"] | {"mlp": [louder, *params["torso"]["shared"]["mlp"][1:]]}
+        return params | {"torso": params["torso"] | {"shared": shared}}
+
+    assert np.abs(np.asarray(q(spoken(open_)) - q(open_))).max() > 1e-2
+    np.testing.assert_allclose(q(spoken(shut)), q(shut), rtol=1e-6, atol=1e-7)
+    after = closed[2].learners[0].params["torso"]["games"][0]
+    np.testing.assert_array_equal(np.asarray(after["gain"][0]), np.asarray(own["gain"][0]))
+
+
 def test_the_rate_falls_over_each_visit() -> None:
     rates = []
 
@@ -665,6 +695,7 @@ def test_a_sequence_that_cannot_be_is_refused(name: str, said: str) -> None:
         ({"fisher_batches": 0}, "at least 1 minibatch"),
         ({"strength": -1.0}, "would push parameters from their anchors"),
         ({"gated": 0.5}, "give task_gains too"),
+        ({"close_silent": True}, "give task_gains too"),
         ({"reference": (1.0,)}, "reference has 1 returns for 2 games"),
         ({"reference": (1.0, 0.0)}, "give numbers above 0"),
     ],

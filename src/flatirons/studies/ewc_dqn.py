@@ -4,7 +4,7 @@ learning in a reinforcement learning context" and figure 3).
     for visit = 1, 2, ... do
         g <- the game whose turn it is, with its own replay, exploration and episodes
         for each step do  DQN's step, its loss with ½ lambda sum_k F_k (theta - theta*_k)² added, over the games k left so far but g
-        theta*_g <- theta, F_g <- the Fisher information of Q on g's replay
+        F_g <- the Fisher information of Q on g's replay, units silent there closed in g, theta*_g <- theta
 
 The games are those of a `sequence:` task; which one is played is known to the learner. DQN is `systems/dqn.py` as it stands: its loss is
 wrapped by `core.fisher.anchored`, and its State is put together from what all games share (`Learner`) and what each has (`Game`).
@@ -59,6 +59,10 @@ class Config(dqn.Config):
     gated: float = 0.0
     """Probability that a game's gain of a unit begins at 0, in the dense layers, where a rectifier then stays silent in that game (Masse
     2018, context-dependent gating; not in the paper). It needs task_gains."""
+    close_silent: bool = False
+    """As a game is left, set its own gains and biases of units that are silent in all states of F to 0 (not in the paper). Nothing changes
+    there, and F is 0 of such a unit's weights: another game would be free to change them, and the unit to speak in this game too. It needs
+    task_gains; mode sgd, too, then computes F."""
     reference: tuple[float, ...] = ()
     """Each game's return that counts as 1 in the total score, where it is clipped; none: returns are added up as they are."""
 
@@ -79,7 +83,7 @@ MINATAR = dqn.MINATAR | {
     "target_every": 500,
     "buffer_size": 100_000,
 }
-ONE_NETWORK = MINATAR | {"task_gains": True, "gated": 0.5, "likelihood": "softmax", "strength": 100.0}
+ONE_NETWORK = MINATAR | {"task_gains": True, "gated": 0.5, "likelihood": "softmax", "strength": 100.0, "close_silent": True}
 
 PRESETS = {
     "ewc-dqn": Preset(
@@ -87,7 +91,10 @@ PRESETS = {
         config=ONE_NETWORK | {"mode": "ewc"},
         tasks=("sequence:pgx:minatar-*",),
     ),
-    "l2-dqn": Preset(doc="As ewc-dqn with F = I: every parameter is held alike.", config=ONE_NETWORK | {"mode": "l2", "strength": 0.1}),
+    "l2-dqn": Preset(
+        doc="As ewc-dqn with F = I: every parameter is held alike, those of silent units too, which therefore are not closed.",
+        config=ONE_NETWORK | {"mode": "l2", "strength": 0.1, "close_silent": False},
+    ),
     "sgd-dqn": Preset(doc="As ewc-dqn without a penalty: what forgets.", config=ONE_NETWORK | {"mode": "sgd"}),
     "separate-dqn": Preset(
         doc="As ewc-dqn with a network for each game, none of whose units are silent: what each game can reach.",
@@ -285,6 +292,8 @@ def check(config: Config, task: Task) -> None:
         raise FlatironsError(f"strength={config.strength} would push parameters from their anchors: give 0 or more")
     if config.gated > 0.0 and not config.task_gains:
         raise FlatironsError("gated says which of each game's own gains begin at 0, and there are none: give task_gains too")
+    if config.close_silent and not config.task_gains:
+        raise FlatironsError("close_silent sets each game's own gains to 0, and there are none: give task_gains too")
     if config.reference and len(config.reference) != len(_games(task)):
         raise FlatironsError(f"reference has {len(config.reference)} returns for {len(_games(task))} games: give one for each")
     if any(value <= 0.0 for value in config.reference):
@@ -349,8 +358,8 @@ def step(config: Config, task: Task, state: State, *, update: Callable = update,
         inner, metrics = _repeat(training, _joined(_begun(learners[mine], arriving & (now == g)), games[g]), trainings)
         learners[mine], games[g] = _parted(inner, games[g].anchor, games[g].fisher)
         found.append(metrics)
-        if config.mode in ("ewc", "l2"):
-            games[g] = _consolidated(config, chosen, one, learners[mine].params, games[g], leaving & (now == g))
+        if config.mode in ("ewc", "l2") or config.close_silent:
+            learners[mine], games[g] = _left(config, chosen, one, g, learners[mine], games[g], leaving & (now == g))
     total = jax.tree.map(lambda *xs: sum(xs[1:], start=xs[0]), *found)
     episodes = total.pop("episodes")
     means = {name: x / (config.turn_steps // config.train_every) for name, x in total.items()}
@@ -374,15 +383,32 @@ def _repeat(step: Callable[[Any], tuple[Any, Metrics]], state: dqn.State, times:
     return jax.lax.fori_loop(0, times, body, (state, zeros))
 
 
-def _consolidated(config: Config, chosen: Config, one: Task, params: Any, game: Game, leaving: Any) -> Game:
-    """The game with theta* and F as it is left with these parameters; as it was where it is not left."""
+def _left(config: Config, chosen: Config, one: Task, g: int, learner: Learner, game: Game, leaving: Any) -> tuple[Learner, Game]:
+    """The learner as it leaves game g, and the game with theta* and F; both as they were where it is not left."""
     key, key_fisher = jax.random.split(game.key)
-    if config.mode == "l2":
-        new = information.identity(params)
-    else:
-        new = fisher(chosen, one, params, game.replay, key_fisher, jnp.where(leaving, config.fisher_batches, 0))
-    anchor, new, key = trees.select(leaving, (params, new, key), (game.anchor, game.fisher, game.key))
-    return game._replace(anchor=anchor, fisher=new, key=key)
+    params, target = learner.params, learner.target
+    new = information.identity(params)
+    if config.mode == "ewc" or config.close_silent:
+        found = fisher(chosen, one, params, game.replay, key_fisher, jnp.where(leaving, config.fisher_batches, 0))
+        if config.close_silent:
+            params, target = (_closed(x, found, g) for x in (params, target))
+        new = found if config.mode == "ewc" else new
+    params, target, key = trees.select(leaving, (params, target, key), (learner.params, learner.target, game.key))
+    if config.mode in ("ewc", "l2"):
+        anchor, new = trees.select(leaving, (params, new), (game.anchor, game.fisher))
+        game = game._replace(anchor=anchor, fisher=new)
+    return learner._replace(params=params, target=target), game._replace(key=key)
+
+
+def _closed(params: Any, fisher: Any, g: int) -> Any:
+    """Parameters in which game g's own gains and biases are 0 of the units whose own bias has no Fisher information: the silent ones."""
+
+    def close(own: Any, information: Any) -> Any:
+        speaks = information["bias"][g] > 0.0
+        return {name: x.at[g].set(jnp.where(speaks, x[g], 0.0)) for name, x in own.items()}
+
+    layers = zip(params["torso"]["games"], fisher["torso"]["games"], strict=True)
+    return params | {"torso": params["torso"] | {"games": tuple(close(*layer) for layer in layers)}}
 
 
 # ------------------------------------------------------------------------------------------------------------- its score
