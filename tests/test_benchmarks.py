@@ -298,6 +298,25 @@ def made_up_ewc():
     return permuted, ewc_dqn.collect({}, returns, {"evaluations": evaluations}, visit=10)
 
 
+def test_modes_of_games_in_turn_are_kept_while_their_settings_are_the_presets(tmp_path):
+    study, path = ewc_dqn.ewc_dqn, tmp_path / "ewc_dqn.json"
+    visits = {"visit_steps": ewc_dqn.VISIT, "total_steps": 6 * ewc_dqn.VISIT}
+    settings = {mode: vars(study.Config(**study.PRESETS[name].config | visits)) for mode, name in ewc_dqn.MODES.items()}
+    # One that came later stands at its default, and separate agents are held by nothing.
+    del settings["l2"]["own_anchor"]
+    settings["separate"]["strength"] = 7.0
+    parts = {what: {mode: [1.0] for mode in settings} for what in ("returns", "evaluations", "seconds")}
+    record.write(path, {"commit": "new", "kept": {"l2": "old"}, "settings": settings, **parts})
+    assert [ewc_dqn.of_before(mode, path)["commit"] for mode in ("l2", "separate")] == ["old", "new"]
+    assert ewc_dqn.of_before("l2", path)["returns"] == [1.0]
+    settings["l2"]["learning_rate"] = 7.0
+    record.write(path, {"commit": "new", "settings": settings, **parts})
+    with pytest.raises(SystemExit, match=r"learning_rate of .* no longer the preset's; train it again"):
+        ewc_dqn.of_before("l2", path)
+    with pytest.raises(SystemExit, match="train it instead"):
+        ewc_dqn.of_before("l2", tmp_path / "none.json")
+
+
 def test_the_gap_closed_and_the_sums_of_scores_by_hand():
     permuted, games = made_up_ewc()
     assert permuted["modes"]["ewc"]["gap_closed"] == pytest.approx(0.75) and permuted["modes"]["joint"]["gap_closed"] == 1.0

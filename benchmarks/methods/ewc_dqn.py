@@ -2,11 +2,12 @@
 
     python -m benchmarks.methods.ewc_dqn [--seeds 0-2] [--modes ewc,sgd] [--runs DIR]
 
-Trains what is missing (a run that was cut goes on bit for bit, a finished one is kept), and writes the result once every seed of every mode
-is there; several of these may run side by side on different --modes or --seeds. A game's score is its mean return over 100 greedy episodes
-divided by the mean over seeds of the separate agents', clipped to 1; a run's is the sum over games. The settings were chosen on seeds from
-100 on. The bars below were set before. Beside the sums stand forgetting, backward and forward transfer (`core.continual`) of the same
-scores, from the evaluations at the ends of visits.
+Trains what is missing (a run that was cut goes on bit for bit, a finished one is kept), and writes the result once every seed of every
+mode is there; several of these may run side by side on different --modes or --seeds. The modes of --keep are not trained: their runs are
+those of the result that is there, if its settings are still the presets'. A game's score is its mean return over 100 greedy episodes
+divided by the mean over seeds of the separate agents', clipped to 1; a run's is the sum over games. The settings were chosen on seeds
+from 100 on. The bars below were set before. Beside the sums stand forgetting, backward and forward transfer (`core.continual`) of the
+same scores, from the evaluations at the ends of visits.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from benchmarks.learning.run import seed_list
 from benchmarks.learning.summary import bootstrap
 from benchmarks.record import RESULTS, ROOT, header, versions, write
 from flatirons.core import continual
+from flatirons.studies import ewc_dqn
 
 NAME = "ewc_dqn"
 GAMES = ("pgx:minatar-breakout", "pgx:minatar-freeway", "pgx:minatar-space_invaders")
@@ -35,6 +37,8 @@ REACH_ABOVE_SGD, AIM_OF_THREE = 0.5, 2.6
 SEEDS = range(3)
 VISIT = 300_000
 EPISODES = 100
+UNREAD = {"separate": ("strength", "likelihood"), "sgd": ("strength",)}
+"""Settings that a mode does not read."""
 MODES: dict[str, str] = {"sgd": "sgd-dqn", "ewc": "ewc-dqn", "l2": "l2-dqn", "separate": "separate-dqn"}
 
 
@@ -148,11 +152,29 @@ def collect(
     }  # fmt: skip
 
 
+def of_before(mode: str, path: Path) -> dict[str, Any]:
+    """One mode's part of a result that was written before: its returns, evaluations, settings and seconds, and the commit they are of.
+    Raises SystemExit where there is none, or its settings are no longer the preset's."""
+    if not path.exists():
+        raise SystemExit(f"--keep {mode}: there is no {path}; train it instead")
+    found = json.loads(path.read_text())
+    preset = ewc_dqn.PRESETS[MODES[mode]].config | {"visit_steps": VISIT, "total_steps": 6 * VISIT}
+    now, plain = (json.loads(json.dumps(vars(ewc_dqn.Config(**settings)))) for settings in (preset, {}))
+    stored = found["settings"][mode]
+    # A setting that came since stands at its default.
+    other = [name for name, value in now.items() if stored.get(name, plain[name]) != value and name not in UNREAD.get(mode, ())]
+    if other:
+        raise SystemExit(f"--keep {mode}: {', '.join(other)} of {path} are no longer the preset's; train it again")
+    part = {what: found[what][mode] for what in ("returns", "evaluations", "settings", "seconds")}
+    return part | {"commit": found.get("kept", {}).get(mode, found["commit"])}
+
+
 def main() -> None:
     """Train what is missing, then write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=seed_list, default=list(SEEDS), help="which seeds to train now, as 0,1 or 0-2")
     parser.add_argument("--modes", default=",".join(MODES), help="which modes to train now")
+    parser.add_argument("--keep", default="", help="modes to take from the result that is there")
     parser.add_argument("--visit", type=int, default=VISIT, help="decisions of a visit, to try things out")
     parser.add_argument("--strength", type=float, default=None, help="another lambda, to try things out")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "benchmarks" / NAME, help="where the run folders go")
@@ -162,18 +184,28 @@ def main() -> None:
     if (args.visit != VISIT or tried) and args.runs == ROOT / "runs" / "benchmarks" / NAME:
         parser.error("another --visit or --strength needs --runs of its own, so that the benchmark's stay as they are")
     head = header(NAME, "benchmarks.methods.ewc_dqn")
+    kept = {mode: of_before(mode, args.out / f"{NAME}.json") for mode in args.keep.split(",") if mode}
     for seed in args.seeds:
         for mode in args.modes.split(","):
+            if mode in kept:
+                continue
             began = time.perf_counter()
             run = finished(mode, seed, args.runs, args.visit, tried)
             last = {game: round(run.evaluations[-1][game], 2) for game in GAMES}
             print(f"{mode} seed {seed}: {last} ({time.perf_counter() - began:.0f} s)", flush=True)
-    missing = [f"{mode}-{seed}" for mode in MODES for seed in SEEDS if not (args.runs / f"{mode}-{seed}" / "summary.json").exists()]
+    missing = [
+        f"{mode}-{seed}"
+        for mode in MODES
+        if mode not in kept
+        for seed in SEEDS
+        if not (args.runs / f"{mode}-{seed}" / "summary.json").exists()
+    ]
     if missing or args.visit != VISIT:
         print(f"no result: {', '.join(missing) or 'a visit of another length'}{' are missing' if missing else ''}")
         return
-    runs = {mode: [finished(mode, seed, args.runs, VISIT, {}) for seed in SEEDS] for mode in MODES}
+    runs = {mode: [finished(mode, seed, args.runs, VISIT, {}) for seed in SEEDS] for mode in MODES if mode not in kept}
     returns = {mode: [{game: run.evaluate(EPISODES)[game] for game in GAMES} for run in of] for mode, of in runs.items()}
+    returns |= {mode: before["returns"] for mode, before in kept.items()}
     more = {
         "versions": versions(["jax", "jaxlib", "numpy", "optax", "flatirons", "pgx"]),
         "task": TASK,
@@ -182,7 +214,12 @@ def main() -> None:
         "settings": {mode: {k: v for k, v in vars(of[0].config).items()} for mode, of in runs.items()},
         "seconds": {mode: [json.loads((run.path / "summary.json").read_text())["seconds"] for run in of] for mode, of in runs.items()},
         "evaluations": {mode: [curve(run) for run in of] for mode, of in runs.items()},
+        "kept": {mode: before["commit"] for mode, before in kept.items()},
     }
+    for what in ("settings", "seconds", "evaluations"):
+        more[what] |= {mode: before[what] for mode, before in kept.items()}
+    # In the order of MODES, whichever were trained now.
+    returns = {mode: returns[mode] for mode in MODES}
     result = collect(head, returns, more)
     write(args.out / f"{NAME}.json", result)
     rounded = {mode: {name: round(x, 3) for name, x in of.items()} for mode, of in result["transfer_means"].items()}
