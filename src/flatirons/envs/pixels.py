@@ -81,6 +81,10 @@ class Pixels(gymnasium.Wrapper):
         return self._seen(), total, terminated, truncated, info
 
 
+_CANNOT_DRAW: list[str] = []
+"""Why MuJoCo cannot draw in this process, once that was found: how it draws is chosen when it is imported."""
+
+
 def _mujoco_drawer(env: Any, size: int) -> tuple[Callable[[], np.ndarray], bool] | None:
     """What draws a Gymnasium MuJoCo environment, RGB uint8 `[size, size, 3]`, and whether one thread alone may; None for others."""
     model, data = getattr(env, "model", None), getattr(env, "data", None)
@@ -90,12 +94,15 @@ def _mujoco_drawer(env: Any, size: int) -> tuple[Callable[[], np.ndarray], bool]
     mujoco: Any = sys.modules["mujoco"]
     model.vis.quality.shadowsize = model.vis.quality.offsamples = 0
     model.vis.quality.numslices, model.vis.quality.numstacks = 12, 8
+    # Where MuJoCo could not draw once, a second attempt ends the process.
+    if _CANNOT_DRAW:
+        raise FlatironsError(_CANNOT_DRAW[0])
     try:
         renderer = mujoco.Renderer(model, size, size)
     except Exception as error:
-        raise FlatironsError(
-            f"MuJoCo cannot draw here ({' '.join(str(error).split())[:120]}): set MUJOCO_GL=egl (or osmesa) before Python starts"
-        ) from None
+        said = " ".join(str(error).split())[:120]
+        _CANNOT_DRAW.append(f"MuJoCo cannot draw here ({said}): set MUJOCO_GL=egl (or osmesa) before Python starts")
+        raise FlatironsError(_CANNOT_DRAW[0]) from None
     for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION, mujoco.mjtRndFlag.mjRND_HAZE):
         renderer.scene.flags[flag] = 0
     follows = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
