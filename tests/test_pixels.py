@@ -17,7 +17,7 @@ import pytest
 
 from flatirons import envs
 from flatirons.data import replay as memory
-from flatirons.envs import host
+from flatirons.envs import host, pixels
 from flatirons.nets import encoder, pictures
 from flatirons.run.job import SpecTask
 from flatirons.systems import ddpg
@@ -70,6 +70,24 @@ def test_any_thread_may_draw_through_egl() -> None:
         np.testing.assert_array_equal(another.submit(env.render).result(), here)
         np.testing.assert_array_equal(env.render(), here)
     task.close()
+
+
+def test_where_mujoco_cannot_draw_it_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second attempt would end the process."""
+    make = pixels.factory("InvertedPendulum-v5", pixels.PixelOptions(), {})  # says how MuJoCo is to draw, before it is imported
+    mujoco = pytest.importorskip("mujoco")
+    tried = []
+
+    def fails(*_: Any) -> None:
+        tried.append(1)
+        raise RuntimeError("no display")
+
+    monkeypatch.setattr(pixels, "_CANNOT_DRAW", [])
+    monkeypatch.setattr(mujoco, "Renderer", fails)
+    for _ in range(2):
+        with pytest.raises(FlatironsError, match=r"cannot draw here \(no display\): set MUJOCO_GL"):
+            make()
+    assert len(tried) == 1
 
 
 SEEN = ArraySpec((2, 5, 4), "uint8", low=0, high=255, stack=2)

@@ -184,7 +184,10 @@ def main() -> None:
     if (args.visit != VISIT or tried) and args.runs == ROOT / "runs" / "benchmarks" / NAME:
         parser.error("another --visit or --strength needs --runs of its own, so that the benchmark's stay as they are")
     head = header(NAME, "benchmarks.methods.ewc_dqn")
-    kept = {mode: of_before(mode, args.out / f"{NAME}.json") for mode in args.keep.split(",") if mode}
+    named = [mode for mode in args.keep.split(",") if mode]
+    if unknown := [mode for mode in (*named, *args.modes.split(",")) if mode not in MODES]:
+        parser.error(f"there is no mode {', '.join(unknown)}: they are {', '.join(MODES)}")
+    kept = {mode: of_before(mode, args.out / f"{NAME}.json") for mode in named}
     for seed in args.seeds:
         for mode in args.modes.split(","):
             if mode in kept:

@@ -42,8 +42,7 @@ class Pixels(gymnasium.Wrapper):
         self._options = options
         self.frames_per_step = options.repeat
         self._frames: collections.deque[np.ndarray] = collections.deque(maxlen=options.stack)
-        drawer, self.of_one_thread = _mujoco_drawer(env.unwrapped, options.size) or (self._render, False)
-        self._draw = drawer
+        self._draw, self.of_one_thread = _mujoco_drawer(env.unwrapped, options.size) or (self._render, False)
         self.observation_space = spaces.StackedBox(0, 255, (options.stack, options.size, options.size), np.uint8)
 
     def _render(self) -> np.ndarray:
