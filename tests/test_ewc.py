@@ -613,6 +613,38 @@ def test_units_that_are_silent_as_a_game_is_left_stay_silent_in_it(mode: str) ->
     np.testing.assert_array_equal(np.asarray(after["gain"][0]), np.asarray(own["gain"][0]))
 
 
+@pytest.mark.parametrize("mode", ["ewc", "sgd"])
+def test_closed_units_are_begun_anew_for_the_next_game(mode: str) -> None:
+    """Those closed in all games left so far: no game hears that, and the game that is entered learns with them."""
+    config, task, states, _ = _played(mode, turns=4, task_gains=True, hidden=(64,), turn_steps=32, close_silent=True, reopen_silent=True)
+    left, other, both = states[1].learners[0], states[2].learners[0], jnp.array([True, True])
+
+    def q(params: Any, g: int) -> Any:
+        obs = memory.sample(states[2].games[g].replay, task.tasks[g].spec, jax.random.key(0), 64).obs
+        return dqn.q_values(ewc_dqn._config_of(config, task, g), task.tasks[g], params, obs)
+
+    def gains(learner: Any) -> Any:
+        return np.asarray(learner.params["torso"]["games"][-1]["gain"])
+
+    closed = gains(left)[0] == 0
+    assert closed.any() and not closed.all()
+    entered = ewc_dqn._reopened(left, 1, jnp.array([True, False]), jax.random.key(1))
+    np.testing.assert_array_equal(q(entered.params, 0), q(left.params, 0))
+    before, after = (x.params["torso"]["shared"]["mlp"][-1]["w"] for x in (left, entered))
+    assert (np.asarray(before != after).any(axis=0) == closed).all() and np.abs(after[:, closed]).max() <= after.shape[0] ** -0.5
+    for params in (entered.params, entered.target):
+        assert ((np.asarray(params["q"]["w"]) == 0).all(axis=1) == closed).all()
+    again = ewc_dqn._reopened(other, 0, both, jax.random.key(1))
+    reopened = (gains(other) == 0).all(axis=0)
+    assert reopened.any() and (gains(again)[0][reopened] == 1).all() and (gains(again)[1][reopened] == 0).all()
+    for g in (0, 1):
+        np.testing.assert_allclose(q(again.params, g), q(other.params, g), rtol=1e-6, atol=1e-7)
+    nothing_left = ewc_dqn._reopened(left, 1, jnp.array([False, False]), jax.random.key(1))
+    np.testing.assert_array_equal(_flat(nothing_left.params), _flat(left.params))
+    spoke = (gains(states[3].learners[0])[0] != 0) & reopened
+    assert spoke.any() and np.asarray(states[3].learners[0].params["q"]["w"])[spoke].any(axis=1).all(), "what is begun anew learns"
+
+
 def test_the_rate_falls_over_each_visit() -> None:
     rates = []
 
@@ -696,6 +728,7 @@ def test_a_sequence_that_cannot_be_is_refused(name: str, said: str) -> None:
         ({"strength": -1.0}, "would push parameters from their anchors"),
         ({"gated": 0.5}, "give task_gains too"),
         ({"close_silent": True}, "give task_gains too"),
+        ({"reopen_silent": True}, "give close_silent too"),
         ({"reference": (1.0,)}, "reference has 1 returns for 2 games"),
         ({"reference": (1.0, 0.0)}, "give numbers above 0"),
     ],

@@ -216,6 +216,15 @@ def test_whole_numbers_of_a_wide_range_are_numbers_not_categories() -> None:
     assert max(x.size for x in jax.tree.leaves(shapes)) < 10_000
 
 
+def test_a_wide_network_is_the_same_stack_with_twice_the_units() -> None:
+    spec = OBS["minatar"][0]
+    assert isinstance(spec, ArraySpec)
+    for name, width in (("minatar", 128), ("minatar-wide", 256)):
+        net = torso(name, spec, (8,), "relu", "fan_in")
+        params = jax.eval_shape(lambda key, net=net: net.init(key, spec), jax.random.key(0))
+        assert [x["w"].shape for x in params["mlp"]] == [(1024, width)] and params["images"][0][0]["w"].shape == (3, 3, 4, 16)
+
+
 def test_a_persons_own_network_is_passed_through() -> None:
     own = Network(lambda key, spec: {"w": jnp.ones(3)}, lambda params, obs: obs * params["w"][None])
     assert torso(own, ArraySpec((3,)), (64,), "tanh", "orthogonal") is own

@@ -12,8 +12,13 @@ from flatirons.nets import conv
 from flatirons.nets.mlp import Activation, Init, mlp, mlp_init
 from flatirons.types import ArraySpec, FlatironsError, Network
 
-TORSOS = ("auto", "mlp", "nature", "playing-atari", "minatar")
-_STACKS = {"nature": (conv.NATURE, 512), "playing-atari": (conv.PLAYING_ATARI, 256), "minatar": (conv.MINATAR, 128)}
+TORSOS = ("auto", "mlp", "nature", "playing-atari", "minatar", "minatar-wide")
+_STACKS = {
+    "nature": (conv.NATURE, 512),
+    "playing-atari": (conv.PLAYING_ATARI, 256),
+    "minatar": (conv.MINATAR, 128),
+    "minatar-wide": (conv.MINATAR, 256),
+}
 
 
 MOST_CATEGORIES = 1024

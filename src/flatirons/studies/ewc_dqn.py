@@ -5,6 +5,7 @@ learning in a reinforcement learning context" and figure 3).
         g <- the game whose turn it is, with its own replay, exploration and episodes
         for each step do  DQN's step, its loss with ½ lambda sum_k F_k (theta - theta*_k)² added, over the games k left so far but g
         F_g <- the Fisher information of Q on g's replay, units silent there closed in g, theta*_g <- theta
+    (units closed in all games left so far are begun anew as g is entered)
 
 The games are those of a `sequence:` task; which one is played is known to the learner. DQN is `systems/dqn.py` as it stands: its loss is
 wrapped by `core.fisher.anchored`, and its State is put together from what all games share (`Learner`) and what each has (`Game`).
@@ -25,6 +26,7 @@ import numpy as np
 from flatirons.core import fisher as information
 from flatirons.core import trees
 from flatirons.data import replay as memory
+from flatirons.nets.mlp import dense_init
 from flatirons.nets.torso import torso
 from flatirons.systems import dqn
 from flatirons.types import Discrete, FlatironsError, InGraphTask, Key, Metrics, Network, Policy, Preset, Task, TimeStep, config
@@ -63,6 +65,10 @@ class Config(dqn.Config):
     """As a game is left, set its own gains and biases of units that are silent in all states of F to 0 (not in the paper). Nothing changes
     there, and F is 0 of such a unit's weights: another game would be free to change them, and the unit to speak in this game too. It needs
     task_gains; mode sgd, too, then computes F."""
+    reopen_silent: bool = False
+    """As a game is entered, begin units of the last hidden layer anew that are closed in every game left so far (not in the paper): with
+    fresh weights in, weights of 0 out, and a gain of 1 in this game. No game hears them, and F is 0 of them in each. What dies in one
+    game is dead in the next otherwise. It needs close_silent."""
     reference: tuple[float, ...] = ()
     """Each game's return that counts as 1 in the total score, where it is clipped; none: returns are added up as they are."""
 
@@ -83,7 +89,15 @@ MINATAR = dqn.MINATAR | {
     "target_every": 500,
     "buffer_size": 100_000,
 }
-ONE_NETWORK = MINATAR | {"task_gains": True, "gated": 0.5, "likelihood": "softmax", "strength": 100.0, "close_silent": True}
+ONE_NETWORK = MINATAR | {
+    "network": "minatar-wide",
+    "task_gains": True,
+    "likelihood": "softmax-scaled",
+    "strength": 3.0,
+    "close_silent": True,
+    "reopen_silent": True,
+}
+"""Of all games: twice as wide as what one game has to itself."""
 
 PRESETS = {
     "ewc-dqn": Preset(
@@ -93,11 +107,11 @@ PRESETS = {
     ),
     "l2-dqn": Preset(
         doc="As ewc-dqn with F = I: every parameter is held alike, those of silent units too, which therefore are not closed.",
-        config=ONE_NETWORK | {"mode": "l2", "strength": 0.1, "close_silent": False},
+        config=ONE_NETWORK | {"mode": "l2", "strength": 0.1, "close_silent": False, "reopen_silent": False},
     ),
     "sgd-dqn": Preset(doc="As ewc-dqn without a penalty: what forgets.", config=ONE_NETWORK | {"mode": "sgd"}),
     "separate-dqn": Preset(
-        doc="As ewc-dqn with a network for each game, none of whose units are silent: what each game can reach.",
+        doc="As ewc-dqn with a network for each game, of MinAtar's width: what each game can reach.",
         config=MINATAR | {"mode": "separate"},
     ),
 }
@@ -294,6 +308,8 @@ def check(config: Config, task: Task) -> None:
         raise FlatironsError("gated says which of each game's own gains begin at 0, and there are none: give task_gains too")
     if config.close_silent and not config.task_gains:
         raise FlatironsError("close_silent sets each game's own gains to 0, and there are none: give task_gains too")
+    if config.reopen_silent and not config.close_silent:
+        raise FlatironsError("reopen_silent begins closed units anew, and none are closed: give close_silent too")
     if config.reference and len(config.reference) != len(_games(task)):
         raise FlatironsError(f"reference has {len(config.reference)} returns for {len(_games(task))} games: give one for each")
     if any(value <= 0.0 for value in config.reference):
@@ -355,7 +371,11 @@ def step(config: Config, task: Task, state: State, *, update: Callable = update,
         chosen = _config_of(config, task, g)
         anchored = information.anchored(loss, *_pull(config, tuple(games), g), config.strength)
         training = functools.partial(dqn.step, chosen, one, update=functools.partial(update, loss=anchored))
-        inner, metrics = _repeat(training, _joined(_begun(learners[mine], arriving & (now == g)), games[g]), trainings)
+        begun = _begun(learners[mine], arriving & (now == g))
+        if config.reopen_silent:
+            left = jnp.arange(len(tasks)) < state.turns // turns_per_visit
+            begun = trees.select(arriving & (now == g), _reopened(begun, g, left, jax.random.fold_in(games[g].key, state.turns)), begun)
+        inner, metrics = _repeat(training, _joined(begun, games[g]), trainings)
         learners[mine], games[g] = _parted(inner, games[g].anchor, games[g].fisher)
         found.append(metrics)
         if config.mode in ("ewc", "l2") or config.close_silent:
@@ -370,6 +390,27 @@ def step(config: Config, task: Task, state: State, *, update: Callable = update,
 def _begun(learner: Learner, arriving: Any) -> Learner:
     """The learner with an optimiser begun anew (all zeros) where a visit begins: the last game's momentum is not to push in this one."""
     return learner._replace(opt_state=trees.select(arriving, jax.tree.map(jnp.zeros_like, learner.opt_state), learner.opt_state))
+
+
+def _reopened(learner: Learner, g: int, left: Any, key: Key) -> Learner:
+    """The learner with units begun anew in game g that are closed in all games left so far (bool `[games]`): in the layer below Q's."""
+    own = learner.params["torso"]["games"][-1]
+    free = jnp.any(left) & jnp.all((own["gain"] == 0.0) | ~left[:, None], axis=0)
+
+    def reopen(params: Any) -> Any:
+        shared, structure = jax.tree.flatten(params["torso"]["shared"], is_leaf=_is_layer)
+        last = max(i for i, x in enumerate(shared) if _is_layer(x))
+        heads = {name: x for name, x in params.items() if name != "torso"}
+        if any(x["w"].shape[0] != shared[last]["w"].shape[-1] for x in heads.values()):
+            raise FlatironsError("reopen_silent is for networks whose last layer is the one below Q, and this has another: leave it off")
+        fresh = dense_init(key, *shared[last]["w"].shape, init="fan_in")
+        shared[last] = jax.tree.map(lambda new, old: jnp.where(free, new, old), fresh, shared[last])
+        *below, own = params["torso"]["games"]
+        own = {name: x.at[g].set(jnp.where(free, 1.0 if name == "gain" else 0.0, x[g])) for name, x in own.items()}
+        heads = {name: x | {"w": jnp.where(free[:, None], 0.0, x["w"])} for name, x in heads.items()}
+        return heads | {"torso": {"shared": jax.tree.unflatten(structure, shared), "games": (*below, own)}}
+
+    return learner._replace(params=reopen(learner.params), target=reopen(learner.target))
 
 
 def _repeat(step: Callable[[Any], tuple[Any, Metrics]], state: dqn.State, times: Any) -> tuple[dqn.State, Metrics]:

@@ -114,7 +114,7 @@ class Config:
     eval_epsilon: float = 0.0
     """Exploration of the greedy policy where Q is learned."""
     network: str | Network = "auto"
-    """Torso: auto, mlp, nature, playing-atari, minatar, or from Python a Network of your own."""
+    """Torso: auto, mlp, nature, playing-atari, minatar, minatar-wide (256 units), or from Python a Network of your own."""
     hidden: tuple[int, ...] = (128,)
     """Widths of the MLP."""
     activation: Activation = "relu"

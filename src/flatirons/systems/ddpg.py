@@ -91,7 +91,7 @@ class Config:
     last_layer_bound: float | None = None
     """Last layers begin uniform within this bound (3e-3 in the paper); none is ±1/sqrt(fan in) as elsewhere."""
     network: str | Network = "auto"
-    """Torso: auto, mlp, nature, playing-atari, minatar, or from Python a Network of your own."""
+    """Torso: auto, mlp, nature, playing-atari, minatar, minatar-wide (256 units), or from Python a Network of your own."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the actor's and the critic's layers; from an image alone the actor has the image stack's one layer instead."""
     activation: Activation = "relu"

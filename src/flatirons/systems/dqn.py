@@ -103,7 +103,7 @@ class Config:
     max_grad_norm: float | None = 10.0
     """Clip the gradient to this global norm (not in the paper); none switches it off."""
     network: str | Network = "auto"
-    """Torso: auto, mlp, nature, playing-atari, minatar, or from Python a Network of your own."""
+    """Torso: auto, mlp, nature, playing-atari, minatar, minatar-wide (256 units), or from Python a Network of your own."""
     hidden: tuple[int, ...] = (128, 128)
     """Widths of the MLP."""
     activation: Activation = "relu"

@@ -94,7 +94,7 @@ class Config:
     adam_eps: float = 1e-5
     """Adam's epsilon."""
     network: str | Network = "auto"
-    """Torso: auto, mlp, nature, playing-atari, minatar, or from Python a Network of your own."""
+    """Torso: auto, mlp, nature, playing-atari, minatar, minatar-wide (256 units), or from Python a Network of your own."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the MLP."""
     activation: Activation = "tanh"

@@ -63,7 +63,7 @@ class Config:
     max_grad_norm: float | None = None
     """Clip the gradient to this global norm (not in the paper); none switches it off."""
     network: str | Network = "auto"
-    """Torso: auto, mlp, nature, playing-atari, minatar, or from Python a Network of your own."""
+    """Torso: auto, mlp, nature, playing-atari, minatar, minatar-wide (256 units), or from Python a Network of your own."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the MLP."""
     activation: Activation = "tanh"

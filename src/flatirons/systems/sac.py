@@ -81,7 +81,7 @@ class Config:
     reward_scale: float = 1.0
     """Factor of rewards in learning (the first paper's one hyper-parameter, 5 or 20); evaluations do not use it."""
     network: str | Network = "auto"
-    """Torso: auto, mlp, nature, playing-atari, minatar, or from Python a Network of your own."""
+    """Torso: auto, mlp, nature, playing-atari, minatar, minatar-wide (256 units), or from Python a Network of your own."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the policy's and the critics' layers; from an image alone the policy has the image stack's one layer instead."""
     activation: Activation = "relu"

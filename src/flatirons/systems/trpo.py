@@ -96,7 +96,7 @@ class Config:
     normalise_reward: bool = False
     """Divide rewards by the running deviation of the discounted return (not in the paper)."""
     network: str | Network = "auto"
-    """Torso: auto, mlp, nature, playing-atari, minatar, or from Python a Network of your own."""
+    """Torso: auto, mlp, nature, playing-atari, minatar, minatar-wide (256 units), or from Python a Network of your own."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the MLP."""
     activation: Activation = "tanh"
