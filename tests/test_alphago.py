@@ -100,6 +100,12 @@ def test_the_learners_own_moves() -> None:
 # ------------------------------------------------------------------------------------------------------- the first stage
 
 
+def test_record_files_may_be_in_capitals(tmp_path: Path) -> None:
+    for name in ("A.SGF", "b.sgf", "c.Pgn", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [path.name for path in alphago_sl._record_files(str(tmp_path))] == ["A.SGF", "b.sgf", "c.Pgn"]
+
+
 def test_records_become_positions(tmp_path: Path) -> None:
     game = games.make("tic_tac_toe")
     played = [(4, 0, 8, 2, 1, 7, 3, 5, 6), (0, 3, 1, 4, 2)]

@@ -16,6 +16,7 @@ import flatirons as fi
 from flatirons import envs
 from flatirons.data import positions
 from flatirons.envs import games
+from flatirons.envs.ingraph import InGraph
 from flatirons.nets import resnet
 from flatirons.plan import contest
 from flatirons.systems import alphazero
@@ -348,6 +349,14 @@ def test_a_position_is_analysed() -> None:
     assert int(look.visits.sum()) == 0
 
 
+class Cut(games.Game):
+    """One to which a person has given a limit."""
+
+    @property
+    def max_episode_steps(self) -> int | None:
+        return 7
+
+
 def test_what_cannot_run_is_refused() -> None:
     with pytest.raises(FlatironsError, match="is none; try pgx:connect_four"):
         alphazero.check(SMALL, envs.make("jax:CartPole-v1", 8))
@@ -363,8 +372,20 @@ def test_what_cannot_run_is_refused() -> None:
         alphazero.check(dataclasses.replace(SMALL, see_wins=True, play_see_losses=True), envs.make("pgx:othello", 8))
     with pytest.raises(FlatironsError, match="opening_plies=-1"):
         alphazero.check(dataclasses.replace(SMALL, opening_plies=-1), task())
-    with pytest.raises(FlatironsError, match="num_simulations=0"):
-        alphazero.check(dataclasses.replace(SMALL, num_simulations=0), task())
+    for name, wrong, said in (
+        ("num_simulations", 0, "at least 1"),
+        ("max_considered", 0, "at least 1"),
+        ("value_hidden", 0, "at least 1"),
+        ("policy_channels", 0, "at least 1"),
+        ("play_simulations", -5, "not be negative"),
+        ("play_max_considered", -1, "not be negative"),
+        ("temperature_plies", -1, "not be negative"),
+        ("learning_starts", 441, "may never be reached: of buffer_size=512 positions 440 are surely of finished games"),
+    ):
+        with pytest.raises(FlatironsError, match=f"{name}={wrong}.* {said}"):
+            alphazero.check(dataclasses.replace(SMALL, **{name: wrong}), task())
+    with pytest.raises(FlatironsError, match="is cut after 7 moves and may have 9, and a game that is cut has no result"):
+        games.demand_game(InGraph(Cut("tic_tac_toe"), 1, "a short game"), "alphazero")
     alphazero.check(SMALL, task())
 
 
@@ -374,6 +395,7 @@ def test_every_game_has_a_preset_that_may_run() -> None:
         config = alphazero.Config(**preset.config)
         assert config.total_steps % alphazero.steps_per_turn(config) == 0
         positions.check(config.num_envs, config.buffer_size, config.num_steps, facts.longest)
+        assert config.learning_starts <= config.buffer_size - config.num_envs * facts.longest
         assert not config.symmetries or facts.symmetry != "none"
 
 

@@ -128,6 +128,15 @@ def test_the_kl_at_the_courses_sigma() -> None:
     assert np.isfinite(jax.grad(lambda m: bayes.mixture_kl(m, log_sigma, keep))(jnp.zeros(3))).all()
 
 
+def test_gains_and_biases_of_several_games_are_no_weights() -> None:
+    """`[games, out]`: to drop a row would switch a game off."""
+    own = {"gain": jnp.ones((3, 4)), "bias": jnp.ones((3, 4)), "b": jnp.ones((3, 4)), "w": jnp.ones((3, 4))}
+    found = bayes.drawn(jax.random.key(0), {"games": (own,)}, 0.5)["games"][0]
+    for name in ("gain", "bias", "b"):
+        np.testing.assert_array_equal(found[name], own[name])
+    assert (np.asarray(found["w"]) != 1.0).all()
+
+
 def test_the_bounds_gradient_is_that_of_dropout_and_weight_decay() -> None:
     """(KL(q || prior) - sum_n log p(y_n | x_n, W_n)) / (N tau) and 1/N sum 1/2 |y - f|² + lambda sum |W|²: one gradient, same masks."""
     rate, tau, length_scale, num_rows = 0.2, 3.0, 0.7, 12

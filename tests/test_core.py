@@ -130,6 +130,9 @@ def test_discounted_sum_is_the_definition_and_carries_on(seed: int, length: int,
 def test_td_target_by_hand() -> None:
     found = returns.td_target(jnp.array([1.0, 1.0]), jnp.array([True, False]), jnp.array([10.0, 10.0]), 0.5)
     np.testing.assert_allclose(found, [1.0, 6.0])
+    for flags in (jnp.array([True, False]), jnp.array([1.0, 0.0])):
+        unknown = returns.td_target(jnp.array([1.0, 1.0]), flags, jnp.array([jnp.nan, 10.0]), 0.5)
+        np.testing.assert_allclose(unknown, [1.0, 6.0], err_msg="what is said of a state without a successor does not count")
 
 
 def test_returns_are_differentiable_and_batch_under_vmap() -> None:

@@ -3,6 +3,7 @@ worst."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -135,6 +136,48 @@ def test_gtp_keeps_to_its_clock() -> None:
     assert session.answer("time_left b 30 2") == "=\n\n" and session._limit(0).seconds == pytest.approx(10.0)
     assert session.answer("time_left b -1 0") == "=\n\n" and 0 < (session._limit(0).seconds or 0) <= 0.01
     assert session.answer("time_settings x")[0] == session.answer("time_left b")[0] == "?"
+    # Fewer stones than none are as good as nothing said of them.
+    assert session.answer("time_left b 10 -1") == "=\n\n" and session._limit(0).seconds == pytest.approx(10 / 30)
+    assert session.answer("genmove b").startswith("= ")
+
+
+def test_gtp_counts_its_own_time_where_nobody_does() -> None:
+    session = Gtp(Uniform(games.make("go_9x9"), pause=0.05))
+    session.answer("time_settings 1 0 0")
+    assert session.answer("reg_genmove b").startswith("= ") and session._limit(0).seconds == pytest.approx(1 / 30), "a move of no game"
+    assert session.answer("genmove b").startswith("= ")
+    left = (session._limit(0).seconds or 0) * 30
+    assert 0 < left <= 0.95 and session._limit(1).seconds == pytest.approx(1 / 30)
+    for _ in range(20):
+        session.answer("genmove b")
+    assert session._limit(0).seconds == 0.01
+    session.answer("time_left w 30 0")
+    assert session._limit(1).seconds == pytest.approx(1.0)
+    # In a new game the clocks are set anew.
+    session.answer("clear_board")
+    assert session._limit(0).seconds == session._limit(1).seconds == pytest.approx(1 / 30)
+
+
+def test_gtp_writes_the_games_own_komi_and_result() -> None:
+    session = Gtp(Uniform(games.make("go_9x9")))
+    assert "KM[7.5]" in session.answer("printsgf") and "RE[?]" in session.answer("printsgf")
+    for line in ("komi 100", "play b E5", "play w pass", "play b pass"):
+        session.answer(line)
+    written = session.answer("printsgf")
+    assert "KM[100]" in written and "RE[W+19]" in written and session.answer("final_score") == "= W+19\n\n"
+
+
+def test_gtp_says_what_went_wrong_in_a_search() -> None:
+    session = Gtp(Uniform(games.make("go_9x9")))
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("out of\nmemory")
+
+    session.answer("play b E5")
+    session.thinker.think = broken  # type: ignore[method-assign]
+    assert session.answer("4 genmove b") == "?4 RuntimeError: out of memory\n\n"
+    assert session.table.words == ["E5"], "nor has the other side passed"
+    assert session.answer("name") == "= Flatirons\n\n"
 
 
 def test_gtp_is_refused_for_chess() -> None:
@@ -204,6 +247,50 @@ def test_uci_keeps_to_movetime_and_one_search_at_a_time() -> None:
     assert any("already" in line for line in session.heard)
     session.wait("bestmove")
     assert time.monotonic() - began < 2.0
+
+
+class Growing(Uniform):
+    """Each search takes a fifth of a second for each of its simulations."""
+
+    def think(self, state: Any, key: Any, simulations: int) -> players.Thought:
+        time.sleep(0.2 * simulations)
+        return super().think(state, key, simulations)
+
+
+def test_a_search_that_takes_too_long_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(thinking.Pace, "expected", lambda self, simulations: 0.0)  # nobody foresees it
+    session = Session("animal_shogi", usi=True)
+    session.uci.thinker = slow = Growing(games.make("animal_shogi"))
+    began = time.monotonic()
+    session.say("position startpos", "go movetime 300")
+    session.wait("bestmove")
+    # The search of one simulation has ended by then, that of four goes on until the whole second is over.
+    assert 0.25 < time.monotonic() - began < 0.8
+    began = time.monotonic()
+    thinking.think(slow, notation.table(slow.game).state, 0, Limit(seconds=0.3), thinking.Pace())
+    assert 0.25 < time.monotonic() - began < 0.8
+
+
+def test_uci_moves_whatever_the_clock_says() -> None:
+    session = Session("chess")
+    for clock in ("wtime 1000 btime 1000 movestogo -1", "wtime abc", f"movetime {'9' * 400}", "movetime 99999999999999999999"):
+        session.heard.clear()
+        session.say(f"go {clock}")
+        if clock.endswith("99999999"):
+            time.sleep(0.05)
+            session.say("stop")
+        session.wait("bestmove")
+        assert any("error" in line for line in session.heard) == ("abc" in clock or len(clock) > 400), session.heard
+
+
+def test_uci_outlives_a_fault_of_its_own() -> None:
+    session = Session("chess")
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no\nboard")
+
+    session.uci._show = broken  # type: ignore[method-assign]
+    assert session.say("d", "isready") == ["info string error: RuntimeError: no board", "readyok"]
 
 
 def test_uci_refuses_and_goes_on() -> None:
@@ -422,6 +509,26 @@ def test_an_engine_that_fails_is_named(tmp_path: Path, body: str, why: str) -> N
         choose(fake(tmp_path, body), timeout)
 
 
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="there are no process groups here")
+@pytest.mark.parametrize("leader", ["", "exit\n"])
+def test_an_engine_behind_a_script_is_ended_with_it(tmp_path: Path, leader: str) -> None:
+    # The engine does not listen; the script waits for it, or leaves it behind.
+    script = tmp_path / "engine.sh"
+    script.write_text(f"#!/bin/sh\nsleep 20 &\necho $! > {tmp_path}/pid\necho ready\n{leader or 'wait'}\n")
+    script.chmod(0o755)
+    program = engines.Program(str(script), 20.0)
+    assert program.read(time.monotonic() + 20, "anything") == "ready"
+    began = time.monotonic()
+    program.close()
+    assert time.monotonic() - began < 8.0
+    with pytest.raises(ProcessLookupError):
+        for _ in range(200):  # until whoever inherits it has buried it
+            os.kill(int((tmp_path / "pid").read_text()), 0)
+            if Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat").read_text().split()[2] == "Z":
+                raise ProcessLookupError
+            time.sleep(0.01)
+
+
 def test_engines_that_cannot_be() -> None:
     go, chess = games.make("go_9x9"), games.make("chess")
     with pytest.raises(FlatironsError, match="'no-such-engine' is not installed"):
@@ -434,6 +541,9 @@ def test_engines_that_cannot_be() -> None:
         players.player("uci:", chess)
     with pytest.raises(FlatironsError, match="no number of seconds"):
         players.player("uci:python3?timeout=long", chess)
+    for seconds in ("inf", "nan", "-1", "0"):
+        with pytest.raises(FlatironsError, match="above 0 and below 1_000_000"):
+            players.player(f"uci:python3?timeout={seconds}", chess)
 
 
 def test_the_engines_of_debian_play(tmp_path: Path) -> None:

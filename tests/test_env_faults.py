@@ -184,6 +184,37 @@ def test_a_simulator_that_diverges_is_named(wrapped: str, tmp_path: Path, monkey
     task.close()
 
 
+class Large(gymnasium.Env):
+    """An int64 that is too large for an int32 from its third step on; where it is Discrete it has a start of its own."""
+
+    action_space = gs.Discrete(2)
+
+    def __init__(self, discrete: bool = False) -> None:
+        self.discrete, self.steps = discrete, 0
+        self.observation_space = gs.Discrete(2**40, start=-5) if discrete else gs.Box(0, 2**40, (1,), np.int64)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.steps = 0
+        return (-5 if self.discrete else np.zeros(1, np.int64)), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        value = 2**31 - 3 + self.steps
+        return (value - 5 if self.discrete else np.array([value])), 0.0, False, False, {}
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_whole_numbers_do_not_wrap_around(discrete: bool) -> None:
+    task = envs.make(lambda: Large(discrete), 1)
+    for value in (2**31 - 2, 2**31 - 1):
+        assert task.step(np.array([0]))[0].next_obs.ravel().tolist() == [value]
+    with pytest.raises(
+        FlatironsError, match=r"environment 0 of .*obs runs from 2147483648 to 2147483648, and int32.*holds -2147483648 to 21"
+    ):
+        task.step(np.array([0]))
+
+
 def test_large_but_finite_numbers_pass() -> None:
     env = Faulty()
     env.step = lambda action: (np.full(3, 3e38, np.float32), 3e38, False, False, {})  # type: ignore[method-assign]

@@ -204,7 +204,7 @@ def test_seeds_do_not_depend_on_the_number_of_environments() -> None:
 def test_every_space_and_the_true_last_observation(vectoriser: str) -> None:
     task = envs.make(Counter, 3, vectoriser=vectoriser)
     assert task.spec.obs["vector"] == ArraySpec((2,), "float32")
-    assert task.spec.obs["count"] == ArraySpec((), "int32", 0, 99)
+    assert task.spec.obs["count"] == ArraySpec((), "int32", 0, 99, start=(5,))
     assert task.spec.obs["inner"]["pair"] == (ArraySpec((2,), "int32", 0, 8), ArraySpec((1, 2), "bool", 0, 1))
     assert task.spec.obs["bits"] == ArraySpec((3,), "int8", 0, 1) and task.spec.action == Discrete(3, start=-1)
     assert jax.tree.structure(task.spec.obs) == jax.tree.structure(task.current.obs)
@@ -246,13 +246,31 @@ def test_box_actions_are_clipped_and_shaped() -> None:
     assert given[0, 0] == -9
 
 
+def test_float64_bounds_are_not_overstepped() -> None:
+    """0.3 in float32 is 0.30000001, which a Box of float64 refuses; and 0.1 to 0.1 has no float32 within it."""
+    space = gs.Box(np.array([-0.1, 0.1, -np.inf]), np.array([0.3, 0.1, 1e308]), dtype=np.float64)
+    spec = spaces.action_spec(space)
+    assert isinstance(spec, Box) and spec.low[2] == -np.inf and spec.high[2] == np.inf
+    check, decode = spaces.action_checker(spec), spaces.decode_actions(space)
+    for end in (-9.0, 9.0):
+        (action,) = decode(check(np.full((1, 3), end, np.float32), 1))
+        assert action in space and action.dtype == np.float64
+        np.testing.assert_allclose(action, np.clip(end, space.low, space.high), rtol=1e-6)
+    square = gs.Box(-0.1, 0.3, (1, 2), np.float64)
+    raw = spaces.raw_actions(spaces.action_spec(square), np.array([[-9, 9]], np.float32))[0]
+    assert raw in square and raw.astype(np.float64) in square
+
+
 def test_multi_discrete_actions() -> None:
     space = gs.MultiDiscrete([3, 2], start=[1, 0])
-    assert spaces.action_spec(space) == MultiDiscrete((3, 2))
+    assert spaces.action_spec(space) == MultiDiscrete((3, 2), start=(1, 0))
     decoded = spaces.decode_actions(space)(np.array([[0, 1], [2, 0]], np.int32))
     assert [action.tolist() for action in decoded] == [[1, 1], [3, 0]] and all(action in space for action in decoded)
     assert spaces.action_spec(gs.MultiBinary(2)) == MultiDiscrete((2, 2))
-    for spec in (Discrete(4), MultiDiscrete((2, 3)), Box((0.0,), (1.0,))):
+    for raw in (space, gs.MultiDiscrete([[3, 2]], start=[[1, 0]]), gs.MultiBinary((1, 2)), gs.Discrete(3, start=7)):
+        batch = np.array([2], np.int32) if isinstance(raw, gs.Discrete) else np.array([[1, 1]], np.int32)
+        assert spaces.raw_actions(spaces.action_spec(raw), batch)[0] in raw
+    for spec in (Discrete(4), MultiDiscrete((2, 3)), MultiDiscrete((2, 3), (0, 4), (2, 1)), Box((0.0,), (1.0,))):
         assert spaces.action_spec(spaces.space_of(spec)) == spec
     nested = {"a": ArraySpec((2,), "float32"), "b": (ArraySpec((3,), "uint8", 0, 255), ArraySpec((1,), "bool", 0, 1))}
     assert spaces.obs_spec(spaces.space_of(nested)) == nested

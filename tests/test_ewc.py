@@ -646,10 +646,11 @@ def test_closed_units_are_begun_anew_for_the_next_game(mode: str) -> None:
 
 
 def test_the_rate_falls_over_each_visit() -> None:
-    rates = []
+    rates, budgets = [], set()
 
     def seen(config: Any, task: Any, state: Any, experience: Any, **more: Any) -> Any:
         jax.debug.callback(lambda rate: rates.append(float(rate)), config.learning_rate)
+        jax.debug.callback(lambda steps: budgets.add(int(steps)), config.total_steps)
         return dqn.update(config, task, state, experience, **more)
 
     config = ewc_dqn.Config(**{**SMALL, "mode": "sgd", "anneal_each_visit": True})
@@ -660,6 +661,7 @@ def test_the_rate_falls_over_each_visit() -> None:
         state = step(config, state)
     jax.effects_barrier()
     np.testing.assert_allclose(rates, [1e-2] * 4 + [5e-3] * 4 + [1e-2] * 4, rtol=1e-6)
+    assert budgets == {config.total_steps // 2}, "DQN's own schedules run over a game's share of the decisions"
 
 
 def test_f_of_all_actions_is_the_sum_over_them() -> None:

@@ -625,16 +625,46 @@ def test_distributions_of_ones_own_are_checked() -> None:
     class Guessed(Bandit):
         loss = "squared"
 
+    class Seen(Bandit):
+        obs_spec = ArraySpec((4, 4, 3), "uint8", 0, 255)
+
+    class Ruled(Bandit):
+        def legal(self, state: Any) -> Any:
+            return jnp.array([True, True, False])
+
     config = maml.Config()
     for env, said in (
         (Bandit(max_episode_steps=None), "a bandit has no max_episode_steps, and maml plays its episodes whole"),
         (Misspelt(), "the loss of a bandit is 'retrun': let it be one of squared, cross-entropy, return"),
         (Answered(), "give it the methods examples and demand"),
         (Guessed(), "does not fit its actions, Discrete"),
+        (Seen(), "linear in a float vector, and a bandit shows"),
+        (Ruled(), "says which actions are legal, and maml does not look at that"),
     ):
         with pytest.raises(FlatironsError, match=said):
             maml.check(config, InGraph(env, 1, "a bandit"))
     maml.check(config, InGraph(Bandit(), 1))
+
+
+def test_a_task_may_be_made_of_several_parts() -> None:
+    class Aimed(Bandit):
+        def draw(self, key: Any, num: int) -> Any:
+            return {"goal": jnp.zeros((num, 2)), "lap": jnp.zeros(num, jnp.int32)}
+
+    task: Any = InGraph(Aimed(), 1, "aimed")
+    found = adapting.given(task, {"goal": [0.3, -0.2], "lap": 2})
+    assert found["goal"].dtype == np.float32 and found["lap"].dtype == np.int32 and found["lap"] == 2
+    for shown, said in (
+        ({"goal": [0.3, -0.2]}, r"must be built as \{'goal': '...', 'lap': '...'\}"),
+        ({"goal": [0.3], "lap": 2}, r"goal of the task to adapt to have shape \[1\], and \[2\] is wanted"),
+        ({"goal": [0.3, -0.2], "lap": 2.5}, "lap of the task to adapt to are float64"),
+    ):
+        with pytest.raises(FlatironsError, match=said):
+            adapting.given(task, shown)
+    config = maml.Config(hidden=(4,), shots=16, total_steps=1)
+    params = maml.init_params(config, task, jax.random.key(0))
+    adapted = maml.adapt_to(config, task, params, found, 1, (0.1, 0.1), jax.random.key(1))
+    assert (np.asarray(adapted["head"]["b"]) != np.asarray(params["head"]["b"])).any()
 
 
 def test_an_evaluation_may_have_settings_of_its_own(sinusoid_run: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -284,6 +286,69 @@ def test_an_engine_whose_program_goes_away_voids_its_games_alone(tmp_path: Path)
     assert faults[:2] == ["", ""] and "exit status 7" in faults[2] and "is not installed" in faults[3], faults
 
 
+class Stopping(Scripted):
+    """Plays on until it has been asked so many times, and then raises."""
+
+    def __init__(self, name: str, good_for: int, raised: BaseException) -> None:
+        super().__init__(name)
+        self.left, self.raised = good_for, raised
+
+    def choose(self, states: Any, key: Any, histories: Sequence[Sequence[int]] = ()) -> players.Chosen:
+        self.left -= 1
+        if self.left < 0:
+            raise self.raised
+        return super().choose(states, key, histories)
+
+
+def test_what_was_finished_outlives_an_interruption_and_a_fault(tmp_path: Path) -> None:
+    for raised, why in ((KeyboardInterrupt(), match.INTERRUPTED), (MemoryError("too little"), "MemoryError: too little")):
+        # Two games side by side end within nine plies, of which B is asked in each.
+        found = match.play(game("tic_tac_toe"), Scripted("a"), Stopping("b", 12, raised), 18, at_once=2)
+        finished = [one for one in found.played if one.result is not None]
+        assert found.stopped == why and 2 <= len(finished) < 18 and len(found.played) == 18
+        assert {one.fault for one in found.played} == {"", match.UNFINISHED, match.NOT_BEGUN}
+        place = match.save(found, game("tic_tac_toe"), tmp_path / why[:3], 1.0)
+        assert json.loads((place / "match.json").read_text())["games"] == len(finished)
+    # Where nothing was finished a fault is what it is, and an interruption is of a match without a game.
+    with pytest.raises(MemoryError):
+        match.play(game("tic_tac_toe"), Scripted("a"), Stopping("b", 0, MemoryError()), 2)
+    assert match.play(game("tic_tac_toe"), Scripted("a"), Stopping("b", 0, KeyboardInterrupt()), 2).summary()["games"] == 0
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_command_saves_when_it_is_stopped(
+    number: int, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before, choose, asked = signal.getsignal(signal.SIGTERM), players.Random.choose, []
+
+    def choosing(self: Any, *arguments: Any) -> Any:
+        asked.append(1)
+        if len(asked) == 40:
+            os.kill(os.getpid(), number)
+        return choose(self, *arguments)
+
+    monkeypatch.setattr(players.Random, "choose", choosing)
+    options = ["--game", "tic_tac_toe", "--games", "18", "--at-once", "2", "--out", "m"]
+    assert main(["match", "random", "random", *options]) == status and signal.getsignal(signal.SIGTERM) == before
+    said = capsys.readouterr()
+    found, saved = json.loads(said.out.splitlines()[-1]), json.loads(Path("m/match.json").read_text())
+    assert 0 < found["games"] == saved["games"] < 18 and saved["stopped"] == match.INTERRUPTED
+    assert "the match was stopped: it was interrupted" in said.err and "on record in m" in said.err
+
+
+def test_the_result_is_said_where_it_cannot_be_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise FlatironsError("m cannot be written (No space left on device)")
+
+    monkeypatch.setattr(match, "save", full)
+    assert main(["match", "random", "random", "--game", "tic_tac_toe", "--games", "2", "--out", str(tmp_path / "m")]) == 2
+    said = capsys.readouterr()
+    assert json.loads(said.out.splitlines()[-1])["games"] == 2 and "No space left" in said.err and "records:" not in said.out
+
+
 def test_resigning_loses() -> None:
     found = match.play(game("connect_four"), Scripted("a", resigns=True), Scripted("b"), 14)
     assert found.summary()["losses"] == 14 and all(one.resigned for one in found.played)
@@ -355,6 +420,10 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         (["analyse", "matches", "--game", "connect_four"], "matches has no run in it"),
         (["gtp", "mcts:20"], "the game must be named"),
         (["match", "random", "minimax:x", "--game", "connect_four"], "whole number"),
+        (["match", "random", "mcts:900000000", "--game", "connect_four"], "at most 1_000_000"),
+        (["match", "random", "random", "--game", "connect_four", "--seed", "-1"], "-1 is no seed"),
+        (["analyse", "mcts:10", "--game", "go_9x9", "--simulations", "10,900000000"], "must be from 0 to 1_000_000"),
+        (["gtp", "mcts:10", "--game", "go_9x9", "--simulations", "900000000"], "must be from 1 to 1_000_000"),
         (["match", "random", "random?simulations=3", "--game", "connect_four"], "takes no 'simulations'"),
         (["match", "random", "random", "--game", "conect_four"], "did you mean 'connect_four'"),
         (["match", "perfect", "random", "--game", "othello"], "knows connect four alone"),

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from flatirons.envs import datasets, forager
 from flatirons.run import uncertainty as uncertainties
 from flatirons.studies import uci
 from flatirons.systems import alphago, alphazero, dqn, mc_dropout, tabular
-from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, Spec, TimeStep
+from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, MultiDiscrete, Spec, TimeStep
 
 GIVEN = os.environ.get("FLATIRONS_DATA") or ""
 needs_data = pytest.mark.skipif(not Path(GIVEN, "uci").is_dir(), reason="FLATIRONS_DATA names no folder with the data sets")
@@ -169,13 +170,21 @@ def test_the_study_refuses_what_has_no_splits_or_no_grid() -> None:
 
 
 def test_batches_to_the_threshold() -> None:
-    """120 decisions a batch, 25 of them before anything counts, and a window of a thousand."""
-    rewards = np.full(6_000, 0.5)
+    """120 decisions a batch, 25 of them before anything counts, and a window of a thousand since."""
+    rewards = np.full(6_000, 0.4)
     assert thompson.batches_to_threshold(rewards) is None
-    rewards[3_600:] = 1.5
-    # 0.5 (1000 - n) + 1.5 n > 1000 from n = 501 decisions on.
-    assert thompson.batches_to_threshold(rewards) == pytest.approx((3_600 + 501 - 3_000) / 120)
-    assert thompson.batches_to_threshold(np.full(6_000, 1.5)) == 0.0
+    rewards[3_600:] = 1.6
+    # 0.4 (1000 - n) + 1.6 n > 1050 from n = 542 decisions on.
+    expected = pytest.approx((3_600 + 542 - 3_000) / 120)
+    assert thompson.batches_to_threshold(rewards) == expected
+    rewards[:3_000] = 9.0
+    assert thompson.batches_to_threshold(rewards) == expected, "the burn-in does not count"
+    assert thompson.batches_to_threshold(np.full(6_000, 1.6)) == pytest.approx(1_000 / 120)
+    arm = {"batches": 125, "batches_to_threshold": [10.0, 20.0]}
+    slow, fresh = arm | {"batches_to_threshold": [50.0, None]}, arm | {"batches_to_threshold": [None, None]}
+    compared, control = (thompson.rows_of({"thompson": arm, "epsilon-greedy": slow, "untrained": u})[::2] for u in (fresh, arm))
+    assert compared[0]["measured"] == "15.0, 0.200" and compared[1]["measured"] == "0 of 2" and compared[1]["reached"]
+    assert control[1]["measured"] == "2 of 2" and not control[1]["reached"]
 
 
 def test_standard_error() -> None:
@@ -309,6 +318,26 @@ def test_any_run_says_how_sure_it_is(tmp_path: Path) -> None:
     ):
         with pytest.raises(FlatironsError, match=words):
             q.uncertainty([0.0, 0.0, 0.0, 0.0], **arguments)
+
+
+@pytest.mark.parametrize(
+    ("spec", "chosen", "action", "actions"),
+    [
+        (Discrete(3, start=7), [0, 2], [0.5, 0.0, 0.5], [7, 9]),
+        (MultiDiscrete((2, 3), (5, 0), (2, 1)), [[0, 2], [1, 2]], [0.5, 0.5, 0.0, 0.0, 1.0], [[[5], [2]], [[6], [2]]]),
+        (Box((-1.0, 0.0), (1.0, 4.0), (2, 1)), [[9.0, 1.0], [0.0, 3.0]], [[0.5], [2.0]], [[[1.0], [1.0]], [[0.0], [3.0]]]),
+    ],
+)
+def test_what_a_run_is_unsure_of_are_the_environments_own_actions(
+    spec: Any, chosen: Any, action: Any, actions: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uncertainties, "_passes", lambda *_: {"action": np.array(chosen)})
+    monkeypatch.setattr(uncertainties, "demand_weights", lambda *_: None)
+    task: Any = SimpleNamespace(spec=Spec(ArraySpec((1,)), spec))
+    found = uncertainties.uncertainty(None, None, task, {}, TimeStep((), (), (), ()), jax.random.key(0), 2, rate=0.1)
+    np.testing.assert_allclose(found.action, action)
+    np.testing.assert_array_equal(found.actions, actions)
+    assert (found.action_std is None) == (not isinstance(spec, Box))
 
 
 @pytest.fixture(scope="module")

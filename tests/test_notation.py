@@ -203,6 +203,9 @@ def test_pgn_as_people_write_it() -> None:
     first, second = records.read(game("chess"), text)
     assert len(first.actions) == 10 and first.result == -1.0 and len(second.actions) == 1 and second.result is None
     assert dict(first.facts)["Event"] == 'a "match"'
+    passing = "1. e4 a6 2. e5 d5 3. exd6{}Nf6 *"
+    (plain,), *others = (records.read(game("chess"), passing.format(how)) for how in (" ", " e.p. ", "e.p. ", " e.p.! "))
+    assert len(plain.actions) == 6 and all(one.actions == plain.actions for (one,) in others)
     set_up = records.read(game("chess"), '[SetUp "1"]\n[FEN "4k3/8/8/8/8/8/4P3/4K3 b - - 0 9"]\n\n9... Kd7 10. e4 1/2-1/2\n')[0]
     assert set_up.start.endswith("b - - 0 9") and set_up.result == 0.0
     assert "9... Kd7 10. e4 1/2-1/2" in records.write(game("chess"), set_up)
@@ -277,6 +280,11 @@ def test_sgf_of_go_as_people_write_it() -> None:
     assert first.players == ("Black ] player", "White") and first.result == -1.0 and second.result == 0.0
     assert first.actions == (40, 2 * 9 + 6, 6 * 9 + 2, 81, 81)
     assert "B[ee]" in records.write(game("go_9x9"), first)
+    # A third pass, by rules that ask for it.
+    (ended,) = records.read(game("go_9x9"), "(;GM[1]SZ[9];B[ee];W[];B[];W[tt])")
+    assert ended.actions == (40, 81, 81)
+    with pytest.raises(FlatironsError, match=r"move 4: .* the game has ended"):
+        records.read(game("go_9x9"), "(;GM[1]SZ[9];B[ee];W[];B[];W[aa])")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from flatirons.types import FlatironsError
 
 FREE = {
     "ent_coef",
-    "value_coef",
     "initial_log_std",
     "initial_value",
     "init_scale",
@@ -45,7 +44,10 @@ def test_defaults_and_presets_are_within_and_every_number_is_thought_of(module: 
         ("ppo", {"clip_eps": 0.0}, "clip_eps=0 .* above 0"),
         ("ppo", {"noise_correlation": 1.0}, "noise_correlation=1 .* from 0 and below 1"),
         ("ewc_dqn", {"gated": 1.0}, "gated=1 .* from 0 and below 1"),
-        ("ppo", {"hidden": (64, 0)}, "has a layer of 0 units"),
+        ("ppo", {"hidden": (64, 0)}, "hidden=.* has a layer of 0 units"),
+        ("ppo", {"lstm": 8, "memory_head": (-1,)}, r"memory_head=\(-1,\) has a layer of -1 units.* as --memory-head 64 64"),
+        ("a3c", {"value_coef": -1.0}, "value_coef=-1 .* from 0 up"),
+        ("ppo", {"kl_coef": 3.0}, "kl_coef=3 weighs the KL penalty, and objective=clip has none: add objective=penalty"),
         ("sac", {"her_goals": -1}, "her_goals=-1 makes no sense in sac: give a number from 0 up"),
         ("ddpg", {"random_steps": -5}, "random_steps=-5 .* from 0 up"),
         ("dqn", {"learning_starts": -5}, "learning_starts=-5 .* from 0 up"),

@@ -140,6 +140,20 @@ def test_every_ended_episode_counts_once_and_whole() -> None:
         assert weight.max() <= 1.0 and len({round(float(w), 6) for w in weight[weight > 0]}) <= 1
 
 
+def test_a_termination_in_a_time_limits_step_has_nothing_after_it() -> None:
+    task = envs.make("jax:CartPole-v1", 1)
+    config = reinforce.Config(num_envs=1, num_steps=2, gamma=0.5, baseline=True, hidden=(4,), total_steps=200)
+    params = jax.jit(functools.partial(reinforce.init, config, task))(jax.random.key(0)).params
+    one, flag = jnp.ones((2, 1)), jnp.array([[False], [True]])
+    obs = jnp.ones((2, 1, 4))
+    for terminated in (flag, ~flag & flag):
+        rows = Transition(obs, one.astype(jnp.int32), one, obs, terminated, flag, ~flag, (), ())
+        batch = reinforce.whole_episodes(config, task, params, rows, 2)
+        after = 0.0 if terminated.any() else float(actor_critic.value(config, task, params, obs[-1])[0])
+        assert after != 0.0 or terminated.any()
+        np.testing.assert_allclose(batch.target, [1.0 + 0.5 + 0.25 * after, 1.0 + 0.5 * after], rtol=1e-5)
+
+
 def test_a_memory_is_recomputed_as_it_was_acted_with() -> None:
     """Greedy decisions, made one by one from each episode's start, are those that the loss sees in whole trajectories."""
     task = envs.make("jax:CartPole-v1", 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -21,7 +22,7 @@ from test_run import CARTPOLE, STUB, Lengths, assert_equal, go
 
 import flatirons as fi
 from flatirons import envs
-from flatirons.run import checkpoint, job, loop, train
+from flatirons.run import checkpoint, folder, job, loop, train
 from flatirons.types import FlatironsError
 
 OFF_POLICY = {
@@ -341,6 +342,66 @@ def test_kill_9_at_random_moments_loses_nothing(tmp_path):
     steps = [row["step"] for row in resumed.metrics]
     assert steps == sorted(set(steps)) and steps[-1] == stop
     assert not list(path.rglob("*.tmp"))
+
+
+def test_one_process_at_a_time_trains_in_a_folder(tmp_path):
+    path = tmp_path / "run"
+    process = child("train", str(path))
+    try:
+        wait_for(process, "report")
+        with pytest.raises(FlatironsError, match="is being trained by another process; stop it first, or choose another --out"):
+            fi.resume(path, system=STUB, quiet=True, stop_at=8)
+        with pytest.raises(FlatironsError, match="is being trained by another process"):
+            go(tmp_path, overwrite=True)
+        assert (path / "config.json").exists() and list((path / "checkpoints").iterdir()), "refused before anything was removed"
+    finally:
+        process.kill()
+        process.communicate()
+    # The kill has let go of it.
+    step = fi.load(path, system=STUB).step
+    assert fi.resume(path, system=STUB, quiet=True, stop_at=step + 80).step == step + 80
+
+
+def test_a_folder_is_let_go_of_and_its_lock_is_no_strangers_file(tmp_path):
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / ".lock").touch()
+    with pytest.raises(ZeroDivisionError), folder.created(path):
+        raise ZeroDivisionError
+    for name in ("config.json", "seed_0/config.json", "seed_1/config.json", "seed_1/notes.txt"):
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_text("{}")
+    with folder.held(path / "seed_1"), pytest.raises(FlatironsError, match="seed_1 is being trained"), folder.created(path, overwrite=True):
+        pass
+    assert (path / "config.json").exists() and (path / "seed_0" / "config.json").exists()
+    for _ in range(2):  # one run after another in one process
+        with folder.created(path, overwrite=True), pytest.raises(FlatironsError, match="is being trained"), folder.held(path):
+            pass
+        assert {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()} == {".lock", "seed_1/.lock", "seed_1/notes.txt"}
+        assert not (path / "seed_0").exists()
+        (path / "config.json").write_text("{}")
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "LOCK", "gone/.lock")  # the file system says no, to whoever asks
+    with pytest.raises(FlatironsError, match=r"the run folder .* cannot be written \(No such file or directory\)"), folder.held(tmp_path):
+        pass
+    lines = tmp_path / "metrics.jsonl"
+    lines.write_text('{"step": 8}\n{"step": 16}\n')
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(folder.os, "fsync", full)
+    with pytest.raises(FlatironsError, match=r"metrics\.jsonl cannot be written \(No space left on device\)"):
+        folder.cut_after(lines, 8)
+    assert lines.read_text().count("\n") == 2 and not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("workers", [0, -1, 1.5])
+def test_resume_needs_a_worker(tmp_path, workers):
+    with pytest.raises(FlatironsError, match=f"workers={workers} must be a whole number, at least 1"):
+        fi.resume(tmp_path, workers=workers)
 
 
 def test_workers_train_seeds_side_by_side(tmp_path):

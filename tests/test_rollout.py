@@ -213,6 +213,21 @@ def test_a_reset_host_task_forgets_the_interrupted_episodes() -> None:
     assert int(episodes.count) == 3 and int(episodes.length_sum) <= 3 * LIMIT
 
 
+class Falling(Climb):
+    """What it shows of the top, where an episode ends, is NaN."""
+
+    def observe(self, state: Any) -> Any:
+        return jnp.where(state[0] >= 6.0, jnp.nan, state)
+
+
+def test_a_last_observation_that_is_no_number_is_counted() -> None:
+    for env, broken in ((Climb(), 0), (Falling(), 2)):
+        task = InGraph(env, 1)
+        _, trajectory, episodes = data.rollout(None, task, counting_policy, jnp.array([5]), _start(task), 3)
+        assert trajectory.terminated.tolist() == [[False], [False], [True]] and int(episodes.broken) == broken
+        assert bool(jnp.isfinite(trajectory.obs).all()), "the row's own observations tell nothing of it"
+
+
 def test_an_in_graph_rollout_is_one_computation_under_jit_and_vmap() -> None:
     task = InGraph(Climb(), 3)
     run = jax.jit(lambda c: data.rollout(None, task, counting_policy, OFFSET, c, 6))

@@ -142,6 +142,8 @@ class Slots:
         ({"keep": 0}, "keep=0"),
         ({"seeds": 0}, "seeds=0"),
         ({"seed": -1}, "seed=-1"),
+        ({"seed": 10**30}, "must be at most"),
+        ({"seed": 1e30}, "must be at most"),
         ({"workers": 0}, "workers=0"),
         ({"eval_every": 0}, "eval_every=0"),
         ({"eval_episodes": 2.5}, "eval_episodes=2.5"),
@@ -192,6 +194,16 @@ def test_an_instance_has_its_registered_name_and_a_whole_presets_turn(tmp_path):
     assert job.name_of_task("pgx:go-9x9") == "pgx:go_9x9" and job.name_of_task("pgx:minatar-breakout") == "pgx:minatar-breakout"
     run = fi.train("ppo", gymnasium.make("Pendulum-v1"), out=tmp_path / "run", stop_at=1000, total_steps=2000, quiet=True)
     assert run.config.num_envs == 1 and run.config.num_steps == 1000 and "Pendulum-v1" in str(folder.default_path("ppo", "Pendulum-v1", 0))
+
+
+def test_an_instance_is_enough_where_no_preset_says_how_many(tmp_path):
+    own: dict[str, Any] = {"out": tmp_path / "run", "overwrite": True, "hidden": (4,), "quiet": True}
+    ppo = fi.train("ppo", Lengths(), total_steps=2000, stop_at=1000, num_epochs=1, **own).config
+    assert (ppo.num_envs, ppo.num_steps, ppo.num_minibatches) == (1, 1000, 8)
+    a3c = fi.train("a3c", Lengths(), total_steps=20, **own).config
+    assert (a3c.num_envs, a3c.actor_learners, a3c.num_steps) == (1, 1, 5)
+    with pytest.raises(FlatironsError, match="actor_learners=2 is more than num_envs=1"):
+        fi.train("a3c", Lengths(), total_steps=20, actor_learners=2, **own)
 
 
 def test_system_check_is_asked_before_anything_is_written(tmp_path, monkeypatch):
@@ -435,10 +447,54 @@ def test_policy_takes_one_raw_observation(tmp_path):
 
 def test_specs_go_through_json():
     arrays = {"image": ArraySpec((4, 8, 8), "uint8", 0, 255, 4), "rest": (ArraySpec(()), ArraySpec((2,), low=-1.0))}
-    for action in (Discrete(3), MultiDiscrete((2, 3)), Box((-1.0, -np.inf), (1.0, np.inf))):
-        spec = Spec(arrays, action, 7)
+    many = MultiDiscrete((2, 3), start=(4, 0), raw_shape=(1, 2))
+    for action in (Discrete(3), MultiDiscrete((2, 3)), many, Box((-1.0, -np.inf), (1.0, np.inf))):
+        spec = Spec(arrays | {"count": ArraySpec((), "int32", 0, 3, start=(10,))}, action, 7)
         again = job.spec_from_json(json.loads(json.dumps(folder.strict(job.spec_to_json(spec)))))
         assert (again.obs, again.action, again.max_episode_steps) == (spec.obs, spec.action, spec.max_episode_steps)
+    old = job.spec_to_json(Spec({"count": ArraySpec(())}, MultiDiscrete((2, 3)), 7))
+    del old["obs"]["dict"]["count"]["array"]["start"], old["action"]["start"], old["action"]["raw_shape"]
+    assert job.spec_from_json(old).action == MultiDiscrete((2, 3))
+
+
+class Shifted(gymnasium.Env):
+    """Shows 10 to 13, and takes numbers that begin elsewhere than at 0, in a shape of their own."""
+
+    observation_space = gymnasium.spaces.Discrete(4, start=10)
+
+    def __init__(self, action_space: gymnasium.Space) -> None:
+        self.action_space = action_space
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return 10, {}
+
+    def step(self, action: Any) -> Any:
+        assert action in self.action_space
+        return 13, 1.0, True, False, {}
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        gymnasium.spaces.Discrete(2, start=5),
+        gymnasium.spaces.MultiDiscrete([[3, 2]], start=[[5, 0]]),
+        gymnasium.spaces.MultiBinary((2, 1)),
+        gymnasium.spaces.Box(-0.1, 0.3, (1, 2), np.float64),
+    ],
+)
+def test_a_policy_speaks_the_environments_own_numbers(tmp_path, space):
+    run = go(tmp_path, Shifted(space), total_steps=8)
+    policies = (run, fi.load(run.path, system=STUB))
+    for policy in policies:
+        assert policy.policy(13) in space and all(action in space for action in policy.predict([10, 13]))
+        assert policy._timestep(13, None, first=True).obs.tolist() == [3]
+        with pytest.raises(FlatironsError, match=r"an observation is \[3\], and the task's begin at \[10\]"):
+            policy.policy(3)
+    if not isinstance(space, gymnasium.spaces.Box):
+        # With and without a mask in turn.
+        num = sum(handle.spaces.choices(policies[0]._acting.spec.action))
+        assert policies[0].policy(13, legal=[True] * num) in space and policies[0].policy(13) in space
 
 
 # -------------------------------------------------------------------------------------------------------------- one's own
@@ -710,6 +766,35 @@ def test_warm_start_takes_what_dqn_learned_and_not_its_progress(tmp_path):
     assert_equal((second._state.params, second._state.target), (first._state.params, first._state.target))
     assert_equal((second._state.turns, second._state.epsilon), (alone._state.turns, alone._state.epsilon))
     assert first._state.epsilon < alone._state.epsilon
+
+
+def test_warm_start_gives_every_a3c_learner_a_copy_of_what_was_learned(tmp_path):
+    small: dict[str, Any] = {"num_envs": 4, "num_steps": 5, "hidden": (4,), "total_steps": 40, "quiet": True}
+    still = small | {"learning_rate": 0.0}
+    first = fi.train("a3c", CARTPOLE, out=tmp_path / "first", actor_learners=2, **small)
+    more = fi.train("a3c", CARTPOLE, out=tmp_path / "more", actor_learners=4, seeds=2, from_run=first.path, **still)
+    for x, copies in zip(leaves(first._state.params), leaves(more._state.copies), strict=True):
+        np.testing.assert_array_equal(np.broadcast_to(x, (2, 4, *x.shape)), copies)
+    race = fi.train(
+        "a3c", "CartPole-v1", out=tmp_path / "race", actor_learners=2, mode="threads", trajectories=2, from_run=first.path, **still
+    )
+    assert race._state.copies == ()
+    back = fi.train("a3c", CARTPOLE, out=tmp_path / "back", actor_learners=1, from_run=race.path, **still)
+    assert_equal(back._state.params, first._state.params)
+    assert_equal(jax.tree.map(lambda x: x[0], back._state.copies), first._state.params)
+
+
+@pytest.mark.parametrize("system", ["sac", "ddpg"])
+def test_warm_start_collects_with_what_was_learned_and_not_at_random(tmp_path, system):
+    small = {
+        "train_every": 4, "batch_size": 4, "buffer_size": 64, "learning_starts": 64, "hidden": (4,), "random_steps": 48, "overlap": True,
+        "total_steps": 80, "quiet": True,
+    }  # fmt: skip
+    first = fi.train(system, "jax:Pendulum-v1", out=tmp_path / "first", stop_at=4, **small)
+    second = fi.train(system, "jax:Pendulum-v1", out=tmp_path / "second", stop_at=8, from_run=first.path, **small)
+    assert bool(first._state.random) and not bool(second._state.random) and not bool(second._state.behind.random)
+    actor, behind = first._state.params["actor"], first.system.warmed(second._state._replace(params=first._state.params)).behind
+    assert_equal(behind.params, actor)
 
 
 def test_warm_start_keeps_ppos_moments_for_another_number_of_environments(tmp_path):

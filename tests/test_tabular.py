@@ -298,6 +298,8 @@ def test_solve_from_python_and_the_command_line(capsys: pytest.CaptureFixture[st
         (["solve", "value-iteratn", "mdp:Taxi-v4"], "did you mean 'value-iteration'"),
         (["solve", "value-iteration", "Taxi-v4"], "such as mdp:FrozenLake-v1"),
         (["solve", "value-iteration", "jax:CartPole-v1"], "such as mdp:FrozenLake-v1"),
+        (["solve", "value-iteration", "mdp:FrozenLake-v1", "--env.num_envs", "4"], "num_envs is no option of the environment"),
+        (["solve", "value-iteration", "mdp:FrozenLake-v1", "--env.seed", "4"], "seed is no option of the environment"),
         (["solve", "value-iteration", "mdp:CartPole-v1"], "no transition table"),
         (["solve", "value-iteration", "mdp:Taxi-v4", "--gamma", "2"], "from 0 to 1"),
         (["solve", "value-iteration", "mdp:Taxi-v4", "--gamma", "nan"], "not a finite number"),

@@ -56,6 +56,24 @@ def test_returns_of_all_states_and_the_bootstrap_at_a_truncation() -> None:
     assert found["discounted_return"] == pytest.approx((5.0 + 8.0) / 2) and found["states"] == 2
 
 
+def test_a_cut_states_value_is_not_masked_by_the_state_before_it() -> None:
+    task: Any = envs.make(lambda: Rewards(True), 1)
+    asked = []
+
+    def estimate(config: Any, task: Any, actor: Any, timestep: Any) -> Any:
+        asked.append(timestep.legal)
+        return timestep.obs[:, 0]
+
+    step, mask = task.step, np.ones((1, 2), bool)
+    task.step = lambda action: (lambda outcome, after: (outcome, after._replace(legal=mask)))(*step(action))
+    reset = task.reset
+    task.reset = lambda seed: reset(seed)._replace(legal=mask)
+    values.overestimation(
+        SimpleNamespace(policy=_system().policy, estimate=estimate), SimpleNamespace(gamma=0.5), task, jnp.float32(0.0), 0
+    )
+    assert len(asked) == 2 and asked[0].shape == (1, 2) and asked[1] == (), "traced for states with a mask, and for cut ones"
+
+
 def test_in_graph_and_host_agree(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings: dict[str, Any] = {"total_steps": 64, "train_every": 8, "learning_starts": 16, "batch_size": 8, "hidden": (8,), "quiet": True}
     for name in ("CartPole-v1", "jax:CartPole-v1"):

@@ -253,6 +253,18 @@ def test_connect_four(servers: dict[str, web.Server]) -> None:
     assert status == 400 and "'1'" in sentence
 
 
+def test_a_position_beyond_a_draw_that_nobody_claimed() -> None:
+    # Two knights to and fro: the third occurrence, and a move after it.
+    table, drawn = web.Table(opponent("gardner_chess")), "startpos moves b1c3 b5a3 c3b1 a3b5 b1c3 b5a3 c3b1 a3b5"
+    view = table.new({"position": f"{drawn} e2e3"})
+    assert view["ply"] == 9 and not view["over"] and view["moves"][-1]["text"] == "e3"
+    # A page that brings its game back says where it began and every move.
+    back = table.new({"position": view["start"], "moves": [move["action"] for move in view["moves"]]})
+    assert back["moves"] == view["moves"] and back["text"] == view["text"]
+    with pytest.raises(web.Refusal, match="the game is over"):
+        table.move({"game": table.new({"position": drawn})["game"], "ply": 8, "move": "e2e3"})
+
+
 def test_games_are_kept_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web, "MAX_GAMES", 2)
     table = web.Table(opponent("tic_tac_toe"))

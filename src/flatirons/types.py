@@ -39,7 +39,8 @@ class FlatironsError(Exception):
 class ArraySpec:
     """One array of an observation, without the batch axis.
 
-    `stack > 1` says that axis 0 is a stack of that many consecutive frames, oldest first, so that replay stores each frame once.
+    `stack > 1` says that axis 0 is a stack of that many consecutive frames, oldest first, so that replay stores each frame once. `start` is
+    what the environment itself calls the first value of each whole number, flat, where it does not count from 0 as this spec does.
     """
 
     shape: tuple[int, ...]
@@ -47,6 +48,7 @@ class ArraySpec:
     low: float = -np.inf
     high: float = np.inf
     stack: int = 1
+    start: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +61,15 @@ class Discrete:
 
 @dataclasses.dataclass(frozen=True)
 class MultiDiscrete:
-    """A vector of discrete actions, int32, shape (len(nvec),)."""
+    """A vector of discrete actions, int32, shape (len(nvec),), each from 0 up.
+
+    `start` is what the environment itself calls the first of each, `()` where that is 0; `raw_shape` the shape of its own actions where
+    that is another.
+    """
 
     nvec: tuple[int, ...]
+    start: tuple[int, ...] = ()
+    raw_shape: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,8 +40,10 @@ def dropout(key: Key, x: Array, rate: float | Array) -> jax.Array:
 
 def is_weight(path: tuple[Any, ...], leaf: Any) -> bool:
     """Whether a leaf of parameters multiplies inputs: an array of floats with two axes or more, whose second to last is the inputs'
-    (`[in, out]`, a convolution's `[h, w, in, out]`). Vectors are biases, which are never dropped."""
-    del path
+    (`[in, out]`, a convolution's `[h, w, in, out]`). Vectors are biases, which are never dropped, nor is what is called "b", "bias" or
+    "gain", of which a network may hold several in one array."""
+    if path and isinstance(path[-1], jax.tree_util.DictKey) and path[-1].key in ("b", "bias", "gain"):
+        return False
     return jnp.ndim(leaf) >= 2 and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
 
 

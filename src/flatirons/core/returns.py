@@ -13,7 +13,8 @@ from flatirons.types import Array
 
 def td_target(reward: Array, terminated: Array, next_value: Array, gamma: float | Array) -> jax.Array:
     """One-step target y = r + gamma (1 - terminated) V(s'), all of one shape (Mnih 2015, Algorithm 1)."""
-    return jnp.asarray(reward) + gamma * (1.0 - jnp.asarray(terminated, jnp.float32)) * next_value
+    # Chosen, not multiplied by 0: whatever is said of a state that has no successor, be it NaN, does not count.
+    return jnp.asarray(reward) + gamma * jnp.where(jnp.asarray(terminated) > 0, 0.0, next_value)
 
 
 def gae(

@@ -90,8 +90,8 @@ def _in_graph(
         jnp.sum(jnp.where(ended, so_far, 0.0)),
         jnp.sum(jnp.where(ended, length, 0), dtype=jnp.int32),
         _stuck(task, trajectory.legal),
-        # What comes next is in the last row's replay already, and seen with the next rollout only.
-        _broken((trajectory.obs, trajectory.reward, task.observe(env).obs)),
+        # An episode's last observation is no row's own, and what follows the last row would be in a checkpoint before a rollout sees it.
+        _broken((trajectory.obs, trajectory.next_obs, trajectory.reward, task.observe(env).obs)),
     )
     return Collector(key, (), env, carry, returns, lengths), trajectory, episodes
 

@@ -241,6 +241,12 @@ def demand_game(task: Any, system: str) -> BoardGame:
     game = getattr(task, "env", None)
     if not task.in_graph or not isinstance(game, BoardGame):
         raise FlatironsError(f"{system} plays board games of two players, and {task.name} is none; try pgx:connect_four")
+    limit = task.spec.max_episode_steps
+    if limit is not None and limit < game.longest:
+        raise FlatironsError(
+            f"{task.name} is cut after {limit} moves and may have {game.longest}, and a game that is cut has no result: "
+            "let max_episode_steps be None"
+        )
     return game
 
 

@@ -102,9 +102,11 @@ class Rows:
         self._limits = [sys.maxsize if limit is None else limit for limit in limits]
         self._elapsed = [0] * len(self.envs)
         space = self.envs[0].observation_space
-        self._leaves = [(path, get, spec, spaces.offset(leaf), _kinds(spec)) for path, get, spec, leaf in spaces.leaves(space)]
-        _, _, spec, _, kinds = self._leaves[0]
-        self._single = isinstance(space, gymnasium.spaces.Box)
+        self._leaves = [
+            (path, get, spec, spaces.offset(leaf), _kinds(spec), _limits(spec)) for path, get, spec, leaf in spaces.leaves(space)
+        ]
+        _, _, spec, _, kinds, held = self._leaves[0]
+        self._single = isinstance(space, gymnasium.spaces.Box) and held is None
         self._shape, self._kind = spec.shape, kinds
         choices = spaces.choices(spaces.action_spec(self.envs[0].action_space))
         self._num_choices = sum(choices)
@@ -114,7 +116,7 @@ class Rows:
 
     def fresh(self) -> Leaves:
         """New arrays for the observations of these environments."""
-        return [np.empty((len(self.envs), *spec.shape), spec.dtype) for _, _, spec, _, _ in self._leaves]
+        return [np.empty((len(self.envs), *spec.shape), spec.dtype) for _, _, spec, *_ in self._leaves]
 
     def reset(self, seeds: Sequence[int | None], out: Leaves) -> None:
         """Reset every environment, with its seed or carrying on its own generator, into rows `0 ... n-1` of `out`."""
@@ -209,7 +211,7 @@ class Rows:
             raise EnvFault(self.first + row, f"info[{MASK!r}] leaves no legal action; a state without a legal action must end the episode")
 
     def _put(self, row: int, obs: Any, out: Leaves) -> None:
-        for array, (path, get, spec, shift, kinds) in zip(out, self._leaves, strict=True):
+        for array, (path, get, spec, shift, kinds, held) in zip(out, self._leaves, strict=True):
             try:
                 value = get(obs)
             except (KeyError, IndexError, TypeError):
@@ -226,7 +228,14 @@ class Rows:
                 raise EnvFault(self.first + row, f"{path} has shape {value.shape} where the observation space says {spec.shape}")
             if value.dtype.kind not in kinds:
                 raise EnvFault(self.first + row, f"{path} has dtype {value.dtype} where the observation space says {spec.dtype}")
-            array[row] = value if shift is None else value - shift
+            value = value if shift is None else value - shift
+            if held is not None and value.size and not held.min <= value.min() <= value.max() <= held.max:
+                raise EnvFault(
+                    self.first + row,
+                    f"{path} runs from {value.min()} to {value.max()}, and {spec.dtype}, in which it is kept, holds {held.min} to "
+                    f"{held.max}; return floats, or scale it down",
+                )
+            array[row] = value
 
     def _number(self, row: int, value: Any) -> float:
         if isinstance(value, (int, float, np.number, np.bool_)) or (
@@ -256,6 +265,14 @@ class Rows:
 def _kinds(spec: ArraySpec) -> str:
     """The numpy kinds that an environment may return for a spec."""
     return {"f": "f", "i": "iu", "u": "ui", "b": "b"}.get(np.dtype(spec.dtype).kind, "") + ("b" if spec.dtype == "int8" else "")
+
+
+def _limits(spec: ArraySpec) -> np.iinfo | None:
+    """What the whole numbers of a spec may be, where those of its space go beyond and would wrap around; else None."""
+    if np.dtype(spec.dtype).kind not in "iu":
+        return None
+    held = np.iinfo(spec.dtype)
+    return held if spec.low < held.min or spec.high > held.max else None
 
 
 def _said(error: BaseException) -> str:

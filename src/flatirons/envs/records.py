@@ -171,6 +171,9 @@ def _read_sgf(game: Game, text: str, name: str) -> Iterator[Record]:
                     continue
                 ply += 1
                 word = _sgf_word(game, node[key][0])
+                # By some rules it takes a third pass to end a game.
+                if table.over and word == "pass":
+                    continue
                 # A pass that is forced is often left out.
                 if (key == first) != (table.turn == 0) and not table.over and game.name == "othello" and table.legal[64]:
                     table.play(64)
@@ -348,7 +351,7 @@ def _pgn_games(text: str) -> Iterator[tuple[dict[str, str], list[str], str]]:
         word, position = found[0], found.end()
         if word in "()":
             depth = max(0, depth + (1 if word == "(" else -1))
-        elif depth or word.isspace() or word[0] in "{;$[" or set(word) <= set("!?"):
+        elif depth or word.isspace() or word[0] in "{;$[" or set(word) <= set("!?") or word.rstrip("+#!?") == "e.p.":
             continue
         elif word in _RESULTS:
             yield tags, words, word

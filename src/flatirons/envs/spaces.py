@@ -21,8 +21,9 @@ class StackedBox(gs.Box):
 def obs_spec(space: gymnasium.Space, key: str = "obs") -> Any:
     """The spec of observations from a Gymnasium space: an `ArraySpec`, or a dict or tuple of them for Dict and Tuple spaces.
 
-    float64 becomes float32 and 64-bit integers 32-bit. Discrete observations are int32 scalars counted from 0, whatever the space's start.
-    A bound of a Box is the loosest of its elements. Raises FlatironsError for a space that is not made of fixed-size arrays.
+    float64 becomes float32 and 64-bit integers 32-bit (one too large for that is a fault when it comes). Discrete observations are int32
+    scalars counted from 0, whatever the space's start. A bound of a Box is the loosest of its elements. Raises FlatironsError for a space
+    that is not made of fixed-size arrays.
     """
     if isinstance(space, gs.Box):
         dtype = _NARROW.get(space.dtype.name, space.dtype.name)
@@ -30,9 +31,9 @@ def obs_spec(space: gymnasium.Space, key: str = "obs") -> Any:
         high = float(np.max(space.high)) if space.high.size else np.inf
         return ArraySpec(tuple(space.shape), dtype, low, high, stack=space.shape[0] if isinstance(space, StackedBox) else 1)
     if isinstance(space, gs.Discrete):
-        return ArraySpec((), "int32", 0, int(space.n) - 1)
+        return ArraySpec((), "int32", 0, int(space.n) - 1, start=_starts(space))
     if isinstance(space, gs.MultiDiscrete):
-        return ArraySpec(tuple(space.nvec.shape), "int32", 0, int(space.nvec.max()) - 1)
+        return ArraySpec(tuple(space.nvec.shape), "int32", 0, int(space.nvec.max()) - 1, start=_starts(space))
     if isinstance(space, gs.MultiBinary):
         return ArraySpec(tuple(space.shape), "int8", 0, 1)
     if isinstance(space, gs.Dict):
@@ -53,16 +54,39 @@ def action_spec(space: gymnasium.Space) -> ActionSpec:
     if isinstance(space, gs.Discrete):
         return Discrete(int(space.n), int(space.start))
     if isinstance(space, gs.Box) and np.issubdtype(space.dtype, np.floating):
-        low, high = (tuple(bound.astype(np.float32).ravel().tolist()) for bound in (space.low, space.high))
-        return Box(low, high, None if len(space.shape) == 1 else tuple(space.shape))
+        low, high = (tuple(bound.ravel().tolist()) for bound in _float32_bounds(space))
+        return Box(low, high, _shape_if_other(space.shape))
     if isinstance(space, gs.MultiDiscrete):
-        return MultiDiscrete(tuple(int(n) for n in space.nvec.ravel()))
+        return MultiDiscrete(tuple(int(n) for n in space.nvec.ravel()), _starts(space), _shape_if_other(space.nvec.shape))
     if isinstance(space, gs.MultiBinary):
-        return MultiDiscrete((2,) * int(np.prod(space.shape)))
+        return MultiDiscrete((2,) * int(np.prod(space.shape)), raw_shape=_shape_if_other(space.shape))
     raise FlatironsError(
         f"the action space {space} is not supported; wrap the environment so that it takes Discrete, MultiDiscrete, MultiBinary or "
         "floating-point Box actions"
     )
+
+
+def _starts(space: gs.Discrete | gs.MultiDiscrete) -> tuple[int, ...]:
+    """The `start` of a space, flat; `()` where it counts from 0."""
+    starts = np.ravel(space.start).tolist()
+    return tuple(starts) if any(starts) else ()
+
+
+def _shape_if_other(shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The `raw_shape` of an action that is a vector to us."""
+    return None if len(shape) == 1 else tuple(shape)
+
+
+def _float32_bounds(space: gs.Box) -> tuple[np.ndarray, np.ndarray]:
+    """The widest float32 bounds within a Box's own: the nearest to a float64 bound may lie outside, and the environment refuse it.
+
+    The nearest all the same where they are infinite, or so close together that no float32 is between them."""
+    with np.errstate(over="ignore"):
+        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+    inner_low = np.where((low < space.low) & np.isfinite(low), np.nextafter(low, np.float32(np.inf)), low)
+    inner_high = np.where((high > space.high) & np.isfinite(high), np.nextafter(high, np.float32(-np.inf)), high)
+    some = inner_low <= inner_high
+    return np.where(some, inner_low, low), np.where(some, inner_high, high)
 
 
 def space_of(spec: Any) -> gymnasium.Space:
@@ -81,7 +105,9 @@ def space_of(spec: Any) -> gymnasium.Space:
     if isinstance(spec, Discrete):
         return gs.Discrete(spec.n, start=spec.start)
     if isinstance(spec, MultiDiscrete):
-        return gs.MultiDiscrete(np.asarray(spec.nvec))
+        shape = (len(spec.nvec),) if spec.raw_shape is None else spec.raw_shape
+        starts = spec.start or (0,) * len(spec.nvec)
+        return gs.MultiDiscrete(np.asarray(spec.nvec).reshape(shape), start=np.asarray(starts).reshape(shape))
     if isinstance(spec, Box):
         shape = spec.shape if spec.raw_shape is None else spec.raw_shape
         return gs.Box(np.asarray(spec.low, np.float32).reshape(shape), np.asarray(spec.high, np.float32).reshape(shape))
@@ -127,12 +153,26 @@ def decode_actions(space: gymnasium.Space) -> Callable[[np.ndarray], Sequence[An
         return lambda batch: [action + start for action in batch.tolist()]
     if isinstance(space, gs.Box):
         shape, dtype = space.shape, space.dtype
+        low, high = _float32_bounds(space)
+        if (low < space.low).any() or (high > space.high).any():
+            return lambda batch: list(np.clip(batch.astype(dtype).reshape((len(batch), *shape)), space.low, space.high))
         if len(shape) == 1:
             return lambda batch: list(batch.astype(dtype))
         return lambda batch: list(batch.astype(dtype).reshape((len(batch), *shape)))
     shape, dtype = space.shape or (), space.dtype
     start_array = space.start if isinstance(space, gs.MultiDiscrete) else 0
     return lambda batch: list((batch.reshape((len(batch), *shape)) + start_array).astype(dtype))
+
+
+def raw_actions(spec: ActionSpec, actions: np.ndarray) -> np.ndarray:
+    """A batch of our actions `[B, ...]` in the environment's own words, as one new array: start and shape given back, Box clipped."""
+    if isinstance(spec, Discrete):
+        return actions + spec.start
+    if isinstance(spec, MultiDiscrete):
+        raw = actions + np.asarray(spec.start or 0, actions.dtype)
+    else:
+        raw = np.clip(actions, np.asarray(spec.low, np.float32), np.asarray(spec.high, np.float32))
+    return raw if spec.raw_shape is None else raw.reshape((len(raw), *spec.raw_shape))
 
 
 def choices(spec: ActionSpec) -> tuple[int, ...]:

@@ -8,27 +8,43 @@ from typing import Any
 import jax
 import numpy as np
 
-from flatirons.types import ArraySpec, Box, Discrete, FlatironsError
+from flatirons.types import ArraySpec, Box, FlatironsError
 
 
 def given(task: Any, shown: Any) -> Any:
-    """A pair of arrays `obs [M, ...]`, answers `[M, ...]`, or, where a policy acts, one task as an array.
+    """A pair `obs [M, ...]`, answers `[M, ...]`, or, where a policy acts, one task as `draw` gives it.
 
     `task` is a distribution over tasks (`meta:`). Raises FlatironsError where what is shown is not of its shapes."""
     if task.env.loss == "return":
         like = jax.eval_shape(lambda key: task.env.draw(key, 1), jax.random.key(0))
-        return _shaped(shown, like.shape[1:], np.float32, "the task to adapt to")
+        return _one_task(like, shown)
     if not isinstance(shown, (tuple, list)) or len(shown) != 2:
         raise FlatironsError(f"adapting in {task.name} takes a pair of arrays: examples [M, ...] and their answers [M, ...]")
-    spec: ArraySpec = task.spec.obs
-    obs = _shaped(shown[0], (None, *spec.shape), np.dtype(spec.dtype), "the examples", spec)
-    action: Discrete | Box = task.spec.action
+    obs = asked(task.spec.obs, shown[0], "the examples")
+    rows, action = len(jax.tree.leaves(obs)[0]), task.spec.action
     if isinstance(action, Box):
-        return obs, _shaped(shown[1], (len(obs), *action.shape), np.float32, "the answers")
-    answer = _shaped(shown[1], (len(obs),), np.int32, "the answers")
+        return obs, _shaped(shown[1], (rows, *action.shape), np.float32, "the answers")
+    answer = _shaped(shown[1], (rows,), np.int32, "the answers")
     if answer.min() < 0 or answer.max() >= action.n:
         raise FlatironsError(f"the answers run from {answer.min()} to {answer.max()}, and {task.name} has classes 0 to {action.n - 1}")
     return obs, answer
+
+
+def _one_task(like: Any, shown: Any) -> Any:
+    """One task in the shapes and dtypes of `like`, which has them for several (`[tasks, ...]`). Raises FlatironsError for another."""
+    if isinstance(like, jax.ShapeDtypeStruct):
+        return _shaped(shown, like.shape[1:], like.dtype, "the task to adapt to")
+    leaves, structure = jax.tree.flatten(like)
+    try:
+        parts = structure.flatten_up_to(shown)
+    except (TypeError, ValueError):
+        raise FlatironsError(f"the task to adapt to must be built as {jax.tree.unflatten(structure, ['...'] * len(leaves))}") from None
+    paths = (jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(like))
+    found = [
+        _shaped(part, leaf.shape[1:], leaf.dtype, f"{path} of the task to adapt to")
+        for path, part, leaf in zip(paths, parts, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, found)
 
 
 def asked(spec: Any, obs: Any, name: str = "obs") -> Any:

@@ -12,7 +12,8 @@ a parity file, from which any one piece can be made again out of the others; the
 damaged beyond that is passed over, and loading goes back to the newest intact checkpoint.
 
 The hashes find accidents, not forgers. Against a forged folder stands that nothing here can run code: JSON and safetensors only, names that
-cannot leave the folder, shapes that must equal the caller's. One process at a time may save into a folder.
+cannot leave the folder, shapes that must equal the caller's. One process at a time may save into a folder, for each removes what
+it does not know of as a leftover: half-written checkpoints, pieces that none of its own names. `run.folder.held` sees to it.
 """
 
 from __future__ import annotations

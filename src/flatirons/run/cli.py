@@ -13,10 +13,12 @@ import io
 import json
 import math
 import os
+import signal
 import sys
+import threading
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
@@ -41,7 +43,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
         return 0
     except KeyboardInterrupt as stop:
         # train saves before it raises this; SIGTERM arrives as the same exception, with its own status.
-        print(f"\nflatirons: {stop or 'stopped'}", file=sys.stderr)
+        print(f"\nflatirons: {str(stop) or 'stopped'}", file=sys.stderr)
         return int(vars(stop).get("exit_status", SIGINT_STATUS))
     except Exception as error:
         known = sys.modules.get("flatirons.types")
@@ -124,6 +126,23 @@ def _finite(text: str) -> float:
         return number(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _seed(text: str) -> int:
+    """A seed, for argparse."""
+    seed = _whole(text)
+    from flatirons.run.job import MOST_SEED
+
+    if not 0 <= seed <= MOST_SEED:
+        raise argparse.ArgumentTypeError(f"{text} is no seed; give a whole number from 0 to {MOST_SEED:_}")
+    return seed
+
+
+def _demand_simulations(simulations: int, least: int) -> None:
+    from flatirons.run.players import MOST_SIMULATIONS
+
+    if not least <= simulations <= MOST_SIMULATIONS:
+        raise UsageError(f"--simulations is {simulations:_}; it must be from {least} to {MOST_SIMULATIONS:_}.")
 
 
 # ------------------------------------------------------------------------------------------------------------------ train
@@ -477,7 +496,7 @@ def evaluate(arguments: list[str]) -> int:
     )
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("--episodes", type=_whole, default=20, metavar="INT", help="episodes (default: 20)")
-    parser.add_argument("--seed", type=_whole, metavar="INT", help="seed of the evaluation (default: 10_000 + the run's seed)")
+    parser.add_argument("--seed", type=_seed, metavar="INT", help="seed of the evaluation (default: 10_000 + the run's seed)")
     parser.add_argument(
         "--values", action="store_true", help="also what the policy expects of states against what it gets (dqn, ddpg, sac)"
     )
@@ -579,7 +598,7 @@ def play(arguments: list[str]) -> int:
     """`flatirons play RUN [--seed S] [--video FILE] [--episodes N] [--best]`; of a board game `[--port P] [--no-browser] ...`."""
     parser = _parser("play", "Watch a run's policy, in a window or as a video file; of a board game, play against it in the browser.")
     parser.add_argument("run", metavar="RUN", help="run folder")
-    parser.add_argument("--seed", type=_whole, default=0, metavar="INT", help="seed of the episodes, or of the search (default: 0)")
+    parser.add_argument("--seed", type=_seed, default=0, metavar="INT", help="seed of the episodes, or of the search (default: 0)")
     video = parser.add_argument_group("what is watched")
     video.add_argument("--video", metavar="FILE", help="write a video (.mp4 or .gif) instead of opening a window")
     video.add_argument("--episodes", type=_whole, default=1, metavar="INT", help="episodes (default: 1)")
@@ -597,8 +616,8 @@ def play(arguments: list[str]) -> int:
     chosen = parser.parse(arguments)
     if chosen.episodes < 1 or chosen.max_steps < 1:
         raise UsageError("--episodes and --max-steps must be at least 1.")
-    if chosen.simulations is not None and chosen.simulations < 0:
-        raise UsageError("--simulations must be at least 0.")
+    if chosen.simulations is not None:
+        _demand_simulations(chosen.simulations, 0)
     folder = existing_run(chosen.run)
     if seeds := seeds_in(folder):
         raise UsageError(f"{folder} holds {len(seeds)} runs, one per seed; choose one, such as {seeds[0]}.")
@@ -696,7 +715,8 @@ def suite(arguments: list[str]) -> int:
 
 
 def match(arguments: list[str]) -> int:
-    """`flatirons match A B [--game GAME] [--games N] [--json]`; exit status 1 when a game is void, also where too many are and it stops."""
+    """`flatirons match A B [--game GAME] [--games N] [--json]`; exit status 1 when a game is void, also where too many are and it stops;
+    130 or 143 where a signal stopped it, once what was finished is saved."""
     parser = _parser(
         "match",
         "Play games between two players, colours swapped and openings varied, and say the Elo difference. A player is a run folder "
@@ -707,7 +727,7 @@ def match(arguments: list[str]) -> int:
     parser.add_argument("--game", metavar="GAME", help="such as pgx:connect_four (default: that of a run folder)")
     parser.add_argument("--games", type=_whole, default=100, metavar="INT", help="games, half of them begun by A (default: 100)")
     parser.add_argument("--opening-plies", type=_whole, metavar="INT", help="random plies each game begins with (default: by the game)")
-    parser.add_argument("--seed", type=_whole, default=0, metavar="INT", help="of openings and players (default: 0)")
+    parser.add_argument("--seed", type=_seed, default=0, metavar="INT", help="of openings and players (default: 0)")
     parser.add_argument("--at-once", type=_whole, default=256, metavar="INT", help="games side by side (default: 256)")
     parser.add_argument("--out", metavar="FOLDER", help="where the records go (default: matches/GAME-A-B)")
     parser.add_argument("--overwrite", action="store_true", help="put them in the place of another match's in --out")
@@ -734,25 +754,58 @@ def match(arguments: list[str]) -> int:
             shown[0] = done
             print(f"\r{done} of {games} games, {monotonic() - began:.0f} s", end="", file=sys.stderr, flush=True)
 
+    with _terminated_as_interrupted() as status:
+        try:
+            found = matches.play(
+                game, a, b, chosen.games, seed=chosen.seed, opening_plies=chosen.opening_plies, at_once=chosen.at_once, progress=progress
+            )
+        finally:
+            a.close()
+            b.close()
+    unsaved: Exception | None = None
     try:
-        found = matches.play(
-            game, a, b, chosen.games, seed=chosen.seed, opening_plies=chosen.opening_plies, at_once=chosen.at_once, progress=progress
-        )
-    finally:
-        a.close()
-        b.close()
-    matches.save(found, game, place, monotonic() - began)
+        matches.save(found, game, place, monotonic() - began)
+    except Exception as error:
+        # Its result is said all the same.
+        unsaved = error
     faults = Counter(one.fault for one in found.played if one.fault)
     if found.stopped:
         cut = sum(faults.pop(fault, 0) for fault in (matches.UNFINISHED, matches.NOT_BEGUN))
         print(f"flatirons: the match was stopped: {found.stopped}", file=sys.stderr)
-        print(f"flatirons: games void by that: {cut}; what was finished is on record in {place}", file=sys.stderr)
+        kept = f"; what was finished is on record in {place}" if unsaved is None else ""
+        print(f"flatirons: games void by that: {cut}{kept}", file=sys.stderr)
     for fault, count in faults.most_common(3):
         print(f"flatirons: {'a game is' if count == 1 else f'{count} games are'} void: {fault}", file=sys.stderr)
     if not chosen.json:
-        print(("\n" if shown[0] >= 0 and sys.stderr.isatty() else "") + f"{matches.in_words(found)}\nrecords: {place}")
+        where = f"\nrecords: {place}" if unsaved is None else ""
+        print(("\n" if shown[0] >= 0 and sys.stderr.isatty() else "") + f"{matches.in_words(found)}{where}")
     print(matches.line(found))
-    return 1 if faults else 0
+    if unsaved is not None:
+        raise unsaved
+    if found.stopped == matches.INTERRUPTED:
+        return status[0]
+    return 1 if faults or found.stopped else 0
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[list[int]]:
+    """While this lasts SIGTERM raises KeyboardInterrupt, as SIGINT does. Yields a list with the exit status of what came."""
+    status = [SIGINT_STATUS]
+
+    def interrupt(number: int, _frame: Any) -> NoReturn:
+        status[0] = 128 + number
+        stop = KeyboardInterrupt()
+        vars(stop)["exit_status"] = status[0]
+        raise stop
+
+    if threading.current_thread() is not threading.main_thread():
+        yield status
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield status
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _engine(command: str, arguments: list[str]) -> int:
@@ -762,7 +815,7 @@ def _engine(command: str, arguments: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="run folder, or mcts:SIMULATIONS with --game")
     parser.add_argument("--game", metavar="GAME", help="such as go_9x9, where RUN is no run folder")
     parser.add_argument("--simulations", type=_whole, metavar="INT", help="simulations a move without a clock (default: the run's)")
-    parser.add_argument("--seed", type=_whole, default=0, metavar="INT", help="of the search (default: 0)")
+    parser.add_argument("--seed", type=_seed, default=0, metavar="INT", help="of the search (default: 0)")
     chosen = parser.parse(arguments)
     from flatirons.run import gtp as gtp_engine
     from flatirons.run import players
@@ -776,8 +829,7 @@ def _engine(command: str, arguments: list[str]) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         thinker = players.thinker(chosen.run, chosen.game)
         if chosen.simulations is not None:
-            if chosen.simulations < 1:
-                raise UsageError("--simulations must be at least 1.")
+            _demand_simulations(chosen.simulations, 1)
             thinker.simulations = chosen.simulations
         if command == "gtp":
             gtp_engine.serve(thinker, sys.stdin, spoken, chosen.seed)
@@ -798,15 +850,17 @@ def analyse(arguments: list[str]) -> int:
     )
     parser.add_argument("--game", metavar="GAME", help="such as chess, where RUN is no run folder")
     parser.add_argument("--top", type=_whole, default=10, metavar="INT", help="states shown of each search (default: 10)")
-    parser.add_argument("--seed", type=_whole, default=0, metavar="INT", help="of the search (default: 0)")
+    parser.add_argument("--seed", type=_seed, default=0, metavar="INT", help="of the search (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     chosen = parser.parse(arguments)
     try:
         counts = [integer(part) for part in chosen.simulations.split(",")]
     except ValueError as error:
         raise UsageError(f"--simulations {chosen.simulations}: {error}; write whole numbers with commas between.") from None
-    if min(counts) < 0 or chosen.top < 1:
-        raise UsageError("--simulations must be 0 or more, and --top at least 1.")
+    if chosen.top < 1:
+        raise UsageError(f"--top is {chosen.top}; it must be at least 1.")
+    for count in counts:
+        _demand_simulations(count, 0)
     from flatirons.run import analyse as analysis
     from flatirons.run import players
 

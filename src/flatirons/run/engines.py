@@ -11,6 +11,7 @@ import os
 import queue
 import shlex
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -26,6 +27,7 @@ from flatirons.types import FlatironsError
 PLACES = ("/usr/games", "/usr/local/games", "/usr/local/bin")
 """Where Debian puts engines, beside what is on PATH."""
 TIMEOUT_S = 60.0
+MOST_SECONDS = 1_000_000
 
 
 class EngineError(FlatironsError):
@@ -68,7 +70,8 @@ class Program:
             raise FlatironsError(f"the engine {command!r} cannot be started ({error.strerror})") from None
         self.lines: queue.Queue[str | None] = queue.Queue()
         self.complaints: collections.deque[str] = collections.deque(maxlen=3)
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
         self._beside = threading.Thread(target=self._listen_beside, daemon=True)
         self._beside.start()
 
@@ -121,15 +124,26 @@ class Program:
         """Ask it to go, then make it."""
         with contextlib.suppress(OSError, ValueError, EngineError):
             self.send(farewell)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(1.0)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                if stream is not None:
+        self._kill()
+        self.process.wait()
+        for stream, reader in ((self.process.stdin, None), (self.process.stdout, self._listener), (self.process.stderr, self._beside)):
+            if reader is not None:
+                reader.join(1.0)
+            # A stream that is still read, as another session holds its other end open, would not close before that session ends.
+            if stream is not None and (reader is None or not reader.is_alive()):
+                with contextlib.suppress(OSError, ValueError):
                     stream.close()
+
+    def _kill(self) -> None:
+        """End it and what it has started: where a script starts the engine, ending the script alone leaves the engine behind."""
+        if hasattr(os, "killpg"):
+            # All are gone, or (macOS) none of those that are left can be reached.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+        else:
+            self.process.kill()
 
 
 class Engine:
@@ -137,8 +151,8 @@ class Engine:
     after it has failed."""
 
     def __init__(self, kind: str, command: str, game: Game, options: Mapping[str, str]) -> None:
-        """kind: gtp, uci or usi. options: `timeout` in seconds; for UCI and USI `nodes`, `movetime` (ms) or `depth`, others are the
-        engine's own; for GTP `level` of gnugo. Raises FlatironsError where the program is missing or cannot play this game."""
+        """kind: gtp, uci or usi. options: `timeout` in seconds, above 0; for UCI and USI `nodes`, `movetime` (ms) or `depth`, others are
+        the engine's own; for GTP `level` of gnugo. Raises FlatironsError where the program is missing or cannot play this game."""
         self.kind, self.game, self.name = kind, game, f"{kind}:{command}"
         self.options = dict(options)
         timeout = self.options.pop("timeout", str(TIMEOUT_S))
@@ -146,6 +160,8 @@ class Engine:
             self.timeout_s = float(timeout)
         except ValueError:
             raise FlatironsError(f"timeout={timeout!r} is no number of seconds") from None
+        if not 0 < self.timeout_s < MOST_SECONDS:
+            raise FlatironsError(f"timeout={timeout!r} must be a number of seconds above 0 and below {MOST_SECONDS:_}")
         self.command = self._command(command)
         locate(words_of(self.command)[0])
         self.program: Program | None = None

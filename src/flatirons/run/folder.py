@@ -6,12 +6,14 @@
     checkpoints/         the newest whole States
     policy/              the last policy            policy_best/  the policy of the best evaluation
     curve.png            the learning curve         summary.json  how the run stands and where its time went
+    .lock                empty; locked by the process that trains
 
 With several seeds each `seed_<n>/` is such a folder, and the folder around them holds config.json and a common curve.png.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -19,11 +21,11 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from flatirons.types import FlatironsError
 
@@ -35,6 +37,8 @@ CURVE = "curve.png"
 CHECKPOINTS = "checkpoints"
 POLICY = "policy"
 POLICY_BEST = "policy_best"
+LOCK = ".lock"
+"""What a process that trains holds a lock on. Empty, and left behind: only the lock says that somebody trains."""
 
 
 def slug(text: str) -> str:
@@ -51,41 +55,100 @@ def default_path(system: str, task: str, seed: int) -> Path:
     return path
 
 
-def create(path: Path, *, overwrite: bool = False) -> Path:
-    """Make a new run folder. A folder that holds a run is replaced only when `overwrite`, and one that holds anything else never is.
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold an existing run folder: while this lasts nobody else can. The operating system lets go of it when the process ends, however it
+    does. Where files cannot be locked (Windows, some network file systems) nothing is held.
 
-    Raises FlatironsError when the folder exists or cannot be written.
+    Raises FlatironsError when it is held already, and when it cannot be written.
     """
-    if path.exists():
-        is_run = path.is_dir() and (path / CONFIG).exists()
-        empty = path.is_dir() and not any(path.iterdir())
-        if is_run and not overwrite:
-            raise FlatironsError(
-                f"the run folder {path} exists; resume it with `flatirons resume {path}`, choose another --out or pass --overwrite"
-            )
-        if not is_run and not empty:
-            raise FlatironsError(f"{path} exists and is not a run folder, so it will not be written to; choose another --out")
-        if is_run:
-            _remove_run(path)
+    try:
+        file = open(path / LOCK, "a")  # noqa: SIM115 - its errors are not those of what is done while it is open
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    with file:
+        if not _lock(file):
+            raise FlatironsError(f"{path} is being trained by another process; stop it first, or choose another --out")
+        yield
+
+
+def _lock(file: IO[str]) -> bool:
+    """Whether nobody else has locked it. It stays locked while it is open, where it can be locked at all."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # some network file systems
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def created(path: Path, *, overwrite: bool = False) -> Iterator[None]:
+    """Make a new run folder and hold it. A folder that holds a run is replaced only when `overwrite`, and one that holds anything else
+    never is.
+
+    Raises FlatironsError when the folder exists, is held by another process or cannot be written.
+    """
+    _demand_replaceable(path, overwrite=overwrite)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable.tmp"
-        probe.write_text("")
-        probe.unlink()
     except OSError as error:
-        raise FlatironsError(f"the run folder {path} cannot be written ({error.strerror}); choose another --out") from None
-    return path
+        raise _unwritable(path, error) from None
+    with held(path):
+        # Once more: another process may have begun and ended a run here since.
+        _demand_replaceable(path, overwrite=overwrite)
+        if (path / CONFIG).exists():
+            _remove_run(path)
+        try:
+            probe = path / ".writable.tmp"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise _unwritable(path, error) from None
+        yield
+
+
+def _demand_replaceable(path: Path, *, overwrite: bool) -> None:
+    if not path.exists():
+        return
+    is_run = path.is_dir() and (path / CONFIG).exists()
+    empty = path.is_dir() and all(entry.name == LOCK for entry in path.iterdir())
+    if is_run and not overwrite:
+        raise FlatironsError(
+            f"the run folder {path} exists; resume it with `flatirons resume {path}`, choose another --out or pass --overwrite"
+        )
+    if not is_run and not empty:
+        raise FlatironsError(f"{path} exists and is not a run folder, so it will not be written to; choose another --out")
+
+
+def _unwritable(path: Path, error: OSError) -> FlatironsError:
+    return FlatironsError(f"the run folder {path} cannot be written ({error.strerror}); make it writable, or choose another --out")
 
 
 def _remove_run(path: Path) -> None:
-    """Remove what a run writes, by name; files a person put beside it stay."""
+    """Remove what a run writes, by name; files a person put beside it stay, and so does the lock, which whoever removes it holds.
+
+    Raises FlatironsError, with everything still there, when another process holds one of its seeds."""
+    with contextlib.ExitStack() as seeds:
+        found = [seed for seed in path.glob("seed_*") if (seed / CONFIG).exists()]
+        for seed in found:
+            seeds.enter_context(held(seed))
+        for seed in found:
+            _remove_run(seed)
+            if all(entry.name == LOCK for entry in seed.iterdir()):
+                (seed / LOCK).unlink()
+                seed.rmdir()
+        _remove_written(path)
+
+
+def _remove_written(path: Path) -> None:
     import shutil
 
-    for seed_folder in path.glob("seed_*"):
-        if (seed_folder / CONFIG).exists():
-            _remove_run(seed_folder)
-            if not any(seed_folder.iterdir()):
-                seed_folder.rmdir()
     for entry in list(path.iterdir()):
         if entry.is_dir() and (entry.name == CHECKPOINTS or entry.name.startswith((POLICY, "tensorboard"))):
             shutil.rmtree(entry)
@@ -154,16 +217,23 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def cut_after(path: Path, step: int) -> None:
-    """Drop the lines of a .jsonl file whose `step` lies past `step`: a resumed run writes them again."""
+    """Drop the lines of a .jsonl file whose `step` lies past `step`: a resumed run writes them again. Raises FlatironsError, and leaves the
+    file as it is, where it cannot be written."""
     if not path.exists():
         return
     kept = [line for line in read_lines(path) if isinstance(line.get("step"), int) and line["step"] <= step]
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        # What is half written takes the space that there is too little of.
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise FlatironsError(f"{path} cannot be written ({error.strerror}); free some space, or make the folder writable") from None
 
 
 _CUT: set[Path] = set()

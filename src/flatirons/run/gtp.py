@@ -1,7 +1,7 @@
 """`flatirons gtp RUN`: a run as an engine over GTP version 2 (Go, and the other games of stones), for GoGui, Sabaki and the like.
 
-Komi is what the rules have, 7.5: another is taken into the final score, and the search does not know it. Superko (positional) is
-illegal. A side may move twice: the other is taken to have passed, which is also how handicap stones are placed.
+Komi is what the rules have, 7.5: another is taken into the final score and the record, and the search does not know it. Superko
+(positional) is illegal. A side may move twice: the other is taken to have passed, which is also how handicap stones are placed.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -43,6 +44,9 @@ class Gtp:
         self.over = False
         self.pace = Pace()
         self.clocks: dict[int, tuple[float, int]] = {}
+        """What `time_left` said last, by colour: seconds, and stones to be played in them."""
+        self.used: dict[int, float] = {}
+        """Seconds that its own moves took, by colour: the clock where nobody says `time_left`."""
         self.settings: tuple[float, float, int] | None = None
         self.is_go = game.name in notation.GO
         self.commands: dict[str, Callable[[list[str]], str]] = {
@@ -78,6 +82,9 @@ class Gtp:
             return f"={number} {command(words[1:])}".rstrip() + "\n\n"
         except (Refused, FlatironsError) as error:
             return f"?{number} {' '.join(str(error).split())}\n\n"
+        except Exception as error:
+            # Nothing that goes wrong in a search ends the session.
+            return f"?{number} {type(error).__name__}: {' '.join(str(error).split())}".rstrip() + "\n\n"
 
     # ------------------------------------------------------------------------------------------------------- the commands
 
@@ -94,6 +101,7 @@ class Gtp:
 
     def _clear_board(self, words: list[str]) -> str:
         self.table, self.implied = notation.Table(self.game), set()
+        self.clocks, self.used = {}, {}
         return ""
 
     def _back_to(self, plies: int) -> None:
@@ -175,7 +183,14 @@ class Gtp:
             if self.table.over and self.is_go:
                 return "pass"
             raise
-        thought = think(self.thinker, self.table.state, self.seed + len(self.table.actions), self._limit(colour), self.pace)
+        began = time.monotonic()
+        try:
+            thought = think(self.thinker, self.table.state, self.seed + len(self.table.actions), self._limit(colour), self.pace)
+        except Exception:
+            self._back_to(before)
+            raise
+        if keep:
+            self.used[colour] = self.used.get(colour, 0.0) + time.monotonic() - began
         for action in ranked(thought, self.table.legal):
             self.table.play(action)
             if not (self.is_go and bool(self.table.state.inner["_x"].is_psk)):
@@ -215,7 +230,12 @@ class Gtp:
 
     def _printsgf(self, words: list[str]) -> str:
         result = self.table.outcome if self.table.over else None
-        text = records.write(self.game, records.Record(self.game.name, tuple(self.table.actions), result))
+        facts = (("KM", f"{self.komi:g}"),) if self.is_go else ()
+        if not self.table.over:
+            facts += (("RE", "?"),)
+        elif self.is_go and not bool(self.table.state.inner["_x"].is_psk):
+            facts += (("RE", self._final_score([])),)
+        text = records.write(self.game, records.Record(self.game.name, tuple(self.table.actions), result, facts=facts))
         if words:
             try:
                 Path(words[0]).write_text(text, encoding="utf-8")
@@ -290,7 +310,7 @@ class Gtp:
             for word in words:
                 self._vertex(0, word)
         except Refused:
-            self._clear_board([])
+            self._back_to(0)
             raise Refused("bad vertex list") from None
         return " ".join(words)
 
@@ -305,7 +325,7 @@ class Gtp:
             raise Refused("syntax error: time_settings MAIN BYO_YOMI STONES")
         # No time in a period with stones means no limit at all (GTP 2, 4.2).
         self.settings = None if (period > 0 and stones == 0) else (main, period, stones)
-        self.clocks = {}
+        self.clocks, self.used = {}, {}
         if self.settings is not None and not self.table.over:
             # The clock stands still yet. What is wrong with a search is said when a move is asked for.
             with contextlib.suppress(Exception):
@@ -330,7 +350,8 @@ class Gtp:
             return Limit(seconds=allot(max(0.0, seconds), moves=stones or None))
         if self.settings is not None:
             main, period, stones = self.settings
-            return Limit(seconds=allot(main) if main > 0 else max(0.01, 0.9 * period / max(1, stones)))
+            left = main - self.used.get(colour, 0.0)
+            return Limit(seconds=allot(left) if left > 0 else max(0.01, 0.9 * period / max(1, stones)))
         return Limit()
 
 

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from flatirons.data.acting import Decider
+from flatirons.envs import spaces
 from flatirons.run import adapting, checkpoint, evaluate, folder, values
 from flatirons.run import uncertainty as uncertainties
 from flatirons.run.job import (
@@ -28,7 +29,7 @@ from flatirons.run.job import (
 )
 from flatirons.run.uncertainty import Uncertainty
 from flatirons.systems import system_name
-from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, MultiDiscrete, TimeStep
+from flatirons.types import ArraySpec, Discrete, FlatironsError, MultiDiscrete, TimeStep
 
 
 class Run:
@@ -49,7 +50,7 @@ class Run:
         self._state: Any = None
         self._facts: dict[str, Any] = {}
         self._acting: Any = None
-        self._decide: Any = None
+        self._deciders: dict[bool, Decider] = {}
         self._carry: Any = None
         self._key: Any = None
 
@@ -82,24 +83,25 @@ class Run:
         `legal` is the mask of legal actions where the task has one. Policies with memory need `first=True` at an episode's start
         (without it the first call starts one). Raises FlatironsError for an observation that is not the task's.
         """
-        actor = self.actor
-        if self._decide is None:
-            acting = self._acting_task()
-            self._decide = Decider(self.system.policy, acting, self.config, greedy=True)
-            self._decide.set_key(jax.random.key(self.seed))
+        first = not self._deciders if first is None else first
+        action = self.act(self._timestep(obs, legal, first=first))
+        spec = self._acting_task().spec.action
+        raw = spaces.raw_actions(spec, action)[0]
+        return int(raw) if isinstance(spec, Discrete) else raw
+
+    def act(self, timestep: TimeStep) -> np.ndarray:
+        """The greedy action `[1, ...]` for a TimeStep of one environment, as a task gives the one and takes the other (from 0 up, flat)."""
+        actor, acting, masked = self.actor, self._acting_task(), not isinstance(timestep.legal, tuple)
+        if not self._deciders:
             self._carry = self.system.policy(self.config, acting, actor, greedy=True).reset(1)
-            first = True if first is None else first
-        spec = self._acting.spec
-        timestep = self._timestep(obs, legal, first=bool(first))
-        self._decide.set_actor(actor)
-        action, self._carry, _ = self._decide(timestep, self._carry)
-        action = action[0]
-        if isinstance(spec.action, Discrete):
-            return int(action) + spec.action.start
-        if isinstance(spec.action, Box):
-            clipped = np.clip(action, np.asarray(spec.action.low, np.float32), np.asarray(spec.action.high, np.float32))
-            return clipped if spec.action.raw_shape is None else clipped.reshape(spec.action.raw_shape)
-        return np.array(action)
+        if masked not in self._deciders:
+            # One for each: what a Decider has traced is for a TimeStep of one layout.
+            self._deciders[masked] = Decider(self.system.policy, acting, self.config, greedy=True)
+            self._deciders[masked].set_key(jax.random.key(self.seed))
+        decide = self._deciders[masked]
+        decide.set_actor(actor)
+        action, self._carry, _ = decide(timestep, self._carry)
+        return action
 
     def _acting_task(self) -> Any:
         """A task to act for, made once."""
@@ -111,7 +113,7 @@ class Run:
         """One raw observation as a batch of one."""
         spec = self._acting_task().spec
         mask: Any = () if legal is None else _one_mask(spec.action, legal)
-        return TimeStep(_one_row(spec.obs, obs, "obs"), mask, np.array([first]), ())
+        return TimeStep(_from_zero(spec.obs, _one_row(spec.obs, obs, "obs")), mask, np.array([first]), ())
 
     def uncertainty(
         self, obs: Any, n: int = 100, *, rate: float | None = None, parts: Sequence[str] = (), legal: Any = None, seed: int = 0
@@ -123,6 +125,7 @@ class Run:
         whose weights are dropped, such as ("critics",) of sac or ("head",) of maml; all by default. A
         network that was never trained with dropout answers too,
         but its deviation says how much it leans on single units, and not what the data left open.
+        A policy with a memory is asked as at an episode's start, its memory blank.
         Raises FlatironsError for n < 1, a rate that is missing or outside [0, 1), and an observation that is not the task's.
         """
         chosen = uncertainties.rate_of(self.system, self.config, rate)
@@ -200,11 +203,11 @@ class Run:
         normalises by the batch at hand (maml's for pictures) judges them together. Observations and actions as `policy` has them. Raises
         FlatironsError for observations that are not the task's."""
         task = self._acting_task()
-        rows = adapting.asked(task.spec.obs, obs)
+        rows = _from_zero(task.spec.obs, adapting.asked(task.spec.obs, obs))
         num = jax.tree.leaves(rows)[0].shape[0]
         acting = self.system.policy(self.config, task, self.actor, greedy=True)
         action, _, _ = acting.act(jax.random.key(self.seed), TimeStep(rows, (), np.ones(num, np.bool_), ()), acting.reset(num))
-        return np.asarray(action)
+        return spaces.raw_actions(task.spec.action, np.asarray(action))
 
     def overestimation(self, episodes: int = 20, seed: int | None = None) -> dict[str, Any]:
         """What the policy expects of the states it visits against what it gets there, over `episodes` greedy episodes (at most as many as
@@ -304,6 +307,24 @@ def _one_row(spec: Any, obs: Any, name: str) -> Any:
     if not isinstance(obs, (tuple, list)) or len(obs) != len(spec):
         raise FlatironsError(f"{name} must be a tuple of {len(spec)} parts")
     return tuple(_one_row(part, each, f"{name}[{i}]") for i, (part, each) in enumerate(zip(spec, obs, strict=True)))
+
+
+def _from_zero(spec: Any, rows: Any) -> Any:
+    """Raw observations `[B, ...]` as a task hands them out: whole numbers count from 0, whatever the environment's own start.
+
+    Raises FlatironsError for one below that start or beyond what there is."""
+
+    def one(part: ArraySpec, array: np.ndarray) -> np.ndarray:
+        if not part.start:
+            return array
+        shifted = array - np.reshape(part.start, part.shape)
+        if shifted.min() < part.low or shifted.max() > part.high:
+            raise FlatironsError(
+                f"an observation is {array.tolist()}, and the task's begin at {list(part.start)}: pass it as the environment gives it"
+            )
+        return shifted.astype(array.dtype)
+
+    return jax.tree.map(one, spec, rows, is_leaf=lambda x: isinstance(x, ArraySpec))
 
 
 def save_policies(job: Job, state: Any, meta: dict[str, Any], name: str) -> None:

@@ -40,7 +40,10 @@ class Options:
     devices: int | str = 1
 
 
-_SET_BY_THE_RUN = {
+MOST_SEED = 2**62
+"""Other seeds are counted up from one (of the runs beside it, of evaluations, of moves), and all of them must fit into 64 bits."""
+
+SET_BY_THE_RUN = {
     "seed": "give --seed (seed=... in Python)",
     "num_envs": "give --num-envs (num_envs=... in Python)",
     "training": "leave it out (evaluations get raw rewards by themselves; --seed and --num-envs are what can be chosen)",
@@ -76,7 +79,7 @@ class Job:
     def make(self, num_envs: int, *, seed: int, training: bool) -> Task:
         """The task of the run, or its evaluation twin. An environment that exists already is copied for its twin, so that evaluating never
         disturbs the training. Raises FlatironsError where it cannot be copied."""
-        for name, instead in _SET_BY_THE_RUN.items():
+        for name, instead in SET_BY_THE_RUN.items():
             if name in self.env_options:
                 raise FlatironsError(f"{name} is no option of the environment, for the run sets it: {instead}")
         source = self.source if training or self.eval_source is None else self.eval_source
@@ -264,16 +267,22 @@ def choose(system: Any, preset: str | None, task_name: str) -> tuple[Any, dict[s
     return module, settings, preset, below
 
 
+def demand_whole(name: str, value: Any, least: int) -> None:
+    """Raises FlatironsError for what is no whole number, and for one below `least`."""
+    if value is None or not fits(int, value)[0] or value < least:
+        raise FlatironsError(f"{name}={value!r} must be a whole number, at least {least}")
+
+
 def check_options(options: Options, seed: int, seeds: int, workers: int) -> Options:
     """The options with integral floats as ints. Raises FlatironsError for a number that cannot be."""
     for name, value, least in (
         ("seed", seed, 0), ("seeds", seeds, 1), ("workers", workers, 1), ("keep", options.keep, 1), ("eval_every", options.eval_every, 1),
         ("eval_episodes", options.eval_episodes, 1), ("checkpoint_every", options.checkpoint_every, 1),
     ):  # fmt: skip
-        if value is None and name.endswith("every"):
-            continue
-        if value is None or not fits(int, value)[0] or value < least:
-            raise FlatironsError(f"{name}={value!r} must be a whole number, at least {least}")
+        if value is not None or not name.endswith("every"):
+            demand_whole(name, value, least)
+    if max(seed, seeds) > MOST_SEED:
+        raise FlatironsError(f"seed={seed!r} and seeds={seeds!r} must be at most {MOST_SEED:_}")
     whole = {f.name: int(v) for f in dataclasses.fields(options) if isinstance(v := getattr(options, f.name), float)}
     return dataclasses.replace(options, **whole)
 
@@ -478,7 +487,7 @@ def spec_to_json(spec: Spec) -> dict[str, Any]:
 
 
 def spec_from_json(value: Mapping[str, Any]) -> Spec:
-    """The way back. Raises KeyError, TypeError or ValueError for what is not a spec."""
+    """The way back; older records lack `start` and some a `raw_shape`. Raises KeyError, TypeError or ValueError for what is not a spec."""
 
     def bound(number: float | None, otherwise: float) -> float:
         return otherwise if number is None else number
@@ -486,18 +495,20 @@ def spec_from_json(value: Mapping[str, Any]) -> Spec:
     def obs(part: Mapping[str, Any]) -> Any:
         if "array" in part:
             a = part["array"]
-            return ArraySpec(tuple(a["shape"]), a["dtype"], bound(a["low"], -np.inf), bound(a["high"], np.inf), a["stack"])
+            low, high = bound(a["low"], -np.inf), bound(a["high"], np.inf)
+            return ArraySpec(tuple(a["shape"]), a["dtype"], low, high, a["stack"], tuple(a.get("start", ())))
         if "dict" in part:
             return {name: obs(inner) for name, inner in part["dict"].items()}
         return tuple(obs(inner) for inner in part["tuple"])
 
     action = dict(value["action"])
     kind = action.pop("kind")
+    raw_shape = None if action.get("raw_shape") is None else tuple(action["raw_shape"])
     if kind == "Box":
         low, high = tuple(bound(x, -np.inf) for x in action["low"]), tuple(bound(x, np.inf) for x in action["high"])
-        made: Any = Box(low, high, None if action["raw_shape"] is None else tuple(action["raw_shape"]))
+        made: Any = Box(low, high, raw_shape)
     elif kind == "MultiDiscrete":
-        made = MultiDiscrete(tuple(action["nvec"]))
+        made = MultiDiscrete(tuple(action["nvec"]), tuple(action.get("start", ())), raw_shape)
     else:
         made = Discrete(int(action["n"]), int(action["start"]))
     return Spec(obs(value["obs"]), made, value["max_episode_steps"])

@@ -37,6 +37,7 @@ _TOO_MANY = 3
 """Fewer void games than this never stop a match."""
 UNFINISHED = "the match was stopped before the game ended"
 NOT_BEGUN = "the match was stopped before the game began"
+INTERRUPTED = "it was interrupted"
 _Z = 1.959964
 """The normal quantile of a 95 % interval."""
 
@@ -177,7 +178,8 @@ def play(
     """Play `games` games: each opening twice, A and B each moving first once. `progress` is called with (finished, games).
 
     The match stops where three games or more, and half of those that go on side by side, are void, and after three or more on end of which
-    none that began together was finished: the remaining games are void then too. Raises FlatironsError where games is odd or below 2.
+    none that began together was finished: the remaining games are void then too. So it does at a KeyboardInterrupt, and where a player
+    raises something once games were finished. Raises FlatironsError where games is odd or below 2, and what a player raised before.
     """
     if games < 2 or games % 2:
         raise FlatironsError(f"games is {games}: each opening is played with both colours, so give an even number from 2 up")
@@ -189,11 +191,13 @@ def play(
     stopped, in_vain = "", 0
     for begin in range(0, games, size):
         done = len(played)
-        found, stopped = _side_by_side(
+        found, stopped, error = _side_by_side(
             game, a, b, pairs[begin : begin + size], jax.random.fold_in(key, begin),
             lambda count, done=done: progress(done + count, games) if progress is not None else None,
         )  # fmt: skip
         played += found
+        if error is not None and all(one.result is None for one in played):
+            raise error
         # Few games side by side can all be void without being too many: an engine that has died for good is noticed here.
         in_vain = 0 if any(one.result is not None for one in found) else in_vain + len(found)
         if not stopped and in_vain >= _TOO_MANY:
@@ -207,8 +211,8 @@ def play(
 
 def _side_by_side(
     game: Game, a: Player, b: Player, pairs: Sequence[tuple[int, tuple[int, ...], bool]], key: Key, progress: Callable[[int], None]
-) -> tuple[list[Played], str]:
-    """(the games, why they were stopped or ""). `pairs` are (number of the opening, opening, whether A moves first)."""
+) -> tuple[list[Played], str, Exception | None]:
+    """(the games, why they were stopped or "", what was raised). `pairs` are (number of the opening, opening, whether A moves first)."""
     count = len(pairs)
     states = starts(game, count)
     histories: list[list[int]] = [[] for _ in pairs]
@@ -221,34 +225,41 @@ def _side_by_side(
         states = step(states, actions)
         for history, action in zip(histories, actions, strict=True):
             history.append(int(action))
-    turn, stopped = 0, ""
-    while True:
-        over = np.asarray(states.terminated) | np.isin(np.arange(count), list(faults))
-        progress(int(over.sum()))
-        if over.all() or stopped:
-            break
-        # Both halves are asked in every ply: A moves in the games that it began while B moves in the others.
-        a_moves = a_first == (np.asarray(states.player) == 0)
-        actions = np.zeros(count, np.int32)
-        for who, (one, mask) in enumerate(((a, a_moves), (b, ~a_moves))):
-            asked = np.flatnonzero(mask & ~over)
-            if len(asked):
-                chosen = _ask(one, states, asked, int(mask.sum()), jax.random.fold_in(key, 2 * turn + who), histories)
-                actions[asked] = chosen[0]
-                faults |= {int(asked[i]): f"{one.name}: {why}" for i, why in chosen[1].items()}
-        if len(faults) >= max(_TOO_MANY, count // 2):
-            stopped = f"{len(faults)} of {count} games are void, the last because {list(faults.values())[-1]}"
-        turn += 1
-        for i in np.flatnonzero(~over):
-            if i in faults:
-                continue
-            if actions[i] == RESIGN:
-                resigned.add(int(i))
-            else:
-                histories[i].append(int(actions[i]))
-        # Where a game is void its action is not looked at: it stays where it was.
-        states = step(states, np.where(np.isin(np.arange(count), list(faults)) | over, 0, actions))
-    faults |= {int(i): UNFINISHED for i in np.flatnonzero(~over)}
+    turn, stopped, error = 0, "", None
+    try:
+        while True:
+            over = np.asarray(states.terminated) | np.isin(np.arange(count), list(faults))
+            progress(int(over.sum()))
+            if over.all() or stopped:
+                break
+            # Both halves are asked in every ply: A moves in the games that it began while B moves in the others.
+            a_moves = a_first == (np.asarray(states.player) == 0)
+            actions = np.zeros(count, np.int32)
+            for who, (one, mask) in enumerate(((a, a_moves), (b, ~a_moves))):
+                asked = np.flatnonzero(mask & ~over)
+                if len(asked):
+                    chosen = _ask(one, states, asked, int(mask.sum()), jax.random.fold_in(key, 2 * turn + who), histories)
+                    actions[asked] = chosen[0]
+                    faults |= {int(asked[i]): f"{one.name}: {why}" for i, why in chosen[1].items()}
+            if len(faults) >= max(_TOO_MANY, count // 2):
+                stopped = f"{len(faults)} of {count} games are void, the last because {list(faults.values())[-1]}"
+            turn += 1
+            for i in np.flatnonzero(~over):
+                if i in faults:
+                    continue
+                if actions[i] == RESIGN:
+                    resigned.add(int(i))
+                else:
+                    histories[i].append(int(actions[i]))
+            # Where a game is void its action is not looked at: it stays where it was.
+            states = step(states, np.where(np.isin(np.arange(count), list(faults)) | over, 0, actions))
+    except KeyboardInterrupt:
+        stopped = INTERRUPTED
+    except Exception as raised:
+        stopped, error = f"{type(raised).__name__}: {raised}", raised
+    # What came in the middle of a ply may have left a game with a move that was not made: it is not over.
+    over = np.asarray(states.terminated)
+    faults = {int(i): UNFINISHED for i in np.flatnonzero(~over)} | faults
     outcome = np.asarray(states.outcome)
     played = [
         Played(
@@ -257,7 +268,7 @@ def _side_by_side(
         )
         for i, (number, _, first) in enumerate(pairs)
     ]  # fmt: skip
-    return played, stopped
+    return played, stopped, error
 
 
 def _ask(

@@ -84,11 +84,9 @@ def _episodes(
             if not show(world.frame()):
                 return
             for _ in range(max_steps):
-                timestep = world.timestep
-                legal = None if isinstance(timestep.legal, tuple) else np.asarray(timestep.legal)[0]
-                obs = jax.tree.map(lambda x: np.asarray(x)[0], timestep.obs)
-                action = run.policy(obs, legal=legal, first=bool(np.asarray(timestep.first)[0]))
-                reward, ended = world.step(np.asarray(action)[None])
+                seen = world.timestep
+                obs, legal, first = jax.tree.map(np.asarray, (seen.obs, seen.legal, seen.first))
+                reward, ended = world.step(run.act(TimeStep(obs, legal, first, ())))
                 total += reward
                 if ended:
                     break

@@ -436,7 +436,7 @@ def player(spec: str, game: Game) -> Player:
         engine = External(engines.Engine(kind, rest, game, options))
         engine.name = spec
         return engine
-    simulations = _whole(spec, options.pop("simulations"), 0) if "simulations" in options else None
+    simulations = _whole(spec, options.pop("simulations"), 0, MOST_SIMULATIONS) if "simulations" in options else None
     made: Player
     if body == "random":
         made = Random(game)
@@ -447,7 +447,7 @@ def player(spec: str, game: Game) -> Player:
     elif colon and kind == "mcts":
         c = options.pop("c", "1.4")
         try:
-            made = Mcts(game, _whole(spec, rest, 1), float(c))
+            made = Mcts(game, _whole(spec, rest, 1, MOST_SIMULATIONS), float(c))
         except ValueError:
             raise FlatironsError(f"c={c!r} of {spec!r} is no number") from None
     elif (Path(body) / folder.CONFIG).exists():
@@ -510,7 +510,9 @@ def _options(spec: str) -> tuple[str, dict[str, str]]:
     return body, {name: value for name, _, value in pairs}
 
 
-def _whole(spec: str, text: str, least: int) -> int:
+def _whole(spec: str, text: str, least: int, most: int | None = None) -> int:
     if not notation.is_whole(text) or int(text) < least:
         raise FlatironsError(f"{text!r} of the player {spec!r} must be a whole number, at least {least}")
+    if most is not None and int(text) > most:
+        raise FlatironsError(f"{text!r} of the player {spec!r} must be a whole number, at most {most:_}")
     return int(text)

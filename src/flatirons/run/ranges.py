@@ -61,7 +61,7 @@ RANGES: Mapping[str, Range] = MappingProxyType(
                 "learning_rate", "critic_learning_rate", "inner_rate", "eval_rate", "learning_rate_decay", "damping", "cg_tolerance",
                 "critic_weight_decay", "weight_decay", "l2", "strength", "noise_std", "target_noise", "target_noise_clip", "optimiser_eps",
                 "priority_exponent", "last_layer_bound", "temperature", "kl_coef", "c_puct", "c_init", "c_scale", "c_visit",
-                "learning_starts", "random_steps", "her_goals",
+                "value_coef", "learning_starts", "random_steps", "her_goals",
             ),
             NOT_NEGATIVE,
         ),
@@ -81,6 +81,8 @@ def demand(config: Any, system: str) -> None:
             if not span.holds(number):
                 each = " for each" if isinstance(value, tuple) else ""
                 raise FlatironsError(f"{field.name}={number:g} makes no sense in {system}: give a number {span}{each}")
-    widths: tuple[int, ...] = getattr(config, "hidden", ())
-    if any(width < 1 for width in widths):
-        raise FlatironsError(f"hidden={widths} has a layer of {min(widths)} units: give each at least 1, as --hidden 64 64")
+    for name in ("hidden", "memory_head"):
+        widths: tuple[int, ...] = getattr(config, name, ())
+        if any(width < 1 for width in widths):
+            option = f"--{name.replace('_', '-')} 64 64"
+            raise FlatironsError(f"{name}={widths} has a layer of {min(widths)} units: give each at least 1, as {option}")

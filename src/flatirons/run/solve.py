@@ -9,6 +9,7 @@ from typing import Any
 
 from flatirons import envs
 from flatirons.envs.mdp import MDP
+from flatirons.run.job import SET_BY_THE_RUN
 from flatirons.systems import tabular
 from flatirons.types import FlatironsError
 
@@ -65,6 +66,8 @@ def _mdp_of(task: Any, options: dict[str, Any]) -> MDP:
         return task
     if isinstance(task, str) and not task.startswith("mdp:"):
         raise FlatironsError(f"{task} does not tell its transition probabilities; solve a finite task, such as mdp:FrozenLake-v1")
+    for name in SET_BY_THE_RUN.keys() & options.keys():
+        raise FlatironsError(f"{name} is no option of the environment, for the planner sets it; leave it out")
     env = vars(envs.make(task, 1, **options)).get("env")
     if not isinstance(env, MDP):
         raise FlatironsError("this environment is no MDP; planners need one (flatirons.envs.mdp.MDP)")

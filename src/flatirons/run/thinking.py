@@ -7,10 +7,10 @@ one to answer from, and an answer never waits for the one that runs.
 from __future__ import annotations
 
 import dataclasses
+import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -105,10 +105,19 @@ class Thinking:
         if self._after is not None:
             self._after.join()
             self._after = None
+        timer = None
+        if self._limit.seconds is not None:
+            # Of a search that takes longer than was foreseen the one before it is the answer.
+            timer = threading.Timer(min(self._limit.seconds, threading.TIMEOUT_MAX), self.stop)
+            timer.daemon = True
+            timer.start()
         try:
             self._think()
         except Exception as error:
             self._give(error)
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def _think(self) -> None:
         limit, own = self._limit, self._thinker.simulations
@@ -140,16 +149,12 @@ class Thinking:
 
 def think(thinker: Thinker, state: GameState, seed: int, limit: Limit, pace: Pace) -> Thought:
     """Think and wait for the answer. Raises what the search raised."""
-    found: list[Any] = []
-    thinking = Thinking(thinker, state, seed, limit, pace, lambda *_: None, found.append)
-    if limit.seconds is not None:
-        thinking._thread.join(limit.seconds)
-        thinking.stop()
-    while not thinking.answered:
-        thinking._thread.join(0.05)
-    if isinstance(found[0], Exception):
-        raise found[0]
-    return found[0]
+    answers: queue.SimpleQueue[Thought | Exception] = queue.SimpleQueue()
+    Thinking(thinker, state, seed, limit, pace, lambda *_: None, answers.put)
+    found = answers.get()
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def warm_up(thinker: Thinker, state: GameState, seed: int, pace: Pace) -> None:
@@ -167,7 +172,7 @@ def warm_up(thinker: Thinker, state: GameState, seed: int, pace: Pace) -> None:
 def allot(left: float, increment: float = 0.0, moves: int | None = None) -> float:
     """Seconds for one move of a clock with `left` seconds: an even share of the moves to go (30 where nobody knows), most of the increment,
     and never the whole."""
-    share = left / (moves + 1 if moves else 30) + 0.8 * increment
+    share = left / (moves + 1 if moves and moves > 0 else 30) + 0.8 * increment
     return max(0.01, min(share, 0.5 * left if left > 0 else increment or 0.01))
 
 

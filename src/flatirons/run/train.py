@@ -35,6 +35,7 @@ from flatirons.run.job import (
     demand_divides,
     demand_same_data,
     demand_same_spaces,
+    demand_whole,
     evaluation_task,
     is_instance,
     make_config,
@@ -61,7 +62,7 @@ HOST_NOTE = (
 )
 
 PROGRESS = frozenset(
-    "collector key updates turns replay opt_state epsilon discounted priorities behind running last waiting memory".split()  # noqa: SIM905
+    "collector key updates turns replay opt_state epsilon discounted priorities behind running last waiting memory copies".split()  # noqa: SIM905
 )
 """Fields of a State, at any depth, that tell how far a run is and not what it learned: a warm start leaves them fresh."""
 
@@ -121,10 +122,7 @@ def train(
         notes += [f"{name} is {value}, by the preset" for name, value in from_preset.items()]
         env_options = {**from_preset, **(env_options or {})}
     if is_instance(task) and "num_envs" not in config:
-        if "num_steps" in settings and "num_steps" not in config:
-            # A turn as long as the preset's, which its minibatches divide.
-            settings["num_steps"] *= settings.get("num_envs", 1)
-        settings["num_envs"] = 1
+        settings |= _for_one_environment(module, settings, config)
         notes.append("one environment was passed, so num_envs is 1 (pass a function that makes one for more)")
     chosen = make_config(module, {**settings, **config})
     ranges.demand(chosen, system_name(module))
@@ -141,7 +139,7 @@ def train(
     enable_compilation_cache()
     if count(job) > 1:
         notes.append(f"{count(job)} devices, with {chosen.num_envs // count(job)} environments each")
-    with contextlib.ExitStack() as evaluating:
+    with contextlib.ExitStack() as holding, contextlib.ExitStack() as evaluating:
         # First, so that an environment which exists already is copied as it was passed.
         eval_task = evaluating.enter_context(_evaluation(job))
         made = job.make(chosen.num_envs, seed=job.seed, training=True)
@@ -159,7 +157,7 @@ def train(
             if seeds > 1 and not made.in_graph:
                 if workers > 1:
                     _demand_repeatable(job)
-                folder.create(path, overwrite=overwrite)
+                holding.enter_context(folder.created(path, overwrite=overwrite))
                 write_record(path, record_of(job, made, vmapped=False))
                 keep_task = is_instance(task)
                 if not keep_task:
@@ -174,7 +172,7 @@ def train(
                     f"{job.name} goes on from a run of {' or '.join(module.STARTS_FROM)}; give --from RUN (from_run=... in Python)"
                 )
             warm = None if job.from_run is None else _warm_start(job, like)
-            folder.create(path, overwrite=overwrite)
+            holding.enter_context(folder.created(path, overwrite=overwrite))
             job.recorded = record_of(job, made, vmapped=seeds > 1)
             write_records(job)
             which = f"seed {job.seed}{f' ... {job.seed + job.seeds - 1}' if seeds > 1 else ''}"
@@ -184,6 +182,19 @@ def train(
         finally:
             if not is_instance(task) and not keep_task:
                 made.close()
+
+
+def _for_one_environment(module: Any, settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the preset's settings, and the Config's own where it has none, become for one environment; what a person gave stays."""
+    fields = dataclasses.fields(module.Config)
+    usual: dict[str, Any] = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING} | dict(settings)
+    changed = {"num_envs": 1}
+    if "actor_learners" in usual:
+        changed["actor_learners"] = 1
+    elif "num_steps" in usual:
+        # A turn as long as it would have been, which its minibatches divide.
+        changed["num_steps"] = usual["num_steps"] * usual.get("num_envs", 1)
+    return {name: value for name, value in changed.items() if name not in config}
 
 
 @contextlib.contextmanager
@@ -219,8 +230,9 @@ def resume(
     In-graph the result equals the uninterrupted run bit for bit. On a host the environments start new episodes. `env`, `network`,
     `system` and `eval_env` must be passed again where the run was started with objects instead of names. `devices` replaces the run's own.
     Says so when the run is finished.
-    Raises FlatironsError when there is no run, no intact checkpoint, or when an object is missing.
+    Raises FlatironsError when there is no run, no intact checkpoint, when an object is missing, or when another process trains the run.
     """
+    demand_whole("workers", workers, 1)
     _put_back_record(Path(path))
     job = reopen(Path(path), env=env, network=network, system=system, eval_env=eval_env)
     job.quiet, job.callbacks = quiet, tuple(callbacks)
@@ -236,14 +248,15 @@ def resume(
     if job.seeds > 1 and not job.recorded["vmapped"]:
         if workers > 1:
             _demand_repeatable(job)
-        record_budget(job)
-        return _train_each(job, workers=workers)
+        with folder.held(job.path):
+            record_budget(job)
+            return _train_each(job, workers=workers)
     return _go_on(job, in_group=False)
 
 
 def _go_on(job: Job, *, in_group: bool) -> Run:
     """Go on with one program from its newest intact checkpoint. In a group a seed that is at `stop_at` already is only loaded."""
-    with _evaluation(job) as eval_task:
+    with contextlib.ExitStack() as holding, _evaluation(job) as eval_task:
         made: Any = job.make(job.config.num_envs, seed=job.seed, training=True)
         try:
             demand_same_data(job, made)
@@ -251,6 +264,8 @@ def _go_on(job: Job, *, in_group: bool) -> Run:
             if eval_task is not None:
                 demand_same_spaces(made, eval_task)
             like = state_like(job, made)
+            # Before the newest checkpoint is looked for: whoever trains here could write a newer one.
+            holding.enter_context(folder.held(job.path))
             loaded = checkpoint.load_latest(job.path / folder.CHECKPOINTS, like)
             for warning in loaded.warnings:
                 folder.warn(warning)
@@ -435,7 +450,10 @@ def _warm_start(job: Job, like: Any) -> Callable[[Any], Any]:
         for name, leaves in taken.items():
             fresh, layout = jax.tree.flatten(getattr(state, name))
             fields[name] = jax.tree.unflatten(layout, [put(f, leaf) for f, leaf in zip(fresh, leaves, strict=True)])
-        return state._replace(**fields)
+        state = state._replace(**fields)
+        if not hasattr(job.system, "warmed"):
+            return state
+        return job.system.warmed(state) if job.seeds == 1 else jax.vmap(job.system.warmed)(state)
 
     return start
 

@@ -68,8 +68,12 @@ class Uci:
             return
         try:
             act(rest)
-        except FlatironsError as error:
-            self.say(f"info string error: {' '.join(str(error).split())}")
+        except Exception as error:
+            self._complain(error)
+
+    def _complain(self, error: Exception) -> None:
+        kind = "" if isinstance(error, FlatironsError) else f"{type(error).__name__}: "
+        self.say(f"info string error: {kind}{' '.join(str(error).split())}")
 
     # ------------------------------------------------------------------------------------------------------- the commands
 
@@ -157,8 +161,13 @@ class Uci:
             self.say("bestmove resign" if self.usi else "bestmove (none)")
             return
         now, legal = table.board, np.asarray(live.legal)
-        limit, only = self._limit(words, table.turn), self._searchmoves(words, now, legal)
-        ponder = "ponder" in words
+        try:
+            limit = self._limit(words, table.turn)
+        except (FlatironsError, OverflowError) as error:
+            # A board waits for a move whatever it said of the clock.
+            self._complain(error)
+            limit = Limit()
+        only, ponder = self._searchmoves(words, now, legal), "ponder" in words
 
         def report(thought: Thought, simulations: int, seconds: float) -> None:
             order = [action for action in ranked(thought, legal) if not only or action in only]
@@ -173,7 +182,7 @@ class Uci:
 
         def answer(thought: Thought | Exception) -> None:
             if isinstance(thought, Exception):
-                self.say(f"info string error: {type(thought).__name__}: {' '.join(str(thought).split())}")
+                self._complain(thought)
                 order = [action for action in range(len(legal)) if legal[action]]
             else:
                 order = [action for action in ranked(thought, legal) if not only or action in only]

@@ -10,15 +10,16 @@ import jax
 import numpy as np
 
 from flatirons.core import bayes
-from flatirons.types import Discrete, FlatironsError, Key, Task, TimeStep
+from flatirons.envs import spaces
+from flatirons.types import FlatironsError, Key, Task, TimeStep
 
 
 class Uncertainty(NamedTuple):
     """What n stochastic passes say of one observation.
 
-    actions `[n, ...]`: the greedy action of each pass. action and action_std: their mean and deviation; of Discrete actions the share of
-    the passes that choose each, and None. values `[n]`: what each pass expects of the state, None where the system has no `estimate`.
-    value and value_std: their mean and deviation.
+    actions `[n, ...]`: the greedy action of each pass, as `Run.policy` gives it. action and action_std: their mean and deviation; of
+    Discrete actions the share of the passes that choose each (of MultiDiscrete ones for each number, side by side), and None. values
+    `[n]`: what each pass expects of the state, None where the system has no `estimate`. value and value_std: their mean and deviation.
     """
 
     action: np.ndarray
@@ -87,7 +88,8 @@ def uncertainty(
     """`n` stochastic passes of the greedy policy, and of the estimate, for a batch of one observation. `parts` names the fields of the
     Actor whose weights are dropped (all by default). Raises FlatironsError where n < 1, a part is unknown, or there is no weight in them.
 
-    A board game's position is not in an observation: the policy's network answers without its search.
+    A board game's position is not in an observation: the policy's network answers without its search. A policy with a memory is asked with
+    a blank one, whatever it has seen before.
     """
     bayes.demand_draws(n)
     # An Actor is a NamedTuple, or a dict of parameters by name.
@@ -99,9 +101,12 @@ def uncertainty(
     if hasattr(config, "eval_epsilon"):
         config = dataclasses.replace(cast(Any, config), eval_epsilon=0.0)
     found = jax.device_get(_passes(system, task, n, parts, config, actor, timestep, key, rate))
-    actions, values = found["action"], found.get("value")
-    if isinstance(task.spec.action, Discrete):
-        mean, std = np.bincount(actions, minlength=task.spec.action.n) / n, None
+    chosen, values = found["action"], found.get("value")
+    actions = spaces.raw_actions(task.spec.action, chosen)
+    nvec = spaces.choices(task.spec.action)
+    if nvec:
+        columns = zip(chosen.reshape(n, len(nvec)).T, nvec, strict=True)
+        mean, std = np.concatenate([np.bincount(column, minlength=count) for column, count in columns]) / n, None
     else:
         mean, std = actions.mean(axis=0), actions.std(axis=0)
     value, value_std = (None, None) if values is None else (float(values.mean()), float(values.std()))

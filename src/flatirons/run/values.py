@@ -16,7 +16,7 @@ import numpy as np
 
 from flatirons.data.acting import Decider
 from flatirons.run.evaluate import EPISODE_CAP
-from flatirons.types import FlatironsError, HostTask, InGraphTask, Key, Task, TimeStep
+from flatirons.types import FlatironsError, HostTask, InGraphTask, Key, Outcome, Task, TimeStep
 
 
 def demand_estimate(system: Any, name: str) -> None:
@@ -45,6 +45,11 @@ def _weight(gamma: Any, steps: Any) -> Any:
     return jnp.where(undiscounted, steps, (1.0 - gamma**steps) / (1.0 - gamma + undiscounted))
 
 
+def _successor(timestep: TimeStep, outcome: Outcome) -> TimeStep:
+    """The state that was cut, whose mask nobody knows: that of the one before it says nothing of it."""
+    return timestep._replace(obs=outcome.next_obs, legal=())
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _first_episodes(system: Any, task: InGraphTask, cap: int, config: Any, actor: Any, key: Key) -> tuple[Any, Any, Any]:
     acting = system.policy(config, task, actor, greedy=True)
@@ -58,7 +63,7 @@ def _first_episodes(system: Any, task: InGraphTask, cap: int, config: Any, actor
         value = system.estimate(config, task, actor, timestep)
         action, carry, _ = acting.act(key_act, timestep, carry)
         env, outcome = task.step(key_env, env, action)
-        after = system.estimate(config, task, actor, timestep._replace(obs=outcome.next_obs))
+        after = system.estimate(config, task, actor, _successor(timestep, outcome))
         cut = ~outcome.terminated & (outcome.truncated | (t + 1 >= cap))
         got = _weight(config.gamma, t + 1.0) * (outcome.reward + jnp.where(cut, config.gamma * after, 0.0))
         alive = ~done
@@ -87,7 +92,7 @@ def _on_host(system: Any, config: Any, task: HostTask, actor: Any, seed: int, ca
         action, carry, _ = decide(timestep, carry)
         outcome, following = task.step(action)
         cut = ~outcome.terminated & (outcome.truncated | (t + 1 >= cap))
-        tail = np.where(cut, gamma * np.asarray(estimate(actor, timestep._replace(obs=outcome.next_obs))), 0.0) if cut.any() else 0.0
+        tail = np.where(cut, gamma * np.asarray(estimate(actor, _successor(timestep, outcome))), 0.0) if cut.any() else 0.0
         got = _weight(gamma, t + 1.0) * (outcome.reward + tail)
         sums += [value[~done].sum(), got[~done].sum(), (~done).sum()]
         done |= outcome.terminated | outcome.truncated

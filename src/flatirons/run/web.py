@@ -196,7 +196,7 @@ class Play:
         """The thought behind each of the run's own moves, by ply."""
         self._legal: dict[int, list[boards.Move]] = {}
         for action in begun.actions:
-            self.play(next(move for move in self.legal(self.ply) if move.action == action))
+            self.play(next(move for move in self.onward() if move.action == action))
 
     @property
     def ply(self) -> int:
@@ -214,9 +214,13 @@ class Play:
             self._legal[at] = boards.moves(self.game, self.states[at])
         return self._legal[at]
 
+    def onward(self) -> list[boards.Move]:
+        """The legal moves of the last position where a game is brought back, which may have gone on after a draw that nobody claimed."""
+        return boards.moves(self.game, notation.going_on(self.game, self.states[-1])) if self.over else self.legal(self.ply)
+
     def play(self, move: boards.Move) -> None:
         """Make a move."""
-        now = self.states[-1]
+        now = notation.going_on(self.game, self.states[-1])
         after = jax.device_get(notation.stepper(self.game)(now, np.int32(move.action))[0])
         self.states.append(after)
         self.moves.append(move._replace(text=boards.record_text(self.game, now, move, after)))
@@ -291,7 +295,7 @@ class Table:
         if not isinstance(actions, list) or len(actions) > self.opponent.game.longest + 1:
             raise Refusal(400, "moves is a list of actions; leave it out for a game from the start.")
         for action in actions:
-            play.play(self._legal(play, {"action": action}))
+            play.play(self._legal(play, {"action": action}, brought_back=True))
         with self._lock:
             self._games[play.id] = play
             while len(self._games) > MAX_GAMES:
@@ -392,10 +396,10 @@ class Table:
         if _whole(body, "ply", 0, None) != play.ply or (state is not None and play.states[-1] is not state):
             raise Refusal(409, f"the game has gone on elsewhere: {play.ply} moves were made, and this request was about {body['ply']}.")
 
-    def _legal(self, play: Play, body: dict[str, Any]) -> boards.Move:
-        if play.over:
+    def _legal(self, play: Play, body: dict[str, Any], *, brought_back: bool = False) -> boards.Move:
+        legal, asked = play.onward() if brought_back else play.legal(play.ply), body.get("action", body.get("move"))
+        if not legal:
             raise Refusal(400, "the game is over; take back or begin a new one.")
-        legal, asked = play.legal(play.ply), body.get("action", body.get("move"))
         if "action" in body:
             if isinstance(asked, bool) or not isinstance(asked, int):
                 raise Refusal(400, f"action is {asked!r}: give a whole number.")

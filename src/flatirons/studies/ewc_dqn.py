@@ -368,7 +368,8 @@ def step(config: Config, task: Task, state: State, *, update: Callable = update,
         # One loop for each game, of no trainings where it is not its turn: a branch would copy every replay it hands through.
         trainings = jnp.where(now == g, config.turn_steps // config.train_every, 0)
         mine = g if config.mode == "separate" else 0
-        chosen = _config_of(config, task, g)
+        # A game's schedules run over its own share of the decisions.
+        chosen = dataclasses.replace(cast(Any, _config_of(config, task, g)), total_steps=config.total_steps // len(tasks))
         anchored = information.anchored(loss, *_pull(config, tuple(games), g), config.strength)
         training = functools.partial(dqn.step, chosen, one, update=functools.partial(update, loss=anchored))
         begun = _begun(learners[mine], arriving & (now == g))

@@ -471,6 +471,13 @@ def init(config: Config, task: Task, key: Key) -> State:
     )
 
 
+def warmed(state: State) -> State:
+    """A State whose parameters came from another run: however many learners that had, these begin with copies of theirs."""
+    if not state.copies:
+        return state
+    return state._replace(copies=jax.tree.map(lambda x, copies: jnp.broadcast_to(x, copies.shape), state.params, state.copies))
+
+
 def _no_row(config: Config, task: Task) -> Transition:
     """A row `[1, B, ...]` of zeros, to be replaced."""
     num, action = task.num_envs, task.spec.action

@@ -332,9 +332,13 @@ def check(config: Config, task: Task) -> None:
     spec = task.spec.obs
     if not isinstance(spec, ArraySpec) or len(spec.shape) != 3:
         raise FlatironsError(f"alphazero needs observations [rows, cols, planes], and those of {task.name} are {spec}")
-    for name in ("num_simulations", "num_steps", "gradient_steps", "batch_size", "blocks", "channels"):
+    heads = ("policy_channels", "value_channels", "value_hidden")
+    for name in ("num_simulations", "max_considered", "num_steps", "gradient_steps", "batch_size", "blocks", "channels", *heads):
         if getattr(config, name) < 1:
             raise FlatironsError(f"{name}={getattr(config, name)} must be at least 1")
+    for name in ("play_simulations", "play_max_considered", "gate_every", "temperature_plies"):
+        if getattr(config, name) < 0:
+            raise FlatironsError(f"{name}={getattr(config, name)} must not be negative")
     if (config.symmetries or config.leaf_symmetries) and len(game.symmetries.board) == 1:
         raise FlatironsError(f"{task.name} has no symmetries; leave out symmetries and leaf_symmetries")
     if config.see_wins and game.num_actions > MOST_TO_TRY:
@@ -348,6 +352,13 @@ def check(config: Config, task: Task) -> None:
     if config.gate_every and (config.gate_games < 2 or config.gate_games % 2):
         raise FlatironsError(f"gate_games={config.gate_games} must be an even number: each side moves first in half of them")
     positions.check(config.num_envs, config.buffer_size, config.num_steps, game.longest)
+    # Of a game that still runs no position can be learned from.
+    most = config.buffer_size - config.num_envs * game.longest
+    if config.learning_starts > most:
+        raise FlatironsError(
+            f"learning_starts={config.learning_starts} may never be reached: of buffer_size={config.buffer_size} positions {most} are "
+            f"surely of finished games ({config.num_envs} may run, of up to {game.longest} moves); make the buffer larger, or start earlier"
+        )
     shapes = jax.eval_shape(lambda: positions.create(spec, game.num_actions, config.num_envs, config.buffer_size))
     resources.require_memory(trees.num_bytes(shapes), f"a replay of {config.buffer_size:,} positions (buffer_size)")
 

@@ -55,7 +55,7 @@ class Config:
     learning_starts: int = 10_000
     """Decisions before the first update."""
     random_steps: int = 10_000
-    """Decisions at the start whose actions are uniformly random (not in the paper)."""
+    """Decisions at the start whose actions are uniformly random (not in the paper); none after --from."""
     her_goals: int = 0
     """k: goals reached later in an episode for each one of its own, where goals are in the observation (HER; 4 in its paper). 0: none."""
     overlap: bool = False
@@ -333,6 +333,12 @@ def _acting(state: State) -> Actor:
     return Actor(state.params["actor"], (), state.random, state.params.get("encoder", ()))
 
 
+def warmed(state: State) -> State:
+    """A State whose parameters came from another run: its policy collects from the first decision on, and nothing is random."""
+    state = state._replace(random=jnp.zeros_like(state.random))
+    return state._replace(behind=offpolicy.copied(_acting(state)) if state.behind else ())
+
+
 def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
     """mu(s) + N; greedy takes mu(s). The carry is the Ornstein-Uhlenbeck process `[B, d]`, or `()`."""
     remembers = config.noise == "ou" and not greedy
@@ -451,7 +457,8 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
     learning = decisions >= config.learning_starts
     (params, target, opt_state, updates), metrics = offpolicy.gradient_steps(one_update, carry, config.gradient_steps, learning)
     metrics |= {"replay_size": jnp.sum(replay.size).astype(jnp.float32)}
-    state = State(params, target, opt_state, replay, state.collector, key, turns, updates, decisions < config.random_steps, state.behind)
+    random = state.random & (decisions < config.random_steps)
+    state = State(params, target, opt_state, replay, state.collector, key, turns, updates, random, state.behind)
     return state, metrics
 
 

@@ -26,6 +26,7 @@ import optax
 
 from flatirons.core import distributions, optimisers, schedules, trees, trust_region
 from flatirons.core.adapt import adapt
+from flatirons.data import replay as memory
 from flatirons.data import rollout as data
 from flatirons.data.episodes import Batch, trajectories
 from flatirons.envs import meta
@@ -330,6 +331,12 @@ def _demand_distribution(env: Any, task: Task) -> None:
         if not isinstance(env, meta.Examples):
             raise FlatironsError(f"the loss of {task.name} is {env.loss}, of examples and answers: give it the methods examples and demand")
         return
+    if not isinstance(task.spec.obs, ArraySpec) or len(task.spec.obs.shape) != 1 or task.spec.obs.dtype != "float32":
+        raise FlatironsError(f"maml's value function is linear in a float vector, and {task.name} shows {task.spec.obs}: flatten it to one")
+    if memory.has_masks(task):
+        raise FlatironsError(
+            f"{task.name} says which actions are legal, and maml does not look at that: take a system that does, such as ppo"
+        )
     if task.in_graph and not isinstance(env, meta.Acted):
         raise FlatironsError(f"the loss of {task.name} is return, of a policy that acts: give it the method placed")
     if task.spec.max_episode_steps is None:
@@ -492,7 +499,7 @@ def adapt_to(config: Config, task: Task, actor: Any, given: Any, steps: int, rat
     direction), in which `shots` episodes are played before each step."""
     params = _copies(actor, 1)
     collector: Any = ()
-    tasks = jnp.asarray(given)[None] if _acts(task) else ()
+    tasks = jax.tree.map(lambda x: jnp.asarray(x)[None], given) if _acts(task) else ()
     if _acts(task) and not task.in_graph:
         key, key_collect = jax.random.split(key)
         collector = data.start(task, (), key_collect)
@@ -503,7 +510,7 @@ def adapt_to(config: Config, task: Task, actor: Any, given: Any, steps: int, rat
             sampled, collector = play(config, task, policies, distribution, params, tasks, collector, key_run, count)
             batch = sampled.batch
         else:
-            batch = Batch(*(jnp.asarray(x)[None] for x in given))
+            batch = Batch(*jax.tree.map(lambda x: jnp.asarray(x)[None], tuple(given)))
         params = _step_each(config, task, params, batch, rates[min(i, 1)])
     return jax.tree.map(lambda x: x[0], params)
 

@@ -318,6 +318,11 @@ def check(config: Config, task: Task) -> None:
     for name, number in (("kl_coef", config.kl_coef), ("kl_target", config.kl_target), ("stop_kl", config.stop_kl)):
         if number is not None and number <= 0.0:
             raise FlatironsError(f"{name}={number} must be above 0")
+    if config.objective != "penalty" and config.kl_coef != Config.kl_coef:
+        raise FlatironsError(
+            f"kl_coef={config.kl_coef:g} weighs the KL penalty, and objective={config.objective} has none: add objective=penalty, or leave "
+            "kl_coef out"
+        )
     low, high = KL_COEFS
     if config.kl_target is not None and not low <= config.kl_coef <= high:
         raise FlatironsError(

@@ -245,7 +245,7 @@ def whole_episodes(config: Config, task: Task, params: Any, rows: Transition, nu
     if config.baseline:
         _, b, memories = _judged(config, task, params, rows)
         # What a cut episode would still have brought; without a value function nobody can say.
-        after = jnp.where(rows.truncated, _next_value(config, task, params, rows.next_obs, memories), 0.0)
+        after = jnp.where(rows.truncated & ~rows.terminated, _next_value(config, task, params, rows.next_obs, memories), 0.0)
     is_new = jnp.arange(ended.shape[0])[:, None] >= ended.shape[0] - num_new
 
     def backwards(c: Any, row: Any) -> Any:
