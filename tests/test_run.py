@@ -797,6 +797,13 @@ def test_warm_start_collects_with_what_was_learned_and_not_at_random(tmp_path, s
     assert_equal(behind.params, actor)
 
 
+def test_warm_start_collects_with_what_dqn_learned_while_the_learner_computes(tmp_path):
+    small = {"train_every": 4, "batch_size": 4, "buffer_size": 64, "hidden": (4,), "overlap": True, "total_steps": 80, "quiet": True}
+    first = fi.train("dqn", CARTPOLE, out=tmp_path / "first", stop_at=4, learning_starts=64, **small)
+    state = first._state._replace(params=jax.tree.map(lambda x: x + 1.0, first._state.params))
+    assert_equal(first.system.warmed(state).behind.params, state.params)
+
+
 def test_warm_start_keeps_ppos_moments_for_another_number_of_environments(tmp_path):
     small = {**PPO, "total_steps": 320, "quiet": True, "normalise_obs": True, "normalise_reward": True}
     first = fi.train("ppo", CARTPOLE, out=tmp_path / "first", **small)

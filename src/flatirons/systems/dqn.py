@@ -394,6 +394,11 @@ def estimate(config: Config, task: Task, actor: Actor, timestep: TimeStep) -> ja
     return jnp.max(mask_logits(q_values(config, task, actor.params, timestep.obs), timestep.legal), axis=-1)
 
 
+def warmed(state: State) -> State:
+    """A State whose parameters came from another run: with `overlap`, too, its policy collects from the first decision on."""
+    return state._replace(behind=offpolicy.copied(Actor(state.params, state.epsilon)) if state.behind else ())
+
+
 def actor(state: State) -> Actor:
     """The acting part of a State."""
     return Actor(state.params, state.epsilon)
