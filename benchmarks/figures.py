@@ -173,7 +173,7 @@ def thompson(results: Path, place: Path) -> None:
     """Gal and Ghahramani 2016, figure 6: mean reward against batches, on a logarithmic axis; the mean over seeds and their span."""
     found = result(results / "methods", "mc-dropout-thompson")
     figure, axes = plt.subplots(figsize=(7.6, 3.8), layout="constrained")
-    for (name, arm), colour in zip(found["arms"].items(), (BLUE, PURPLE, GREEN, ORANGE, "grey")):
+    for (name, arm), colour in zip(found["arms"].items(), (BLUE, PURPLE, GREEN, ORANGE, "grey", "black")):
         curves = np.array(arm["mean_reward_of_25_batches"])[:, 1:]
         batches = 25 * (1 + np.arange(curves.shape[1]))
         axes.plot(batches, curves.mean(axis=0), color=colour, label=name)
