@@ -321,6 +321,8 @@ def test_the_command_saves_when_it_is_stopped(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before, choose, asked = signal.getsignal(signal.SIGTERM), players.Random.choose, []
+    # What is started in a shell's background inherits that it is ignored.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def choosing(self: Any, *arguments: Any) -> Any:
         asked.append(1)
@@ -330,7 +332,10 @@ def test_the_command_saves_when_it_is_stopped(
 
     monkeypatch.setattr(players.Random, "choose", choosing)
     options = ["--game", "tic_tac_toe", "--games", "18", "--at-once", "2", "--out", "m"]
-    assert main(["match", "random", "random", *options]) == status and signal.getsignal(signal.SIGTERM) == before
+    try:
+        assert main(["match", "random", "random", *options]) == status and signal.getsignal(signal.SIGTERM) == before
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     said = capsys.readouterr()
     found, saved = json.loads(said.out.splitlines()[-1]), json.loads(Path("m/match.json").read_text())
     assert 0 < found["games"] == saved["games"] < 18 and saved["stopped"] == match.INTERRUPTED
