@@ -76,10 +76,11 @@ def rows_of(arms: dict[str, Any]) -> list[dict[str, Any]]:
     """What was to be shown, once both arms of the comparison have run. An arm that never passed counts as if it had at its end."""
     if not {"thompson", "epsilon-greedy"} <= set(arms):
         return []
-    ends = {name: float(arm["batches"] - BURN_IN) for name, arm in arms.items()}
-    mean = {name: float(np.mean([ends[name] if x is None else x for x in arm["batches_to_threshold"]])) for name, arm in arms.items()}
+    compared = {name: arm for name, arm in arms.items() if name != "untrained"}
+    ends = {name: float(arm["batches"] - BURN_IN) for name, arm in compared.items()}
+    mean = {name: float(np.mean([ends[name] if x is None else x for x in arm["batches_to_threshold"]])) for name, arm in compared.items()}
     rows = []
-    for name in (name for name in mean if name != "untrained"):
+    for name in mean:
         share, gated = mean[name] / mean["epsilon-greedy"], name == "thompson"
         rows.append(
             {
