@@ -30,6 +30,7 @@ from flatirons.core.adapt import adapt
 from flatirons.envs import datasets, meta
 from flatirons.nets import few_shot
 from flatirons.nets.mlp import dense, dense_init
+from flatirons.systems import maml
 from flatirons.types import ArraySpec
 
 PRESETS = {1: "maml-omniglot-laptop", 5: "maml-omniglot-laptop-5shot"}
@@ -50,14 +51,15 @@ def tested(*, turned: bool) -> Any:
     return envs.make("meta:omniglot", 1, training=False, turned_tests=turned).env  # type: ignore[union-attr]
 
 
-def of_training() -> tuple[meta.Glyphs, meta.Glyphs, meta.Glyphs]:
-    """Training characters: all; all but an alphabet, turned as in training; and that alphabet, as in a test."""
-    everything: Any = envs.make("meta:omniglot", 1).env  # type: ignore[union-attr]
+def of_training(shots: int) -> tuple[meta.Glyphs, meta.Glyphs, meta.Glyphs]:
+    """Training characters, turned and distorted as in training: all; all but an alphabet; and that alphabet, as in a test."""
+    options = maml.PRESETS[PRESETS[shots]].env
+    everything: Any = envs.make("meta:omniglot", 1, **options).env  # type: ignore[union-attr]
     arrays, names, _ = datasets.load("omniglot")
     kept_out = arrays["alphabet"] == names.index(CHOSEN_ON)
     learned = ~np.isin(arrays["alphabet"], [names.index(name) for name in (*meta.HELD_OUT, CHOSEN_ON)])
     rest = meta.Pictures(arrays["images"][learned], tuple(n for n in everything.pictures.alphabets if n != CHOSEN_ON))
-    return everything, meta.Glyphs(rest), meta.Glyphs(meta.Pictures(arrays["images"][kept_out], (CHOSEN_ON,)), turned=False)
+    return everything, meta.Glyphs(rest, **options), meta.Glyphs(meta.Pictures(arrays["images"][kept_out], (CHOSEN_ON,)), turned=False)
 
 
 def rows_of(env: Any, shots: int, queries: int, seed: int) -> tuple[Any, Any]:
@@ -89,10 +91,13 @@ def pretrained(env: meta.Glyphs, seed: int, steps: int, filters: int = 32, batch
 
     def step(c: Any, key: Any) -> tuple[Any, Any]:
         params, state = c
-        key_class, key_picture = jax.random.split(key)
+        key_class, key_picture, key_distort = jax.random.split(key, 3)
         classes = jax.random.randint(key_class, (batch,), 0, env.num_classes)
         which = jax.random.randint(key_picture, (batch, 1), 0, env.pictures.images.shape[1])
-        direction, state = adam.update(jax.grad(loss)(params, env._seen(classes, which)[:, 0], classes), state)
+        seen = env._seen(classes, which)
+        if env.distorted_classes or env.distorted_pictures:
+            seen = env._distorted(key_distort, seen[:, None])[:, 0]
+        direction, state = adam.update(jax.grad(loss)(params, seen[:, 0], classes), state)
         return (optimisers.descend(params, direction, 1e-3), state), None
 
     run = jax.jit(lambda params, state, key: jax.lax.scan(step, (params, state), jax.random.split(key, steps))[0])
@@ -123,7 +128,7 @@ def fine_tuned(torso: Any, ways: int, support: Any, query: Any, rate: float, ste
 
 def chosen(shots: int, seed: int, steps: int) -> tuple[float, int]:
     """Step size and count of fine-tuning: the best on an alphabet of training that the network was not trained on."""
-    _, rest, kept_out = of_training()
+    _, rest, kept_out = of_training(shots)
     torso = pretrained(rest, seed, steps)
     support, query = rows_of(kept_out, shots, shots, seed)
     every = [(rate, count) for rate in FINE_TUNE_RATES for count in FINE_TUNE_STEPS]
@@ -161,7 +166,7 @@ def main() -> None:
                     how = f"{queries} asked{', turned' if turned else ''}"
                     print(f"{shots}-shot, seed {seed}, {name}, {how}: {score['accuracy_after']}", flush=True)
             fine_tuning.append(chosen(shots, seed, args.pretraining))
-            torso = pretrained(of_training()[0], seed, args.pretraining)
+            torso = pretrained(of_training(shots)[0], seed, args.pretraining)
             for queries, turned in tests:
                 env = tested(turned=turned)
                 drawn = rows_of(env, shots, queries, 1_000 + seed)
