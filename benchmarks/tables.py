@@ -103,6 +103,7 @@ def learning(results: Sequence[dict[str, Any]]) -> str:
         "seeds",
         "return (95 % interval)",
         "worst seed",
+        "while training",
         "to reach",
         "aim",
         "reached",
@@ -113,7 +114,8 @@ def learning(results: Sequence[dict[str, Any]]) -> str:
         low, high = r.get("ci95") or (None, None)
         span = f" ({number(low)} to {number(high)})" if low is not None else ""
         worst = number(min(r["means"])) if r.get("means") else "–"
-        measured = [number(r["mean"]) + span, worst]
+        during = [x for x in r.get("training_returns") or () if x is not None]
+        measured = [number(r["mean"]) + span, worst, number(sum(during) / len(during)) if during else "–"]
         reached = "–" if r.get("reach") is None else yes(r.get("reached"))
         bars = [number(r.get("reach")), number(r.get("aim")), reached]
         measured[0] += " (success)" if r.get("measure") == "success" else ""

@@ -158,7 +158,7 @@ def test_tables_are_made_from_results() -> None:
     page += "<!-- results:learning:dqn -->\nold\n<!-- /results -->\n"
     made = tables.fill(page, [json.loads(json.dumps(learned))], [timed])
     assert "old" not in made and made.startswith("a\n<!-- results:learning:ppo -->\n|") and "\nb\n" in made
-    assert "| `ppo-cartpole` | CartPole-v1 | `ppo` | 100,000 | 2 | 490.0 (480.0 to 500.0) | 480.0 | 475.0 | 500.0 | yes | 1.5 |" in made
+    assert "| `ppo-cartpole` | CartPole-v1 | `ppo` | 100,000 | 2 | 490.0 (480.0 to 500.0) | 480.0 | – | 475.0 | 500.0 | yes | 1.5 |" in made
     assert "| `ppo_cartpole` | num_envs 8 | 300.0 | 100.0 | 3.00× | 2.00 – 4.00 | 3.21 |" in made
     assert "a processor, 2 cores, commit abcdef0123" in made
     assert made.count("Not measured yet.") == 1

@@ -9,11 +9,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import flatirons as fi
 from flatirons import envs, systems
 from flatirons.__main__ import main
 from flatirons.core import exploration
@@ -399,16 +401,37 @@ def test_alpha_falls_with_the_visits_of_the_entry() -> None:
 
 
 def test_targets_take_legal_actions_only() -> None:
-    task: Any = envs.make("mdp:maximisation-bias", 1)
-    back = dataclasses.replace(task.env, next_state=np.zeros((2, 10, 1), int), terminated=np.zeros((2, 10, 1), bool))
-    task = InGraph(back, 1)
     values = np.zeros((2, 2, 10), np.float32)
-    values[:, 0, :3] = [1.0, 2.0, 50.0]  # action 2 is illegal in state 0
+    values[:, 0, :3] = [1.0, 2.0, 50.0]
+    allowed = jnp.ones((2, 10), bool).at[0, 2].set(False)
     for method, tables in (("q-learning", 1), ("double-q-learning", 2)):
         config: Any = tabular.Config(method=method, gamma=1.0)
         for uniform in (0.0, 0.99):
-            found = tabular.next_value(config, task, jnp.asarray(values[:tables]), 0, jnp.int32(0), jnp.float32(uniform))
+            found = tabular.next_value(config, jnp.asarray(values[:tables]), allowed, 0, jnp.int32(0), jnp.float32(uniform))
             assert float(found) == 2.0
+
+
+class Corridor(gym.Env):
+    """Four steps of -1; only action 0 may be taken, and nothing else is ever worth anything."""
+
+    observation_space, action_space = gym.spaces.Discrete(5), gym.spaces.Discrete(3)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[int, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.at = 0
+        return 0, {"action_mask": np.array([1, 0, 0], np.int8)}
+
+    def step(self, action: int) -> tuple[int, float, bool, bool, dict[str, Any]]:
+        assert action == 0
+        self.at += 1
+        return self.at, -1.0, self.at == 4, False, {"action_mask": np.array([1, 0, 0], np.int8)}
+
+
+@pytest.mark.parametrize("method", ["q-learning", "double-q-learning"])
+def test_a_hosts_masks_are_known_of_successors_too(method: str, tmp_path: Path) -> None:
+    run = fi.train("tabular", Corridor, out=tmp_path, quiet=True, method=method, total_steps=600, gamma=1.0, learning_rate=0.5)
+    values = np.asarray(run.actor.values)
+    np.testing.assert_allclose(values[:, :4, 0], np.tile([-4.0, -3.0, -2.0, -1.0], (len(values), 1)), atol=0.01)
 
 
 def test_ties_are_broken_evenly_and_within_the_law() -> None:

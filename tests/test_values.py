@@ -13,7 +13,7 @@ from gymnasium import spaces as gs
 
 import flatirons as fi
 from flatirons import envs
-from flatirons.run import values
+from flatirons.run import job, values
 from flatirons.types import FlatironsError, Policy
 
 
@@ -76,11 +76,20 @@ def test_a_cut_states_value_is_not_masked_by_the_state_before_it() -> None:
 
 def test_in_graph_and_host_agree(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings: dict[str, Any] = {"total_steps": 64, "train_every": 8, "learning_starts": 16, "batch_size": 8, "hidden": (8,), "quiet": True}
+    make, as_in_training = job.Job.make, []
+
+    def making(self: Any, num_envs: int, *, seed: int, training: bool) -> Any:
+        as_in_training.append(training)
+        return make(self, num_envs, seed=seed, training=training)
+
     for name in ("CartPole-v1", "jax:CartPole-v1"):
         run = fi.train("dqn", name, out=tmp_path / name.replace(":", "-"), **settings)
+        monkeypatch.setattr(job.Job, "make", making)
         found = run.overestimation(episodes=4)
         assert found["states"] >= 4 * 8 and found["overestimation"] == pytest.approx(found["value_estimate"] - found["discounted_return"])
         assert 4 < found["discounted_return"] < 100
+        monkeypatch.setattr(job.Job, "make", make)
+    assert len(as_in_training) > 1 and all(as_in_training), "Atari's rewards are clipped as those that Q was learned of"
     monkeypatch.delattr(run.system, "estimate")
     with pytest.raises(FlatironsError, match="dqn keeps no estimate"):
         run.overestimation()

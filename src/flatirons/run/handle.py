@@ -211,13 +211,14 @@ class Run:
 
     def overestimation(self, episodes: int = 20, seed: int | None = None) -> dict[str, Any]:
         """What the policy expects of the states it visits against what it gets there, over `episodes` greedy episodes (at most as many as
-        environments are made at once: 8 on a host); see `flatirons.run.values.overestimation`. Raises FlatironsError for a system that
+        environments are made at once: 8 on a host), with rewards and ends as in training (Atari: clipped, and a life is an episode); see
+        `flatirons.run.values.overestimation`. Raises FlatironsError for a system that
         keeps no such estimate, and for a run of several seeds."""
         if self._job.seeds > 1:
             raise FlatironsError(f"{self.path} holds {self._job.seeds} runs; ask one of run.runs")
         values.demand_estimate(self.system, self._job.name)
         chosen = 10_000 + self.seed if seed is None else seed
-        task = evaluation_task(self._job, episodes, chosen)
+        task = evaluation_task(self._job, episodes, chosen, as_trained=True)
         try:
             return values.overestimation(self.system, on_device(self.config), task, self.actor, chosen)
         finally:

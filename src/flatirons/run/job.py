@@ -93,15 +93,17 @@ class Job:
         return envs.make(source, num_envs, seed=seed, training=training, **self.env_options)
 
 
-def evaluation_task(job: Job, episodes: int, seed: int) -> Task:
-    """The evaluation twin, with as many environments as suit what it is: it may be in-graph where the training is not."""
+def evaluation_task(job: Job, episodes: int, seed: int, *, as_trained: bool = False) -> Task:
+    """The evaluation twin, with as many environments as suit what it is: it may be in-graph where the training is not. `as_trained`, where
+    no other environment was named to evaluate on: rewards and ends as training has them."""
     if is_instance(job.source if job.eval_source is None else job.eval_source):
         return job.make(1, seed=seed, training=False)
-    made = job.make(evaluate.envs_for(episodes, in_graph=False), seed=seed, training=False)
+    training = as_trained and job.eval_source is None
+    made = job.make(evaluate.envs_for(episodes, in_graph=False), seed=seed, training=training)
     wanted = evaluate.envs_for(episodes, in_graph=made.in_graph)
     if made.num_envs != wanted:
         made.close()
-        made = job.make(wanted, seed=seed, training=False)
+        made = job.make(wanted, seed=seed, training=training)
     return made
 
 

@@ -26,8 +26,8 @@ def demand_estimate(system: Any, name: str) -> None:
 
 
 def overestimation(system: Any, config: Any, task: Task, actor: Any, seed: int) -> dict[str, Any]:
-    """`{"value_estimate", "discounted_return", "overestimation", "states"}` over one greedy episode of every environment of `task`, an
-    evaluation twin. In units of the environment's own rewards: where training clips rewards the two cannot be compared."""
+    """`{"value_estimate", "discounted_return", "overestimation", "states"}` over one greedy episode of every environment of `task`, whose
+    rewards are those that the estimate was learned of."""
     cap = task.spec.max_episode_steps or EPISODE_CAP
     measure: Callable = _in_graph if task.in_graph else _on_host
     value, got, states = (float(x) for x in measure(system, config, task, actor, seed, cap))

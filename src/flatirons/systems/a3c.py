@@ -775,7 +775,8 @@ class ActorLearner:
         episodes, updates, sums = np.zeros(3), 0, np.zeros(0)
         target, epsilons = None, []
         while (count := shared.claim(num, end)) is not None:
-            copies = self._copies(shared.theta)  # theta' <- theta
+            # The copy reads theta where it lies: before it is done this learner goes no further.
+            copies = jax.block_until_ready(self._copies(shared.theta))  # theta' <- theta
             epsilon: Any = ()
             if learns_q:
                 self._key, key = jax.random.split(self._key)
@@ -793,7 +794,7 @@ class ActorLearner:
                     continue
                 rows = jax.tree.map(lambda a, b: np.concatenate([a, b[:-1]]), last, newest)
             if learns_q:
-                target = self._copies(shared.target)
+                target = jax.block_until_ready(self._copies(shared.target))
             found = np.asarray(self._gradient(copies, target, rows, next_action))  # d theta
             rate = config.learning_rate * (1.0 - count / config.total_steps if config.anneal_learning_rate else 1.0)
             shared.descend(found[: shared.size], rate, config.rmsprop_decay, config.rmsprop_eps)

@@ -272,7 +272,7 @@ PRESETS = {
         config=FORAGER | {"epsilon_steps": 200_000},
     ),
     "dqn-2013-minatar": Preset(
-        doc="DQN of 2013 scaled to MinAtar: its authors' settings without the target network (C = 1).",
+        doc="DQN of 2013 scaled to MinAtar: its authors' settings, clipped error included, without the target network (C = 1).",
         config=MINATAR | {"target_every": 1},
         tasks=("pgx:minatar-*",),
         variant_of="dqn-2013",

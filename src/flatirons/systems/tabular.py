@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatirons.core import distributions, exploration, losses, optimisers, resources, returns, schedules, trees
+from flatirons.data import replay as memory
 from flatirons.data import rollout as data
 from flatirons.envs.mdp import MDP
 from flatirons.types import ArraySpec, Discrete, FlatironsError, Key, Metrics, Policy, Preset, Task, TimeStep, Transition, config
@@ -480,10 +481,12 @@ class Actor(NamedTuple):
 
 class State(NamedTuple):
     """Everything a run is made of. params: {"values": `[tables, S, columns]`}, two tables for Double Q-learning and one column for TD(0);
-    visits int32 of the same shape; `updates` counts turns (int32)."""
+    visits int32 of the same shape; allowed bool `[S, A]`, the actions that were legal where a state was seen, or `()` where all always
+    are; `updates` counts turns (int32)."""
 
     params: Any
     visits: Any
+    allowed: Any
     epsilon: Any
     collector: data.Collector
     key: Any
@@ -535,6 +538,7 @@ def init(config: Config, task: Task, key: Key) -> State:
     return State(
         params={"values": jnp.full(shape, config.initial_value, jnp.float32)},
         visits=jnp.zeros(shape, jnp.int32),
+        allowed=jnp.ones(shape[1:], bool) if config.method != "td-0" and memory.has_masks(task) else (),
         epsilon=jnp.asarray(config.epsilon_start, jnp.float32),
         collector=data.start(task, (), key_collect),
         key=key,
@@ -582,10 +586,11 @@ def loss(config: Config, task: Task, params: Any, batch: Batch) -> tuple[jax.Arr
     return total, {"loss": total, "q_value": jnp.mean(value), "td_error": jnp.mean(jnp.abs(error))}
 
 
-def next_value(config: Config, task: Task, values: Any, table: Any, state: Any, uniform: Any) -> jax.Array:
-    """What y says the successor `state` int32 `[]` is worth, before discounting; the update is of `table`. `uniform` in [0, 1) breaks
-    ties."""
-    legal = _legal_in(task, state)
+def next_value(config: Config, values: Any, allowed: Any, table: Any, state: Any, uniform: Any) -> jax.Array:
+    """What y says the successor `state` int32 `[]` is worth, before discounting; the update is of `table`. `allowed` is a State's.
+    `uniform` in [0, 1) breaks ties."""
+    # Of a state that was never seen nothing is known, but all of its entries are equal still.
+    legal = () if isinstance(allowed, tuple) else allowed[state]
     match config.method:
         case "td-0":
             return values[0, state, 0]
@@ -598,23 +603,18 @@ def next_value(config: Config, task: Task, values: Any, table: Any, state: Any, 
             raise ValueError(config.method)
 
 
-def _legal_in(task: Task, state: Any) -> Any:
-    """The legal actions of a successor: known of an in-graph MDP, all of them elsewhere."""
-    env = vars(task).get("env") if task.in_graph else None
-    return env.legal(state) if isinstance(env, MDP) else ()
-
-
 def update(config: Config, task: Task, state: State, experience: Transition, *, loss: Callable = loss) -> tuple[State, Metrics]:
     """Learn from a trajectory `[T, B]`, one row after the other, each seeing the table that the row before it left."""
     rows = trees.as_rows(experience)
     num_rows = rows.reward.shape[0]
     key, key_rows = jax.random.split(state.key)
     draws = jax.random.uniform(key_rows, (num_rows, 2)) if config.method == "double-q-learning" else jnp.zeros((num_rows, 2))
+    allowed = state.allowed if isinstance(state.allowed, tuple) else state.allowed.at[_state_number(task, rows.obs)].set(rows.legal)
 
     def one_row(c: tuple[Any, Any], x: tuple[Transition, Any]) -> tuple[tuple[Any, Any], Metrics]:
         (params, visits), (row, draw) = c, x
         table = (draw[0] < 0.5).astype(jnp.int32) if config.method == "double-q-learning" else 0
-        following = next_value(config, task, params["values"], table, _state_number(task, row.next_obs), draw[1])
+        following = next_value(config, params["values"], allowed, table, _state_number(task, row.next_obs), draw[1])
         y = returns.td_target(row.reward, row.terminated, following, config.gamma)
         batch = Batch(table, _state_number(task, row.obs), 0 if config.method == "td-0" else row.action, y)
         entry = (batch.table, batch.state, batch.column)
@@ -628,7 +628,7 @@ def update(config: Config, task: Task, state: State, experience: Transition, *, 
     progress = schedules.fraction(updates * steps_per_turn(config), config.epsilon_steps)
     epsilon = schedules.linear(config.epsilon_start, config.epsilon_end, progress)
     metrics = jax.tree.map(jnp.mean, metrics) | {"epsilon": epsilon, "visited": jnp.mean((visits > 0).astype(jnp.float32))}
-    return State(params, visits, epsilon, state.collector, key, updates), metrics
+    return State(params, visits, allowed, epsilon, state.collector, key, updates), metrics
 
 
 def step(config: Config, task: Task, state: State, *, update: Callable = update) -> tuple[State, Metrics]:
