@@ -174,7 +174,7 @@ def test_precision_and_weight_decay_are_each_others_inverse() -> None:
 
 def test_bad_input_is_refused() -> None:
     params = mlp_init(jax.random.key(0), (3, 1))
-    with pytest.raises(FlatironsError, match="n is 0: a predictive distribution needs at least 1"):
+    with pytest.raises(FlatironsError, match="n is 0: a prediction needs at least 1"):
         bayes.predictive(lambda p, x: x, params, jnp.ones(1), jax.random.key(0), 0, rate=0.1)
     with pytest.raises(FlatironsError, match=r"rate is 1.0: it is the probability to drop"):
         bayes.predictive(lambda p, x: x, params, jnp.ones(1), jax.random.key(0), 10, rate=1.0)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -398,7 +399,7 @@ class Counted(Uniform):
         return super().think(state, key, simulations)
 
 
-def test_searches_are_compiled_before_the_clock_runs() -> None:
+def test_searches_are_compiled_before_the_clock_runs(caplog: pytest.LogCaptureFixture) -> None:
     go = Counted(games.make("go_9x9"))
     session = Gtp(go)
     session.answer("time_settings 0 1 0")
@@ -409,6 +410,15 @@ def test_searches_are_compiled_before_the_clock_runs() -> None:
     talk.uci.thinker = shogi = Counted(games.make("animal_shogi"))
     assert talk.say("isready", "isready") == ["readyok", "readyok"] and shogi.asked == [1, 1, 4]
     assert talk.say("setoption name Simulations value 30", "isready")[-1] == "readyok" and shogi.asked[3:] == [7, 7, 28, 30]
+    # The rules too: neither a first move nor a position that is set up compiles anything.
+    notation.stepper.cache_clear()
+    notation.compile_rules.cache_clear()
+    assert talk.say("isready") == ["readyok"]
+    caplog.clear()
+    with jax.log_compiles():
+        said = talk.say("position startpos moves 2d1c", f"position sfen {notation.start_text('animal_shogi')} moves 2d1c")
+    assert said == [] and len(talk.uci.table.actions) == 1
+    assert [text for text in caplog.messages if text.startswith("Compiling")] == []
 
 
 class PolicyNetwork(Uniform):

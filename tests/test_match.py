@@ -542,6 +542,9 @@ def test_a_run_may_play_with_other_settings(tmp_path: Path) -> None:
     (move,) = made.choose(players.one(winning), jax.random.key(0)).actions
     _, reward, over = ttt.step(jax.random.key(0), jax.tree.map(jax.numpy.asarray, winning), move)
     assert bool(over) and float(reward) == 1.0
+    seen, bare = (made.think(winning, jax.random.key(0), simulations) for simulations in (3, 0))
+    assert seen.value == pytest.approx(1.0) and bare.network_value < 0.9 and seen.network_value == pytest.approx(bare.network_value)
+    np.testing.assert_allclose(seen.prior, bare.prior, rtol=1e-5)
     for settings, why in (
         ("blocks=2", "that is another network than the one"), ("chanels=8", "did you mean 'channels'"), ("c_scale=much", "a finite number"),
         ("play_see_losses=true&see_wins=false", "goes with see_wins"), ("simulations=-1", "whole number"),

@@ -34,6 +34,9 @@ from flatirons.systems import maml
 from flatirons.types import ArraySpec
 
 PRESETS = {1: "maml-omniglot-laptop", 5: "maml-omniglot-laptop-5shot"}
+FIRST_ORDER: dict[int, dict[str, Any]] = {1: {}, 5: {"inner_steps": 3, "total_steps": 10_000}}
+"""What the first-order variant has otherwise: where it learns from one inner step it is not done after one at test either. A meta-iteration
+of three is as dear as an exact one of one."""
 REACH = {1: 0.90, 5: 0.96}
 AIM = {1: 0.95, 5: 0.985}
 ABOVE_BASELINES, FIRST_ORDER_WITHIN = 0.10, 0.01
@@ -157,8 +160,9 @@ def main() -> None:
         seconds: dict[str, list[float]] = {"maml": [], "first order": []}
         fine_tuning: list[tuple[float, int]] = []
         for seed in range(args.seeds):
-            for name, first_order in (("maml", False), ("first order", True)):
-                run, spent = trained(args.runs, PRESETS[shots], task, seed, first_order=first_order, **budget)
+            variants = {"maml": {"first_order": False}, "first order": FIRST_ORDER[shots] | {"first_order": True}}
+            for name, settings in variants.items():
+                run, spent = trained(args.runs, PRESETS[shots], task, seed, **settings | budget)
                 seconds[name].append(spent)
                 for queries, turned in tests:
                     score = scored(run, task, TASKS, 1_000 + seed, {"turned_tests": turned}, eval_queries=queries)

@@ -96,10 +96,10 @@ def demand_rate(rate: float | Array, name: str = "rate") -> None:
         raise FlatironsError(f"{name} is {rate}: it is the probability to drop an input, from 0 to below 1")
 
 
-def demand_draws(n: int) -> None:
+def demand_draws(n: int, name: str = "n") -> None:
     """Raises FlatironsError where a number of stochastic passes is none."""
     if n < 1:
-        raise FlatironsError(f"n is {n}: a predictive distribution needs at least 1 stochastic pass; give 100, or 1,000 for its variance")
+        raise FlatironsError(f"{name} is {n}: a prediction needs at least 1 stochastic pass; give 100, or 1,000 for its variance")
 
 
 # -------------------------------------------------------------------------------------------------------- what the draws say

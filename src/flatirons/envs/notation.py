@@ -624,6 +624,17 @@ def stepper(game: Game) -> Callable[[GameState, Any], tuple[GameState, Any, Any]
     return jax.jit(lambda state, action: game.step(key, state, action))
 
 
+@functools.cache
+def compile_rules(game: Game) -> None:
+    """Compile what playing a first move, and of chess and shogi setting up a position, would otherwise compile in a player's time."""
+    start = Table(game).state
+    stepper(game)(start, np.argmax(start.legal))
+    if game.name in (*CHESS, *SHOGI):
+        from_position_text(game, start_text(game.name))
+    if game.name in CHESS:
+        jax.block_until_ready(_beneath(game)(start))
+
+
 def going_on(game: Game, state: GameState) -> GameState:
     """ONE position; where its game was ended by a draw that a player may claim and need not (FIDE's laws of chess, 9.2 and 9.3: the third
     occurrence, fifty moves), as one that goes on. What nobody has to claim (9.6: the fifth occurrence, 75 moves) stays an end."""

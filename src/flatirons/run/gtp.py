@@ -27,15 +27,18 @@ class Refused(Exception):
     """An answer that begins with a question mark."""
 
 
+def demand_game(name: str) -> None:
+    """Raises FlatironsError for a game of another protocol."""
+    if name in (*notation.CHESS, *notation.SHOGI):
+        raise FlatironsError(f"GTP is for games of stones, and this is {name}; use flatirons {'uci' if name in notation.CHESS else 'usi'}")
+
+
 class Gtp:
     """One session. `answer(line)` gives the text to print, "" for a line that needs none; `over` once `quit` was said."""
 
     def __init__(self, thinker: Thinker, seed: int = 0) -> None:
         game = thinker.game
-        if game.name in (*notation.CHESS, *notation.SHOGI):
-            raise FlatironsError(
-                f"GTP is for games of stones, and this is {game.name}; use flatirons {'uci' if game.name in notation.CHESS else 'usi'}"
-            )
+        demand_game(game.name)
         self.thinker, self.game, self.seed = thinker, game, seed
         self.table = notation.Table(game)
         self.implied: set[int] = set()
@@ -63,7 +66,6 @@ class Gtp:
             self.commands |= {
                 "fixed_handicap": self._fixed_handicap, "place_free_handicap": self._place_free_handicap,
                 "set_free_handicap": self._set_free_handicap, "final_status_list": self._final_status_list,
-                "kgs-genmove_cleanup": self._genmove,
             }  # fmt: skip
 
     def answer(self, line: str) -> str:

@@ -430,6 +430,7 @@ def _analyse(analyse: Any, task: Any, simulations: int, config: Any, actor: Any,
 def player(spec: str, game: Game) -> Player:
     """The player that a name stands for (see the top of this file). Raises FlatironsError where there is no such player, or where it
     cannot play this game."""
+    train.enable_compilation_cache()
     body, options = _options(spec)
     kind, colon, rest = body.partition(":")
     if colon and kind in ("gtp", "uci", "usi"):

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from flatirons.envs import notation
 from flatirons.envs.games import GameState
 from flatirons.run.players import Thinker, Thought
 
@@ -158,8 +159,9 @@ def think(thinker: Thinker, state: GameState, seed: int, limit: Limit, pace: Pac
 
 
 def warm_up(thinker: Thinker, state: GameState, seed: int, pace: Pace) -> None:
-    """Compile the searches that a move begins with, under a clock (the smallest and the next) and without one, where they have not been
-    yet, so that no player's time is spent on it. `state` must not have ended."""
+    """Compile the rules, and the searches that a move begins with, under a clock (the smallest and the next) and without one, where they
+    have not been yet, so that no player's time is spent on it. `state` must not have ended."""
+    notation.compile_rules(thinker.game)
     own = thinker.simulations
     first = max(1, own // GROWTH) if own else 0
     for simulations in dict.fromkeys((first, first * GROWTH, own)):

@@ -298,11 +298,22 @@ def grow(
     config: Config, game: BoardGame, params: Any, key: Key, states: Any, *, num_simulations: int, exploring: Any = False
 ) -> tuple[mcts.Analysis, mcts.Tree]:
     """The same with the tree, None where there are no simulations."""
-    evaluate, explores = evaluator(config, game), exploring is not False
-    if config.see_wins and num_simulations:
-        evaluate = mcts.seeing_wins(game, evaluate, replies=config.play_see_losses and not explores)
+    explores = exploring is not False
     if num_simulations == 0:
-        return mcts.look(game, evaluate, params, key, states), None
+        return mcts.look(game, evaluator(config, game), params, key, states), None
+    found, tree = _searched(config, game, params, key, states, num_simulations, exploring)
+    if config.see_wins and not explores:  # who asks for the network's own opinion is not told that of the rules
+        own = mcts.look(game, evaluator(config, game), params, key, states)
+        found = found._replace(prior=own.prior, network_value=own.network_value)
+    return found, tree
+
+
+def _searched(
+    config: Config, game: BoardGame, params: Any, key: Key, states: Any, num_simulations: int, exploring: Any
+) -> tuple[mcts.Analysis, mcts.Tree]:
+    evaluate, explores = evaluator(config, game), exploring is not False
+    if config.see_wins:
+        evaluate = mcts.seeing_wins(game, evaluate, replies=config.play_see_losses and not explores)
     temperature = jnp.where(exploring, config.temperature, 0.0) if explores else 0.0
     if config.search == "gumbel":
         considered = config.max_considered if explores else config.play_max_considered or config.max_considered

@@ -223,7 +223,7 @@ def check(config: Config, task: Task) -> None:
     if min(config.gradient_steps, config.batch_size, *config.hidden, 1) < 1:
         raise FlatironsError("gradient_steps, batch_size and every width of hidden must be at least 1")
     bayes.demand_rate(config.dropout, "dropout")
-    bayes.demand_draws(config.samples)
+    bayes.demand_draws(config.samples, "samples")
     if config.tau <= 0.0 or config.length_scale < 0.0:
         raise FlatironsError(f"tau={config.tau} must be above 0 and length_scale={config.length_scale} at least 0")
 
