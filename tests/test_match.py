@@ -548,6 +548,7 @@ def test_a_run_may_play_with_other_settings(tmp_path: Path) -> None:
     for settings, why in (
         ("blocks=2", "that is another network than the one"), ("chanels=8", "did you mean 'channels'"), ("c_scale=much", "a finite number"),
         ("play_see_losses=true&see_wins=false", "goes with see_wins"), ("simulations=-1", "whole number"),
+        ("num_simulations=2000000", "at most 1_000_000"),
     ):  # fmt: skip
         with pytest.raises(FlatironsError, match=why):
             players.player(f"{spec}?{settings}", ttt)

@@ -395,6 +395,8 @@ def _otherwise(run: train.Run, task: Any, settings: Mapping[str, str]) -> Any:
     # Whoever names the search's simulations means those that are played with.
     kept |= {"play_simulations": 0} if "num_simulations" in settings and "play_simulations" in kept else {}
     config = make_config(system, kept | {name: value(text) for name, text in settings.items()})
+    if (own_simulations(config) or 0) > MOST_SIMULATIONS:
+        raise FlatironsError(f"{own_simulations(config):_} simulations a move: give at most {MOST_SIMULATIONS:_}")
     system.check(system.to_act(config) if hasattr(system, "to_act") else config, task)
     shapes = [jax.tree.map(lambda x: x.shape, actor_like(system, c, task)) for c in (run.config, config)]
     if shapes[0] != shapes[1]:
