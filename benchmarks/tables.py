@@ -28,7 +28,7 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -578,56 +578,169 @@ def _shares(r: dict[str, Any]) -> dict[str, float]:
     return {name: share for name, share in found.items() if share is not None}
 
 
-METHODS = {
-    "ewc_permuted": "ewc-mnist",
-    "maml_navigation": "maml-navigation",
-    "maml_omniglot_5way_1shot": "maml-omniglot-laptop",
-    "maml_omniglot_5way_5shot": "maml-omniglot-laptop-5shot",
-    "maml_sinusoid": "maml-sinusoid",
-    "mc-dropout-co2": "mc-dropout-co2",
-    "mc-dropout-rotated-digit": "mc-dropout-mnist",
-    "mc-dropout-thompson": "dqn-thompson",
-    "mc-dropout-uci": "mc-dropout-uci",
+Told = dict[str, tuple[list[str], list[float]]]
+"""By preset: lines on what it reached, and the seconds of its seeds on one core, where they are known."""
+
+
+def other_settings(r: dict[str, Any]) -> dict[str, Any]:
+    """A learning result: what it set otherwise than its preset does on that task, but for the length. A setting that came since stood at
+    its default."""
+    module = studies.find(r["system"])[0]
+    preset = systems.preset_for(module, r.get("preset"), r["task"])[2]
+    now, plain = (json.loads(json.dumps(vars(module.Config(**settings)), default=str)) for settings in (preset, {}))
+    was = {name: r.get("config", {}).get(name, plain[name]) for name in now if name != "total_steps"}
+    return {name: value for name, value in was.items() if value != now[name]}
+
+
+def _learned(results: Sequence[dict[str, Any]]) -> Told:
+    """Of learning results of one preset those with its own settings; where there is none, all, with what they set otherwise."""
+    others = [other_settings(r) for r in results]
+    lines, seconds = [], []
+    for r, other in zip(results, others, strict=True):
+        if other and not all(others):
+            continue
+        low, high = r["ci95"]
+        what = "success " if r.get("measure") == "success" else ""
+        changed = "".join(f", {name} {value}" for name, value in other.items())
+        seeds = f"{seeds_of(r)} seed{'s' if seeds_of(r) > 1 else ''}, {number(low)} to {number(high)}"
+        lines.append(f"{r['task']}{changed} at {r['total_steps']:,}: {what}{number(r['mean'])} ({seeds})")
+        seconds.append(statistics.fmean(r["seconds_per_seed"]))
+    return {results[0]["preset"] or results[0]["system"]: (lines, seconds)}
+
+
+def _tictactoe_told(r: dict[str, Any]) -> Told:
+    lost, seconds = sum(seed["losses"] for seed in r["seeds"]), [seed["seconds"] for seed in r["seeds"]]
+    line = f"tic-tac-toe: {lost} lines of play lost of all, as both sides ({len(seconds)} seeds)"
+    return {r["preset"]: ([line], [statistics.fmean(seconds)])}
+
+
+def _matches_told(r: dict[str, Any]) -> Told:
+    game = r.get("game", r["name"])
+    won = ", ".join(f"{share:.0%} against {name}" for name, share in _shares(r).items())
+    line = f"{game} at {r['moves']:,}, {r['simulations']} simulations: {won} (1 seed)"
+    return {str(systems.choose_preset(alphazero, f"pgx:{game}")): ([line], [60 * r["minutes"]])}
+
+
+def _alphago_told(r: dict[str, Any]) -> Told:
+    game, found = r["task"].removeprefix("pgx:"), r["lines"]
+    said = {
+        "sl": f"{found['sl']['test']['sl']:.1%} of the experts' moves in games held out, p_π {found['sl']['test']['rollout']:.1%}",
+        "rl": f"{share(found['rl'])} of the points against p_σ",
+        "value": f"error {found['value']['test']['mse']:.3f} in games held out, the best constant's {found['value']['constant_mse']:.3f}",
+        "player": f"{share(found['lambda_0'])} of the points against v_θ alone, {share(found['lambda_1'])} against rollouts alone",
+    }
+    stages = {"sl": "alphago-sl", "rl": "alphago-rl", "value": "alphago-value", "player": "alphago"}
+    presets = {stage: str(systems.choose_preset(systems.find(name)[0], r["task"])) for stage, name in stages.items()}
+    return {preset: ([f"{game}: {said[stage]} (1 seed)"], [60 * r["minutes"][stage]]) for stage, preset in presets.items()}
+
+
+def _rows_told(preset: str, words: Mapping[str, str]) -> Callable[[dict[str, Any]], Told]:
+    """Of a method's result the rows named, in these words, and the seconds of a seed, where the file has them."""
+
+    def told(r: dict[str, Any]) -> Told:
+        rows = {row["what"].split(" (aim")[0]: row["measured"] for row in r["rows"]}
+        seconds = r.get("seconds_per_seed", r.get("seconds", []))
+        seconds = seconds.get("maml", []) if isinstance(seconds, dict) else seconds
+        seconds = seconds if isinstance(seconds, list) else [seconds]
+        return {preset: ([f"{said}: {number(rows[what])}" for what, said in words.items()], [statistics.fmean(seconds)] if seconds else [])}
+
+    return told
+
+
+def _as_they_are(*rows: str) -> dict[str, str]:
+    return {row: row for row in rows}
+
+
+def _sinusoid_told(r: dict[str, Any]) -> Told:
+    error, tuned = "K = 5, squared error after {} of 10 steps", "the same, pre-trained and fine-tuned, after {}"
+    own = _as_they_are(*(error.format(steps) for steps in (1, 5, 10)))
+    own |= {"K = 10 after 1 step: below K = 5's": "K = 10, squared error after 1 step"}
+    baseline = {tuned.format(steps): f"{error.format(steps)} of fine-tuning, at the best rate" for steps in (1, 5, 10)}
+    lines = _rows_told("maml-sinusoid-pretrained", baseline)(r)["maml-sinusoid-pretrained"][0]
+    return _rows_told("maml-sinusoid", own)(r) | {"maml-sinusoid-pretrained": (lines, [])}
+
+
+def _thompson_told(r: dict[str, Any]) -> Told:
+    measured = {row["what"].partition(":")[0]: str(row["measured"]).partition(",")[0] for row in r["rows"]}
+    settings = r["settings"]
+    words = f"batches of {settings['batch']} to a mean reward of {settings['threshold']}, {seeds_of(settings)} seeds"
+    return {arm["preset"]: ([f"{words}: {measured[name]}"], []) for name, arm in r["arms"].items() if not arm["changed"]}
+
+
+def _permuted_told(r: dict[str, Any]) -> Told:
+    mode = r["modes"]["ewc"]
+    low, high = mode["accuracy_ci95"]
+    lines = [f"mean accuracy after all ten tasks: {mode['accuracy']:.1%} ({seeds_of(r)} seeds, {low:.1%} to {high:.1%})"]
+    lines.append(f"share of the gap between forgetting and joint learning that is closed: {mode['gap_closed']:.1%}")
+    return {"ewc-mnist": (lines, [statistics.fmean(r["seconds"]["ewc"])])}
+
+
+def _games_in_turn_told(r: dict[str, Any]) -> Told:
+    scored = f"{len(r['reference'])} MinAtar games in turn: sum of their scores, 1 each for a separate agent's, "
+    return {
+        f"{mode}-dqn": (
+            [f"{scored}{number(r['means'][mode])} ({len(sums)} seeds, {number(min(sums))} to {number(max(sums))})"],
+            [statistics.fmean(r["seconds"][mode])],
+        )
+        for mode, sums in r["sums"].items()
+    }
+
+
+_UCI = [f"{data}: {what}" for data in ("boston", "concrete", "energy", "wine", "yacht") for what in ("RMSE", "log likelihood")]
+TOLD: dict[str, Callable[[dict[str, Any]], Told]] = {
+    "tictactoe": _tictactoe_told,
+    "connect_four": _matches_told,
+    **{f"two_hours_{game}": _matches_told for game in ("othello", "gardner_chess", "animal_shogi", "go_9x9")},
+    "alphago": _alphago_told,
+    "ewc_permuted": _permuted_told,
+    "ewc_dqn": _games_in_turn_told,
+    "maml_halfcheetah": _rows_told(
+        "maml-halfcheetah-direction", {"return before it": "return before any step", **_as_they_are("return after 1 step")}
+    ),
+    "maml_navigation": _rows_told(
+        "maml-navigation", {"return after 1 steps": "return after 1 step", **_as_they_are("return after 2 steps")}
+    ),
+    "maml_omniglot_5way_1shot": _rows_told("maml-omniglot-laptop", _as_they_are("5-way 1-shot accuracy after 3 steps")),
+    "maml_omniglot_5way_5shot": _rows_told("maml-omniglot-laptop-5shot", _as_they_are("5-way 5-shot accuracy after 3 steps")),
+    "maml_sinusoid": _sinusoid_told,
+    "mc-dropout-co2": _rows_told(
+        "mc-dropout-co2",
+        _as_they_are(
+            "CO₂: the deviation past the data over that within",
+            "CO₂: share of the weeks extrapolated to that lie within two deviations",
+        ),
+    ),
+    "mc-dropout-rotated-digit": _rows_told(
+        "mc-dropout-mnist",
+        {
+            "digits: accuracy on the test digits": "accuracy on the test digits",
+            "rotated 1: entropy of the prediction upright, and where it is largest": "entropy of a 1 upright, and at its largest",
+        },
+    ),
+    "mc-dropout-thompson": _thompson_told,
+    "mc-dropout-uci": _rows_told("mc-dropout-uci", {row: f"{row}, rate and tau tuned on every split" for row in _UCI}),
 }
-"""The presets whose runs a method's result file is of."""
-
-
-def _method_seconds(r: dict[str, Any]) -> float | None:
-    """A method's result file: the mean seconds of a seed of the method itself, where the file has them."""
-    found = r.get("seconds_per_seed", r.get("seconds"))
-    found = found.get("maml", found.get("ewc")) if isinstance(found, dict) else found
-    return statistics.fmean(found) if isinstance(found, list) else found
+"""What `flatirons list` says of a result file of games/ or methods/, by preset."""
+NO_PRESETS = frozenset(
+    {
+        "ablations", "elo_connect_four", "elo_othello", "finish", "fuzz", "honest", "mistakes", "perft", "search_time", "selfplay_time",
+    }
+)  # fmt: skip
+"""The result files there that are not of what a preset reaches: of a part of the program, of settings, or of runs that another file has."""
 
 
 def measured(learned: Sequence[dict[str, Any]], played: Sequence[dict[str, Any]] = (), checked: Sequence[dict[str, Any]] = ()) -> str:
-    """measured.json: per preset what its rows reached, and the hours of a seed on one core, a range where rows differ. Of games the
-    presets that `systems` chooses by themselves, with their matches; of methods what their checks found."""
-    found: dict[str, dict[str, Any]] = {}
-    for r in played:
-        if r["name"] == "tictactoe":
-            lost, seconds = sum(seed["losses"] for seed in r["seeds"]), [seed["seconds"] for seed in r["seeds"]]
-            entry = found.setdefault(r["preset"], {"expected": [], "hours": []})
-            entry["expected"].append(f"tic-tac-toe: {lost} lines of play lost of all, as both sides ({len(seconds)} seeds)")
-            entry["hours"].append(sum(seconds) / len(seconds) / 3600)
-        elif "matches" in r and "moves" in r:
-            game = r.get("game", r["name"])
-            entry = found.setdefault(str(systems.choose_preset(alphazero, f"pgx:{game}")), {"expected": [], "hours": []})
-            won = ", ".join(f"{share:.0%} against {name}" for name, share in _shares(r).items())
-            entry["expected"].append(f"{game} at {r['moves']:,}, {r['simulations']} simulations: {won} (1 seed)")
-            entry["hours"].append(r["minutes"] / 60)
+    """measured.json: per preset what it reached with its own settings, and the hours of a seed on one core, a range where rows differ."""
+    by_preset: dict[str, list[dict[str, Any]]] = {}
     for r in learned:
-        low, high = r["ci95"]
-        entry = found.setdefault(r["preset"] or r["system"], {"expected": [], "hours": []})
-        seeds = f"{seeds_of(r)} seeds, {number(low)} to {number(high)}"
-        what = "success " if r.get("measure") == "success" else ""
-        entry["expected"].append(f"{r['task']} at {r['total_steps']:,}: {what}{number(r['mean'])} ({seeds})")
-        entry["hours"].append(sum(r["seconds_per_seed"]) / len(r["seconds_per_seed"]) / 3600)
-    for r in checked:
-        if r["name"] in METHODS:
-            entry = found.setdefault(METHODS[r["name"]], {"expected": [], "hours": []})
-            entry["expected"] += [f"{row['what'].split(' (aim')[0]}: {number(row['measured'])}" for row in r["rows"]]
-            seconds = _method_seconds(r)
-            entry["hours"] += [] if seconds is None else [seconds / 3600]
+        by_preset.setdefault(r["preset"] or r["system"], []).append(r)
+    told = [_learned(results) for results in by_preset.values()]
+    told += [TOLD[r["name"]](r) for r in (*played, *checked) if r["name"] in TOLD]
+    found: dict[str, dict[str, Any]] = {}
+    for preset, (lines, seconds) in (each for one in told for each in one.items()):
+        entry = found.setdefault(preset, {"expected": [], "hours": []})
+        entry["expected"] += lines
+        entry["hours"] += [each / 3600 for each in seconds]
     for entry in found.values():
         if hours := entry.pop("hours"):
             ends = [f"{end:.1g}" for end in (min(hours), max(hours))]

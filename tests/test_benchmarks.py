@@ -33,7 +33,7 @@ from benchmarks.speed import (  # noqa: E402
 )
 from benchmarks.speed.dqn_pixels_sb3 import UPDATES  # noqa: E402
 from benchmarks.speed.measure import measure  # noqa: E402
-from flatirons import systems  # noqa: E402
+from flatirons import studies, systems  # noqa: E402
 from flatirons.envs import make  # noqa: E402
 
 HEADER = {"name", "command", "commit", "date", "machine", "versions"}
@@ -112,8 +112,39 @@ def test_every_stage_of_alphago_can_begin():
         module.check(config, make(alphago.TASK, config.num_envs))
 
 
+def test_every_result_of_a_method_or_game_is_told_of_its_presets_or_is_of_none():
+    files = {path.stem for kind in ("games", "methods") for path in (ROOT / "benchmarks" / "results" / kind).glob("*.json")}
+    assert files <= tables.TOLD.keys() | tables.NO_PRESETS, "say in benchmarks/tables.py which presets it is of"
+    assert not tables.TOLD.keys() & tables.NO_PRESETS
+
+
+def test_what_a_preset_is_expected_to_reach_is_of_its_own_settings():
+    def row(task, mean, **config):
+        return {
+            "system": "dqn", "preset": "dqn-lunarlander", "task": task, "total_steps": 5, "config": config, "mean": mean,
+            "means": [mean] * 2, "seeds": [0, 1], "ci95": [mean, mean], "seconds_per_seed": [3600.0],
+        }  # fmt: skip
+
+    recorded = json.loads(json.dumps(systems.dqn.PRESETS["dqn-lunarlander"].config)) | {"total_steps": 5}
+    own, other = row("LunarLander-v3", 1.0, **recorded), row("LunarLander-v3", 2.0, **recorded | {"double": True})
+    assert tables.other_settings(own) == {} and tables.other_settings(other) == {"double": True}
+    told = json.loads(tables.measured([other, own]))["dqn-lunarlander"]
+    assert told == {"expected": ["LunarLander-v3 at 5: 1 (2 seeds, 1 to 1)"], "hours": "1"}
+    (line,) = json.loads(tables.measured([other]))["dqn-lunarlander"]["expected"]
+    assert line == "LunarLander-v3, double True at 5: 2 (2 seeds, 2 to 2)"
+
+
+def test_what_was_measured_of_methods_is_of_each_preset():
+    told = {name: " ".join(entry["expected"]) for name, entry in json.loads((ROOT / tables.MEASURED).read_text()).items()}
+    measured_too = {"ewc-dqn", "sgd-dqn", "maml-halfcheetah-direction", "maml-sinusoid-pretrained", "dqn-forager", "alphago-sl-othello"}
+    assert measured_too <= told.keys()
+    assert "below" not in told["maml-omniglot-laptop"] and "fine-tun" not in told["maml-sinusoid"] and "never" not in told["dqn-thompson"]
+
+
 def test_what_was_measured_is_of_presets_there_are():
-    presets = {name for module in systems.SYSTEMS for name in (*module.PRESETS, systems.system_name(module))}  # or its defaults
+    presets = {
+        name for module in (*systems.SYSTEMS, *studies.STUDIES) for name in (*module.PRESETS, systems.system_name(module))
+    }  # or its defaults
     told = json.loads((ROOT / tables.MEASURED).read_text())
     assert {"ewc-mnist", "maml-sinusoid", "ppo-classic", "alphazero-othello"} <= told.keys() <= presets
     assert all(entry["expected"] for entry in told.values())

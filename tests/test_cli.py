@@ -214,6 +214,35 @@ def test_eval_of_the_best_policy(run: Path, capsys: pytest.CaptureFixture[str], 
     assert "not evaluated while it trained" in sentence(capsys, ["eval", str(never), "--best"])
 
 
+def test_eval_values_is_refused_before_anything_is_played(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    import flatirons
+
+    played = SimpleNamespace(system=systems.reinforce, evaluate=lambda **_: pytest.fail("it played first"))
+    monkeypatch.setattr(flatirons, "load", lambda *_, **__: played)
+    said = sentence(capsys, ["eval", str(record(tmp_path / "a", [1.0])), "--values"])
+    assert "reinforce keeps no estimate" in said
+
+
+@pytest.mark.parametrize(
+    ("command", "example", "other", "better"),
+    [("gtp", "go_9x9", "chess", "uci"), ("uci", "chess", "go-9x9", "gtp"), ("usi", "shogi", "pgx:chess", "uci")],
+)
+def test_an_engine_refuses_another_protocols_game_unloaded(
+    command: str, example: str, other: str, better: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flatirons.envs import games
+
+    monkeypatch.setattr(games, "make", lambda name: pytest.fail(f"{name} was loaded"))
+    assert f"use flatirons {better}" in sentence(capsys, [command, "mcts:5", "--game", other])
+    assert f"as in --game {example}" in sentence(capsys, [command, "mcts:5"])
+    assert main([command, "--help"]) == 0
+    assert f"such as {example}," in capsys.readouterr().out
+
+
 def test_a_run_without_its_config_is_a_run(
     run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,6 +322,16 @@ def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"jax:", "pgx:", "mdp:", "probe:", "data:", "meta:", "envpool:", "pixels:", "discrete:"} <= set(prefixes)
     assert all(task in shown for task in ("ALE/", "no-velocity:", "sequence:", "minatar-breakout"))
     assert all(task in shown for task in ("Fetch", "HandManipulate", "AntMaze", "navigation", "mnist"))
+
+
+def test_list_says_which_tasks_a_preset_is_for(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {}
+    for name in ("alphago-value", "ewc", "dqn"):
+        assert main(["list", name]) == 0
+        shown[name] = capsys.readouterr().out
+    assert "pgx:go_9x9, pgx:go_19x19," in shown["alphago-value"]
+    assert "any task that the system takes, when asked for" in shown["ewc"] and "any task, when asked for" not in shown["ewc"]
+    assert "any task, when asked for" in shown["dqn"]
 
 
 def test_actions_of_a_system() -> None:
@@ -403,6 +442,25 @@ def test_plot_writes_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert ".png" in sentence(capsys, ["plot", str(a), "--out", str(tmp_path / "x.foo")])
 
 
+def learned_from_data(folder: Path, measure: str) -> Path:
+    """A run folder of a system that plays no episodes."""
+    record(folder, [None, None], system="mc_dropout")
+    rows = [{"step": step, "episodes": 0, "episode_return": None, measure: 1.0 / step, "loss": 2.0} for step in (100, 200)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "evaluations.jsonl").write_text(json.dumps({"step": 200, "mean": 0.5}) + "\n")
+    return folder
+
+
+def test_a_run_without_episodes_is_drawn_by_its_own_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = learned_from_data(tmp_path / "a", "error"), learned_from_data(tmp_path / "b", "average_accuracy")
+    plays = record(tmp_path / "plays", [1.0, 2.0])
+    assert [report.measure([path]) for path in (a, b, plays)] == ["error", "average_accuracy", "episode_return"]
+    assert report.measure([a, b]) == report.measure([a, plays]) == "loss"
+    assert main(["plot", str(a)]) == 0 and (a / "curve.png").exists()
+    capsys.readouterr()
+    assert "it has episodes, error, loss; choose one with --metric" in sentence(capsys, ["plot", str(a), "--metric", "los"])
+
+
 def test_a_cut_last_line_is_left_out(tmp_path: Path) -> None:
     run = record(tmp_path / "a", [1.0, 2.0])
     with (run / "metrics.jsonl").open("a") as file:
@@ -415,3 +473,42 @@ def test_a_run_without_anything_to_draw_says_so(tmp_path: Path) -> None:
         report.draw([record(tmp_path / "a", [])], tmp_path / "a.png")
     with pytest.raises(FlatironsError, match="not a run folder"):
         report.draw([tmp_path / "b"], tmp_path / "a.png")
+
+
+# ------------------------------------------------------------------------------------------------------- what others print
+
+
+@pytest.mark.parametrize(("code", "status", "said"), [(None, 0, ""), (0, 0, ""), (5, 5, ""), ("no licence", 1, "no licence\n")])
+def test_somebodys_exit_is_answered_as_python_does(
+    code: Any, status: int, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(cli.COMMANDS, "doctor", lambda arguments: sys.exit(code))
+    assert main(["doctor"]) == status
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        "╭─ Value error ─────────────╮\n│ Error parsing --seed: 'abc' │\n│ is not a number           │\n├───────────╮\n│ more │\n",
+        " Value error \n ----------- \n  Error parsing --seed: 'abc'\n  is not a number  \n  -------\n  Argument helptext:\n",
+        "+- Value error -+\n| Error parsing --seed: 'abc' |\n| is not a number |\n+-----+\n| more |\n",
+    ],
+)
+def test_an_error_box_of_any_letters_is_read(box: str) -> None:
+    assert cli._first_sentence(box) == "error parsing --seed: 'abc' is not a number"
+
+
+def test_a_mistake_is_one_sentence_where_output_is_ascii() -> None:
+    import os
+
+    code = (
+        "import dataclasses\nfrom flatirons.run import cli\n"
+        "Flags = dataclasses.make_dataclass('Flags', [('total_steps', int, dataclasses.field(default=3))])\n"
+        "try:\n    cli._parse_with_tyro(Flags, 'flatirons train', '', ['--total-steps', 'abc'])\n"
+        "except cli.UsageError as error:\n    print(error)"
+    )
+    variables = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True)
+    assert done.stdout.startswith("error parsing --total-steps: 'abc' is not a"), done
+    assert "--- " not in done.stdout and done.stdout.rstrip().endswith("`flatirons train --help` shows every flag.")

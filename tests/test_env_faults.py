@@ -39,6 +39,8 @@ class Faulty(gymnasium.Env):
         if self.fault.startswith("reset") and self.steps:
             if self.fault == "reset raises":
                 raise ValueError("broken\nreset")
+            if self.fault == "reset leaves":
+                sys.exit("enough")
             if self.fault == "reset nan":
                 return np.full(3, np.nan, np.float32), {}
             return np.zeros(3, np.float32)
@@ -70,10 +72,13 @@ class Faulty(gymnasium.Env):
             "step none": None,
             "reset raises": (obs, 1.0, True, False, {}),
             "reset nan": (obs, 1.0, True, False, {}),
+            "reset leaves": (obs, 1.0, True, False, {}),
             "reset signature": (obs, 1.0, True, False, {}),
         }
         if self.fault == "raises":
             raise RuntimeError("the wheel came off")
+        if self.fault == "leaves":
+            sys.exit(0)
         if self.fault == "hangs":
             time.sleep(1000)
         if self.fault == "exits":
@@ -99,6 +104,12 @@ def make_exiting() -> gymnasium.Env:
     return env
 
 
+def make_leaving() -> gymnasium.Env:
+    env = Faulty()
+    env.fault = "leaves"
+    return env
+
+
 def make_nan() -> gymnasium.Env:
     env = Faulty()
     env.fault = "obs nan"
@@ -111,6 +122,7 @@ def make_nothing() -> gymnasium.Env:
 
 FAULTS = [
     ("raises", "step raised RuntimeError: the wheel came off"),
+    ("leaves", "step raised SystemExit: 0$"),
     ("obs nan", r"obs\[1\] is nan"),
     ("obs inf", r"obs\[2\] is inf"),
     ("obs -inf", r"obs\[0\] is -inf"),
@@ -129,6 +141,7 @@ FAULTS = [
     ("old gym", "4 values as old Gym did"),
     ("step none", "step raised TypeError|step returned"),
     ("reset raises", "reset raised ValueError: broken reset"),
+    ("reset leaves", "reset raised SystemExit: enough"),
     ("reset nan", r"obs\[0\] is nan"),
     ("reset signature", r"reset returned a ndarray; return \(obs, info\)"),
 ]
@@ -215,6 +228,71 @@ def test_whole_numbers_do_not_wrap_around(discrete: bool) -> None:
         task.step(np.array([0]))
 
 
+class Whole(gymnasium.Env):
+    """Gives one observation always."""
+
+    action_space = gs.Discrete(2)
+
+    def __init__(self, space: gymnasium.Space, obs: Any) -> None:
+        self.observation_space, self.obs = space, obs
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return self.obs, {}
+
+    def step(self, action: Any) -> Any:
+        return self.obs, 0.0, False, False, {}
+
+
+@pytest.mark.parametrize("vectoriser", ["serial", "threads"])
+@pytest.mark.parametrize(
+    ("space", "good", "bad", "words"),
+    [
+        (gs.Box(0, 255, (3,), np.uint8), np.array([0, 255, 7]), np.array([0, 300, -1]), r"obs\[1\] holds 300, outside 0 \.\.\. 255"),
+        (gs.Box(0, 255, (2, 1), np.uint8), np.zeros((2, 1), int), np.array([[0], [-1]]), r"obs\[1, 0\] holds -1, outside 0 \.\.\. 255"),
+        (gs.Box(-9, 3000, (1,), np.int64), np.array([3000]), np.array([2**32]), r"obs\[0\] holds 4294967296, outside -9 \.\.\. 3000"),
+        (gs.Discrete(5), 4, 5, r"obs holds 5, outside 0 \.\.\. 4 of its space; mend the space or the observation"),
+        (gs.Discrete(5, start=3), np.int64(7), np.int64(2), r"obs holds 2, outside 3 \.\.\. 7"),
+        (gs.Discrete(5000), 4999, -1, r"obs holds -1, outside 0 \.\.\. 4999"),
+        (gs.MultiDiscrete([3, 4], start=[0, 1]), np.array([2, 4]), np.array([3, 4]), r"obs\[0\] holds 3, outside 0 \.\.\. 2"),
+        (gs.MultiBinary(2), np.array([True, False]), np.array([0, 2]), r"obs\[1\] holds 2, outside 0 \.\.\. 1"),
+        (gs.Box(0, 4, (2,), np.int32), np.array([4, 0], np.int32), np.array([5, 0], np.int32), r"obs\[0\] holds 5, outside 0 \.\.\. 4"),
+        (gs.Dict({"a": gs.Discrete(2)}), {"a": 1}, {"a": 2}, r"obs\['a'\] holds 2, outside 0 \.\.\. 1"),
+    ],
+)
+def test_whole_numbers_keep_to_their_space(space: gymnasium.Space, good: Any, bad: Any, words: str, vectoriser: str) -> None:
+    made = [Whole(space, good) for _ in range(2)]
+    remaining = iter(made)
+    task = envs.make(lambda: next(remaining), 2, vectoriser=vectoriser)
+    task.step(np.array([0, 0]))
+    made[1].obs = bad
+    with pytest.raises(FlatironsError, match=rf"environment 1 of Whole, at step 1 .*: {words}"):
+        task.step(np.array([0, 0]))
+    task.close()
+
+
+@pytest.mark.parametrize("of_a_dict", [False, True])
+def test_pictures_of_their_own_dtype_are_not_measured(of_a_dict: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host.Rows, "_demand_inside", lambda *_: pytest.fail("measured"))
+    space, picture = gs.Box(0, 255, (2, 2, 3), np.uint8), np.full((2, 2, 3), 255, np.uint8)
+    task: Any = envs.make(Whole(gs.Dict({"seen": space}), {"seen": picture}) if of_a_dict else Whole(space, picture))
+    after = task.step(np.array([0]))[1]
+    np.testing.assert_array_equal((after.obs["seen"] if of_a_dict else after.obs)[0], picture)
+
+
+def test_an_environment_that_leaves_while_it_is_made_or_measured_is_named() -> None:
+    with pytest.raises(FlatironsError, match="Own cannot be made: its making raised SystemExit: 0"):
+        host.batch("Own", host.Source(lambda _: sys.exit(0), None, False), 1)
+
+    def leaving() -> gymnasium.Env:
+        env = make_leaving()
+        env.steps = 2  # type: ignore[attr-defined]
+        return env
+
+    with pytest.raises(FlatironsError, match="environment 0 of Faulty failed while its speed was measured, after 0 steps: SystemExit: 0"):
+        envs.make(leaving, 2)
+
+
 def test_large_but_finite_numbers_pass() -> None:
     env = Faulty()
     env.step = lambda action: (np.full(3, 3e38, np.float32), 3e38, False, False, {})  # type: ignore[method-assign]
@@ -292,6 +370,7 @@ def test_a_slow_but_living_environment_is_left_alone() -> None:
     ("factory", "words"),
     [
         (make_raising, "step raised RuntimeError: the wheel came off"),
+        (make_leaving, "step raised SystemExit: 0"),
         (make_nan, r"obs\[1\] is nan"),
         (make_exiting, "worker process ended with status 9"),
         (make_hanging, "has not returned for 1 s and its worker was ended"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -282,6 +284,27 @@ def test_spaces_without_a_shape_are_refused(bad: gymnasium.Space) -> None:
         spaces.obs_spec(bad)
 
 
+@pytest.mark.parametrize(
+    "empty", [gs.Dict({}), gs.Tuple(()), gs.Box(-1, 1, (0,)), gs.Dict({"a": gs.Box(0, 1, (3, 0))}), gs.MultiDiscrete([])]
+)
+def test_spaces_without_numbers_are_refused(empty: gymnasium.Space) -> None:
+    env = Counter()
+    env.observation_space = empty
+    with pytest.raises(FlatironsError, match=r"the observation space .* holds no numbers, so there is nothing to act on") as caught:
+        envs.make(env)
+    assert "\n" not in str(caught.value)
+    some = gs.Dict({"none": gs.Box(0, 1, (0,)), "one": gs.Discrete(2)})
+    assert spaces.obs_spec(some)["one"] == ArraySpec((), "int32", 0, 1)
+
+
+@pytest.mark.parametrize("empty", [gs.Box(-1, 1, (0,)), gs.Box(-1, 1, (2, 0)), gs.MultiDiscrete([])])
+def test_actions_without_dimensions_are_refused(empty: gymnasium.Space) -> None:
+    env = Counter()
+    env.action_space = empty
+    with pytest.raises(FlatironsError, match=r"the action space .* has no dimensions, so there is nothing to choose; give it at least one"):
+        envs.make(env)
+
+
 def test_bad_actions_are_refused() -> None:
     task = envs.make("CartPole-v1", 2)
     for bad, words in (
@@ -411,6 +434,72 @@ def test_instances_factories_and_in_graph_objects() -> None:
 def test_the_door_names_what_is_wrong(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(FlatironsError, match=words) as caught:
         envs.make(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+OWN = """
+import gymnasium, numpy as np
+
+class Own(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+    def __init__(self, gain=1.0):
+        self.gain = gain
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+    def step(self, action):
+        return np.zeros(2, np.float32), self.gain, False, False, {}
+
+gymnasium.register("test/Own-v0", lambda **options: Own(**options), max_episode_steps=5)
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A module in the working directory that registers an environment, nowhere on the path, as for the command `flatirons`."""
+    (tmp_path / "ownworld.py").write_text(OWN)
+    (tmp_path / "ownneeds.py").write_text("import no_such_simulator")
+    (tmp_path / "ownbroken.py").write_text("import sys\nsys.exit(0)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    yield "ownworld"
+    sys.modules.pop("ownworld", None)
+    gymnasium.registry.pop("test/Own-v0", None)
+
+
+def test_a_module_before_the_colon_registers_its_environments(own_module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "usable_cores", lambda: 1)
+    name = f"{own_module}:test/Own-v0"
+    action = np.zeros((2, 1), np.float32)
+    for vectoriser in ("serial", "processes"):
+        task: Any = envs.make(name, 2, vectoriser=vectoriser, gain=3.0)
+        assert task.name == task.recipe.task == name and task.spec.max_episode_steps == 5
+        assert task.step(action)[0].reward.tolist() == [3, 3]
+        task.close()
+    cut: Any = envs.make(f"discrete:{name}", 2)
+    assert cut.name == f"discrete:{name}" and cut.spec.action == Discrete(3)
+    assert all(finding.level != "error" for finding in envs.check(name))
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ("ownword:My-v0", r"names the module ownword, which is not installed; put its folder on PYTHONPATH"),
+        ("ownworld.inner:My-v0", r"names the module ownworld.inner, which is not installed"),
+        ("pixel:My-v0", r"names the module pixel, which is not installed; did you mean pixels\?"),
+        ("ownneeds:My-v0", r"ownneeds:My-v0 needs the package no_such_simulator, .* pip install no_such_simulator"),
+        ("ownbroken:My-v0", r"the module ownbroken of the task 'ownbroken:My-v0' cannot be imported: SystemExit: 0"),
+        ("ownworld:test/Ow-v0", r"is unknown; did you mean ownworld:test/Own-v0"),
+        ("discrete:ownworld:zzz", r"'discrete:ownworld:zzz' is unknown; the module ownworld registers no 'zzz'"),
+        ("mdp:ownworld:zzz", r"'mdp:ownworld:zzz' is unknown; the module ownworld registers no 'zzz'"),
+        ("discrete:jax:Pendulum-v1", r"'discrete:jax:Pendulum-v1' is unknown"),
+        (":My-v0", r"':My-v0' is unknown"),
+    ],
+)
+def test_what_is_wrong_with_a_module_is_named(own_module: str, task: str, words: str) -> None:
+    with pytest.raises(FlatironsError, match=words) as caught:
+        envs.make(task)
     assert "\n" not in str(caught.value)
 
 

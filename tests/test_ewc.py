@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from flatirons import envs, studies
 from flatirons.core import continual, fisher
 from flatirons.data import replay as memory
 from flatirons.envs import datasets
-from flatirons.run import checkpoint
+from flatirons.run import checkpoint, job
 from flatirons.studies import ewc_dqn
 from flatirons.systems import dqn, ewc
 from flatirons.types import FlatironsError, Network
@@ -675,7 +675,7 @@ def test_f_of_all_actions_is_the_sum_over_them() -> None:
 
 
 def test_a_study_is_trained_resumed_and_scored_like_a_system(tmp_path: Any) -> None:
-    settings = SMALL | {"total_steps": 96, "eval_every": 32, "eval_episodes": 4, "reference": (1.0, 20.0)}
+    settings = SMALL | {"total_steps": 96, "eval_every": 32, "eval_episodes": 4, "eval_reference": (1.0, 20.0)}
     whole = fi.train("ewc_dqn", GAMES, out=tmp_path / "whole", quiet=True, **settings)
     fi.train("ewc_dqn", GAMES, out=tmp_path / "half", quiet=True, stop_at=48, **settings)
     resumed = fi.resume(tmp_path / "half", quiet=True)
@@ -731,13 +731,22 @@ def test_a_sequence_that_cannot_be_is_refused(name: str, said: str) -> None:
         ({"gated": 0.5}, "give task_gains too"),
         ({"close_silent": True}, "give task_gains too"),
         ({"reopen_silent": True}, "give close_silent too"),
-        ({"reference": (1.0,)}, "reference has 1 returns for 2 games"),
-        ({"reference": (1.0, 0.0)}, "give numbers above 0"),
+        ({"eval_reference": (1.0,)}, "eval_reference has 1 returns for 2 games"),
+        ({"eval_reference": (1.0, 0.0)}, "give numbers above 0"),
     ],
 )
 def test_a_sequence_of_games_that_cannot_be_learned_is_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(FlatironsError, match=said):
         ewc_dqn.check(ewc_dqn.Config(**{**SMALL, **settings}), envs.make(GAMES, 2))
+
+
+def test_what_counts_as_one_may_be_another_at_an_evaluation() -> None:
+    config: Any = ewc_dqn.Config(**SMALL)
+    run: Any = SimpleNamespace(system=ewc_dqn, config=config, name="ewc-dqn")
+    asked, actor = job.evaluation_config(run, {"eval_reference": [1]}), cast(Any, None)
+    assert asked.eval_reference == (1.0,)
+    with pytest.raises(FlatironsError, match="eval_reference has 1 returns for 2 games"):
+        ewc_dqn.score(asked, envs.make(GAMES, 2), actor, 1, 0)
 
 
 def test_one_game_is_no_sequence_and_a_sequence_is_no_game(tmp_path: Any) -> None:

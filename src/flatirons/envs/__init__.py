@@ -1,11 +1,11 @@
 """The one door to environments: `make(task) -> Task`, in-graph or on the host, and `check(task) -> list[Finding]`.
 
-Names: `CartPole-v1` (any Gymnasium id), `ALE/Pong-v5` (Atari through ale-py's vector environment), `envpool:HalfCheetah-v5`,
-`jax:CartPole-v1`, `pgx:minatar-breakout`, `pgx:connect_four` (a board game), `mdp:FrozenLake-v1`, `probe:constant-reward` (these four
-prefixes are in-graph), `pixels:Pendulum-v1` (what is seen of it), `discrete:Pusher-v5` (its Box of actions cut into a Discrete choice),
-`no-velocity:CartPole-v1` and `no-velocity:jax:CartPole-v1` (its velocities hidden), `data:mnist` (data to learn from, without an
-environment), `sequence:TASK,TASK` (in-graph tasks to be learned in turn), `meta:navigation` (a distribution over tasks, to learn to learn
-from). Simulators are imported when one is asked for.
+Names: `CartPole-v1` (any Gymnasium id), `mymodule:My-v0` (one that a module registers, which is imported first), `ALE/Pong-v5` (Atari
+through ale-py's vector environment), `envpool:HalfCheetah-v5`, `jax:CartPole-v1`, `pgx:minatar-breakout`, `pgx:connect_four` (a board
+game), `mdp:FrozenLake-v1`, `probe:constant-reward` (these four prefixes are in-graph), `pixels:Pendulum-v1` (what is seen of it),
+`discrete:Pusher-v5` (its Box of actions cut into a Discrete choice), `no-velocity:CartPole-v1` and `no-velocity:jax:CartPole-v1` (its
+velocities hidden), `data:mnist` (data to learn from, without an environment), `sequence:TASK,TASK` (in-graph tasks to be learned in turn),
+`meta:navigation` (a distribution over tasks, to learn to learn from). Simulators are imported when one is asked for.
 """
 
 from __future__ import annotations
@@ -14,8 +14,12 @@ import contextlib
 import dataclasses
 import difflib
 import importlib
+import importlib.util
+import json
 import numbers
 import re
+import sys
+import traceback
 import typing
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -29,6 +33,9 @@ __all__ = ["VECTORISERS", "Recipe", "check", "make", "names"]
 
 VECTORISERS = ("auto", "serial", "threads", "processes", "gymnasium")
 """How a batch of Gymnasium environments may be stepped; `auto` chooses and says so in the task's notes."""
+
+_PREFIXES = ("jax", "pgx", "mdp", "probe", "sequence", "data", "meta", "envpool", "pixels", "discrete", "no-velocity")
+"""What stands before the colon in names of ours; anything else there is a module that registers what is behind it."""
 
 _EXTRAS = {
     "ale_py": "atari",
@@ -204,7 +211,7 @@ def _nearest(name: str, known: Any, prefix: str = "") -> str:
 
 
 def _unknown(task: str) -> FlatironsError:
-    offer = _nearest(task, names()) or "; `flatirons list` names the tasks, and any Gymnasium id that is registered will do"
+    offer = _nearest(task, names()) or "; `flatirons list` names the tasks, and any Gymnasium id that is registered will do, or mymodule:ID"
     return FlatironsError(f"the task {task!r} is unknown{offer}")
 
 
@@ -242,6 +249,42 @@ def _import(module: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise _missing("this task", error.name or module) from None
+
+
+def _behind_module(task: str, name: str) -> tuple[str | None, str]:
+    """The module before the colon of `name`, which `task` is or wraps, and the id behind it, registered by now: the module is imported, as
+    `gymnasium.make` does. None and `name` itself where there is no module."""
+    import gymnasium
+
+    module, colon, bare = name.partition(":")
+    if not colon or module in _PREFIXES or not all(module.split(".")):
+        return None, name
+    _import_own(task, module)
+    if bare not in gymnasium.registry:
+        offer = _nearest(bare, gymnasium.registry, f"{module}:") or f"; the module {module} registers no {bare!r}"
+        raise FlatironsError(f"the task {task!r} is unknown{offer}")
+    return module, bare
+
+
+def _import_own(task: str, module: str) -> None:
+    """Import a module that registers environments. Raises FlatironsError where it is missing or its code fails."""
+    top = module.partition(".")[0]
+    # The command `flatirons` is started without the working directory on its path. Last, and only where nothing else has the module.
+    if top not in sys.modules and not sys.flags.safe_path and importlib.util.find_spec(top) is None:
+        sys.path.append("")
+    try:
+        importlib.import_module(module)
+    except FlatironsError:
+        raise
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            if not f"{module}.".startswith(f"{error.name}."):
+                raise _missing(task, error.name) from None
+            offer = _nearest(module, _PREFIXES) or "; put its folder on PYTHONPATH"
+            raise FlatironsError(f"the task {task!r} names the module {error.name}, which is not installed{offer}") from None
+        print(traceback.format_exc(), file=sys.stderr, end="")
+        said = " ".join(str(error).split())
+        raise FlatironsError(f"the module {module} of the task {task!r} cannot be imported: {type(error).__name__}: {said}") from error
 
 
 def demand_extra(task: str) -> None:
@@ -348,6 +391,7 @@ def _finite(task: str, name: str, known: Any, options: dict[str, Any]) -> Any:
 
     from flatirons.envs import mdp
 
+    _, name = _behind_module(task, name)
     if name not in known:
         # Any registered id may have a transition table, one of a person's own too.
         try:
@@ -408,16 +452,17 @@ def _from_gymnasium(task: str, num_envs: int, seed: int, vectoriser: str, timeou
 
     from flatirons.envs import host
 
-    atari = re.fullmatch(r"(?:ALE/)?([A-Z]\w*?)(?:NoFrameskip|Deterministic)-v\d+", task)
+    module, name = _behind_module(task, task)
+    if module is not None and name.startswith("ALE/"):
+        raise FlatironsError(f"the task {task!r} is Atari's; use {name!r}, whose preprocessing is set by options")
+    atari = re.fullmatch(r"(?:ALE/)?([A-Z]\w*?)(?:NoFrameskip|Deterministic)-v\d+", name)
     if atari:
         raise FlatironsError(f"the task {task!r} is an old Atari name; use 'ALE/{atari[1]}-v5', whose preprocessing is set by options")
     notes: list[str] = []
-    from_robotics = _register_robotics(task, task)
+    from_robotics = _register_robotics(task, name)
     try:
         with host.warnings_as(notes):
-            spec = gymnasium.spec(task)
-    except ModuleNotFoundError as error:
-        raise FlatironsError(f"the task {task!r} names the module {error.name}, which is not installed") from None
+            spec = gymnasium.spec(name)
     except (gymnasium.error.UnregisteredEnv, gymnasium.error.Error):
         raise _unknown(task) from None
     _demand_types(task, {"max_episode_steps": int | None, "render_mode": str | None}, options)
@@ -428,7 +473,7 @@ def _from_gymnasium(task: str, num_envs: int, seed: int, vectoriser: str, timeou
         extra = render if first else {}
         try:
             with host.quiet_mujoco(spec):
-                return gymnasium.make(task, disable_env_checker=True, **options, **extra)
+                return gymnasium.make(name, disable_env_checker=True, **options, **extra)
         except gymnasium.error.DependencyNotInstalled as error:
             module = _module_named_by(error)
             if module is None:
@@ -454,7 +499,7 @@ def _from_gymnasium(task: str, num_envs: int, seed: int, vectoriser: str, timeou
     made = host.batch(
         task,
         # A worker process would have Gymnasium-Robotics without what `register` mends.
-        host.Source(one, None if from_robotics else _remote(spec, options, render), True),
+        host.Source(one, None if from_robotics else _remote(spec, module, options, render), True),
         num_envs,
         seed=seed,
         vectoriser=vectoriser,
@@ -498,6 +543,7 @@ def _from_wrapped(
 
     from flatirons.envs import host
 
+    _, name = _behind_module(task, name)
     _register_robotics(task, name)
     if name not in gymnasium.registry:
         raise FlatironsError(f"the task {task!r} is unknown{_nearest(name, gymnasium.registry)}")
@@ -526,14 +572,17 @@ def _module_named_by(error: Exception) -> str | None:
     return next((module for module in ("mujoco", "box2d", "pygame", "ale_py") if module.lower() in text), None)
 
 
-def _remote(spec: Any, options: dict[str, Any], render: dict[str, Any]) -> dict[str, Any] | None:
-    """What a worker process needs to make a registered environment, or None where its class or its options cannot be written down."""
-    import json
-
-    if not isinstance(spec.entry_point, str) or spec.entry_point.startswith("__main__"):
-        return None
+def _remote(spec: Any, module: str | None, options: dict[str, Any], render: dict[str, Any]) -> dict[str, Any] | None:
+    """What a worker process needs to make a registered environment, or None where its class or its options cannot be written down. Where
+    `module` registers it, the worker imports that, so that the class may be any."""
     try:
-        remote = {"spec": spec.to_json(), "options": options, "render": render}
+        if module not in (None, "__main__"):
+            registered = {"import": module, "id": spec.id}
+        elif isinstance(spec.entry_point, str) and not spec.entry_point.startswith("__main__"):
+            registered = {"spec": spec.to_json()}
+        else:
+            return None
+        remote = {**registered, "options": options, "render": render}
         json.dumps(remote)
     except (TypeError, ValueError):
         return None

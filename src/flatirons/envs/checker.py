@@ -192,7 +192,7 @@ def take_a_walk(env: gymnasium.Env, seed: int, num_episodes: int, max_steps: int
         count = min(len(start), len(again))
         walk.same_walk = all(_same(a, b) for a, b in zip(start[:count], again[:count], strict=True))
         _extremes(walk, seed)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         after = len(walk.steps)
         walk.raised = f"{type(error).__name__} after {len(walk.resets)} resets and {after} steps: {' '.join(str(error).split())}"
     return walk
@@ -255,7 +255,7 @@ def _extremes(walk: Walk, seed: int) -> None:
         _reset(walk, seed)
         try:
             _step(walk, action)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             walk.extremes = f"the action {action!r} raised {type(error).__name__}: {' '.join(str(error).split())}"
 
 

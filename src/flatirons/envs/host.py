@@ -30,6 +30,7 @@ import numpy as np
 from gymnasium.utils.seeding import np_random
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
+from flatirons.core.categories import is_category
 from flatirons.envs import robotics, spaces
 from flatirons.types import ArraySpec, Discrete, FlatironsError, Outcome, Spec, TimeStep
 
@@ -59,6 +60,18 @@ class Stepped(NamedTuple):
     truncated: np.ndarray
     final: Leaves
     obs: Leaves
+
+
+class Bounds(NamedTuple):
+    """The whole numbers of a leaf's space, each bound a number or an array of the leaf's shape, in the environment's own words.
+
+    An observation of dtype `trusted` is not held to them: it is the leaf's own, in which nothing wraps around. None where all are, for a
+    category too many has no place in a network's one-hot code or is another one's row of a table.
+    """
+
+    low: Any
+    high: Any
+    trusted: np.dtype | None
 
 
 class Engine(Protocol):
@@ -103,11 +116,12 @@ class Rows:
         self._elapsed = [0] * len(self.envs)
         space = self.envs[0].observation_space
         self._leaves = [
-            (path, get, spec, spaces.offset(leaf), _kinds(spec), _limits(spec)) for path, get, spec, leaf in spaces.leaves(space)
+            (path, get, spec, spaces.offset(leaf), _kinds(spec), _limits(spec), _bounds(spec, leaf))
+            for path, get, spec, leaf in spaces.leaves(space)
         ]
-        _, _, spec, _, kinds, held = self._leaves[0]
-        self._single = isinstance(space, gymnasium.spaces.Box) and held is None
-        self._shape, self._kind = spec.shape, kinds
+        _, _, spec, _, _, held, bounds = self._leaves[0]
+        self._single = isinstance(space, gymnasium.spaces.Box) and held is None and (bounds is None or bounds.trusted is not None)
+        self._shape, self._plain = spec.shape, _plain(spec)
         choices = spaces.choices(spaces.action_spec(self.envs[0].action_space))
         self._num_choices = sum(choices)
         self._parts = [0, *itertools.accumulate(choices)][:-1]
@@ -140,7 +154,7 @@ class Rows:
         elapsed, limits, single, masked = self._elapsed, self._limits, self._single, self._masked
         if masked:
             self.legal = self._no_masks()
-        first_out, shape, kinds = out[0], self._shape, self._kind
+        first_out, shape, plain = out[0], self._shape, self._plain
         row = 0
         try:
             for row, step in enumerate(self._steps):
@@ -149,7 +163,7 @@ class Rows:
                 if len(result) != 5:
                     raise EnvFault(self.first + row, _tuple_message("step", result, "(obs, reward, terminated, truncated, info)"))
                 obs, value, over, cut, info = result
-                if single and type(obs) is np.ndarray and obs.shape == shape and obs.dtype.kind in kinds:
+                if single and type(obs) is np.ndarray and obs.shape == shape and obs.dtype.char in plain:
                     first_out[row] = obs
                 else:
                     self._put(row, obs, out)
@@ -170,7 +184,7 @@ class Rows:
                     self._put_mask(row, info)
         except (EnvFault, FlatironsError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise EnvFault(self.first + row, f"step raised {_said(error)}", traceback.format_exc()) from error
         return finals
 
@@ -181,7 +195,7 @@ class Rows:
             result = self.envs[row].reset(seed=seed) if seed is not None else self.envs[row].reset()
         except FlatironsError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise EnvFault(self.first + row, f"reset raised {_said(error)}", traceback.format_exc()) from error
         if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
             raise EnvFault(self.first + row, _tuple_message("reset", result, "(obs, info)"))
@@ -211,7 +225,7 @@ class Rows:
             raise EnvFault(self.first + row, f"info[{MASK!r}] leaves no legal action; a state without a legal action must end the episode")
 
     def _put(self, row: int, obs: Any, out: Leaves) -> None:
-        for array, (path, get, spec, shift, kinds, held) in zip(out, self._leaves, strict=True):
+        for array, (path, get, spec, shift, kinds, held, bounds) in zip(out, self._leaves, strict=True):
             try:
                 value = get(obs)
             except (KeyError, IndexError, TypeError):
@@ -228,6 +242,8 @@ class Rows:
                 raise EnvFault(self.first + row, f"{path} has shape {value.shape} where the observation space says {spec.shape}")
             if value.dtype.kind not in kinds:
                 raise EnvFault(self.first + row, f"{path} has dtype {value.dtype} where the observation space says {spec.dtype}")
+            if bounds is not None and value.dtype != bounds.trusted:
+                self._demand_inside(row, path, value, bounds)
             value = value if shift is None else value - shift
             if held is not None and value.size and not held.min <= value.min() <= value.max() <= held.max:
                 raise EnvFault(
@@ -236,6 +252,21 @@ class Rows:
                     f"{held.max}; return floats, or scale it down",
                 )
             array[row] = value
+
+    def _demand_inside(self, row: int, path: str, value: np.ndarray, bounds: Bounds) -> None:
+        low, high, _ = bounds
+        # NumPy takes ten times as long to compare one number.
+        if value.ndim == 0 and low <= int(value) <= high:
+            return
+        outside = np.asarray((value < low) | (value > high))
+        if outside.any():
+            at = tuple(np.argwhere(outside)[0].tolist())
+            least, largest = (np.broadcast_to(bound, value.shape)[at] for bound in (low, high))
+            raise EnvFault(
+                self.first + row,
+                f"{path}{list(at) if at else ''} holds {value[at]}, outside {least} ... {largest} of its space; mend the space or the "
+                "observation",
+            )
 
     def _number(self, row: int, value: Any) -> float:
         if isinstance(value, (int, float, np.number, np.bool_)) or (
@@ -265,6 +296,27 @@ class Rows:
 def _kinds(spec: ArraySpec) -> str:
     """The numpy kinds that an environment may return for a spec."""
     return {"f": "f", "i": "iu", "u": "ui", "b": "b"}.get(np.dtype(spec.dtype).kind, "") + ("b" if spec.dtype == "int8" else "")
+
+
+def _plain(spec: ArraySpec) -> str:
+    """The characters of the dtypes that are copied as they come: any float's, and of whole numbers the spec's own, which cannot wrap."""
+    dtype = np.dtype(spec.dtype)
+    return np.typecodes["Float"] if dtype.kind == "f" else dtype.char
+
+
+def _bounds(spec: ArraySpec, space: gymnasium.Space) -> Bounds | None:
+    """What holds a leaf's whole numbers to its space; None for other leaves."""
+    dtype = np.dtype(spec.dtype)
+    if dtype.kind not in "iu":
+        return None
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return Bounds(int(space.start), int(space.start) + int(space.n) - 1, None)
+    if isinstance(space, gymnasium.spaces.MultiDiscrete):
+        return Bounds(space.start, space.start + (space.nvec - 1), None)
+    trusted = None if is_category(spec) else dtype
+    if isinstance(space, gymnasium.spaces.Box) and space.low.size:
+        return Bounds(int(space.low.min()), int(space.high.max()), trusted)
+    return Bounds(0, 1, trusted)
 
 
 def _limits(spec: ArraySpec) -> np.iinfo | None:
@@ -830,7 +882,7 @@ def batch(
     if vectoriser == "gymnasium" and cartpole is None:
         raise FlatironsError(f"Gymnasium has no vector environment of {name} whose episodes can be ended exactly; use vectoriser='auto'")
     with warnings_as(notes):
-        first = source.make(True)
+        first = _made(name, source, True)
     limit = time_limit(first)
     rewarded = robotics.goal_reward(first.unwrapped)
     obs_spec, action_spec = spaces.obs_spec(first.observation_space), spaces.action_spec(first.action_space)
@@ -840,7 +892,7 @@ def batch(
 
     def rest() -> tuple[list[gymnasium.Env], list[int | None]]:
         with warnings_as(notes):
-            made.extend(source.make(False) for _ in range(num_envs - len(made)))
+            made.extend(_made(name, source, False) for _ in range(num_envs - len(made)))
         for index, env in enumerate(made[1:], 1):
             if env.observation_space != obs_space or env.action_space != first.action_space:
                 raise FlatironsError(
@@ -897,6 +949,13 @@ def batch(
     return HostBatch(name, engine, obs_space, spec, num_envs, seed=seed, notes=(note, *notes), timeout_s=watched)
 
 
+def _made(name: str, source: Source, first: bool) -> gymnasium.Env:
+    try:
+        return source.make(first)
+    except SystemExit as stop:
+        raise FlatironsError(f"{name} cannot be made: its making raised {_said(stop)}") from stop
+
+
 def usable_cores() -> int:
     """The cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -941,7 +1000,7 @@ def _step_time(name: str, env: gymnasium.Env, budget_s: float = 0.02) -> float:
                 about = env.reset()
     except FlatironsError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         print(traceback.format_exc(), file=sys.stderr, end="")
         raise FlatironsError(
             f"environment 0 of {name} failed while its speed was measured, after {len(times)} steps: {_said(error)}"

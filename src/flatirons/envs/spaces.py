@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -23,8 +24,15 @@ def obs_spec(space: gymnasium.Space, key: str = "obs") -> Any:
 
     float64 becomes float32 and 64-bit integers 32-bit (one too large for that is a fault when it comes). Discrete observations are int32
     scalars counted from 0, whatever the space's start. A bound of a Box is the loosest of its elements. Raises FlatironsError for a space
-    that is not made of fixed-size arrays.
+    that is not made of fixed-size arrays, and for one without a single number.
     """
+    spec = _obs_spec(space, key)
+    if not any(math.prod(leaf.shape) for _, _, leaf, _ in leaves(space, key)):
+        raise FlatironsError(f"the observation space {space} holds no numbers, so there is nothing to act on; let it hold at least one")
+    return spec
+
+
+def _obs_spec(space: gymnasium.Space, key: str) -> Any:
     if isinstance(space, gs.Box):
         dtype = _NARROW.get(space.dtype.name, space.dtype.name)
         low = float(np.min(space.low)) if space.low.size else -np.inf
@@ -33,13 +41,13 @@ def obs_spec(space: gymnasium.Space, key: str = "obs") -> Any:
     if isinstance(space, gs.Discrete):
         return ArraySpec((), "int32", 0, int(space.n) - 1, start=_starts(space))
     if isinstance(space, gs.MultiDiscrete):
-        return ArraySpec(tuple(space.nvec.shape), "int32", 0, int(space.nvec.max()) - 1, start=_starts(space))
+        return ArraySpec(tuple(space.nvec.shape), "int32", 0, int(space.nvec.max(initial=1)) - 1, start=_starts(space))
     if isinstance(space, gs.MultiBinary):
         return ArraySpec(tuple(space.shape), "int8", 0, 1)
     if isinstance(space, gs.Dict):
-        return {name: obs_spec(part, f"{key}[{name!r}]") for name, part in space.spaces.items()}
+        return {name: _obs_spec(part, f"{key}[{name!r}]") for name, part in space.spaces.items()}
     if isinstance(space, gs.Tuple):
-        return tuple(obs_spec(part, f"{key}[{index}]") for index, part in enumerate(space.spaces))
+        return tuple(_obs_spec(part, f"{key}[{index}]") for index, part in enumerate(space.spaces))
     raise FlatironsError(
         f"the observation space {key} is a {type(space).__name__}, which has no fixed array shape; "
         "wrap the environment so that it gives Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple observations"
@@ -49,8 +57,10 @@ def obs_spec(space: gymnasium.Space, key: str = "obs") -> Any:
 def action_spec(space: gymnasium.Space) -> ActionSpec:
     """The spec of actions from a Gymnasium space. A Box of any shape becomes a flat vector, MultiBinary a MultiDiscrete of twos.
 
-    Raises FlatironsError for other spaces (Dict, Tuple, integer Box).
+    Raises FlatironsError for other spaces (Dict, Tuple, integer Box), and for one without a dimension.
     """
+    if isinstance(space, (gs.Box, gs.MultiDiscrete)) and not math.prod(space.shape):
+        raise FlatironsError(f"the action space {space} has no dimensions, so there is nothing to choose; give it at least one")
     if isinstance(space, gs.Discrete):
         return Discrete(int(space.n), int(space.start))
     if isinstance(space, gs.Box) and np.issubdtype(space.dtype, np.floating):
@@ -121,7 +131,7 @@ def leaves(space: gymnasium.Space, key: str = "obs") -> Iterator[tuple[str, Call
     elif isinstance(space, gs.Tuple):
         items = enumerate(space.spaces)
     else:
-        yield key, lambda obs: obs, obs_spec(space, key), space
+        yield key, lambda obs: obs, _obs_spec(space, key), space
         return
     for name, part in items:
         for path, get, spec, leaf in leaves(part, f"{key}[{name!r}]"):

@@ -229,10 +229,13 @@ def _end(sockets: list[socket.socket], workers: list[subprocess.Popen[bytes]]) -
 
 
 def make_remote(remote: dict[str, Any], render: bool) -> gymnasium.Env:
-    """An environment from its JSON description: a registered spec, or a factory as `module` and `name`."""
-    if "spec" in remote:
+    """An environment from its JSON description: a registered spec, an `id` with the module to `import` that registers it, or a factory as
+    `module` and `name`."""
+    if "options" in remote:
         options = {**remote["options"], **(remote["render"] if render else {})}
-        registered = EnvSpec.from_json(remote["spec"])
+        if "id" in remote:
+            importlib.import_module(remote["import"])
+        registered = gymnasium.spec(remote["id"]) if "id" in remote else EnvSpec.from_json(remote["spec"])
         with quiet_mujoco(registered):
             return gymnasium.make(registered, disable_env_checker=True, **options)
     made: Any = importlib.import_module(remote["module"])
@@ -279,7 +282,7 @@ def main(about: dict[str, Any]) -> None:
         shared = Shared(about["memory"], obs, action, about["num_envs"], about["num_workers"])
         rows.note = shared.at[about["number"] :][:1]
         decode = spaces.decode_actions(envs[0].action_space)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         import traceback
 
         say({"index": about["first"], "message": f"{type(error).__name__}: {error}", "details": traceback.format_exc()})

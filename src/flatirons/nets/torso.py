@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flatirons.core.categories import is_category
 from flatirons.nets import conv
 from flatirons.nets.mlp import Activation, Init, mlp, mlp_init
 from flatirons.types import ArraySpec, FlatironsError, Network
@@ -19,17 +20,6 @@ _STACKS = {
     "minatar": (conv.MINATAR, 128),
     "minatar-wide": (conv.MINATAR, 256),
 }
-
-
-MOST_CATEGORIES = 1024
-"""Whole numbers of a wider range are taken as numbers, not as names of categories."""
-
-
-def is_category(spec: ArraySpec) -> bool:
-    """Whether this array holds whole numbers that stand for categories (Discrete, MultiDiscrete), to be given one-hot."""
-    if spec.dtype not in ("int32", "int64") or len(spec.shape) > 1 or not math.isfinite(spec.high - spec.low):
-        return False
-    return spec.high - spec.low < MOST_CATEGORIES
 
 
 def _is_spec(x: Any) -> bool:

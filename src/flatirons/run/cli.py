@@ -36,8 +36,8 @@ def run(command: str, arguments: Sequence[str]) -> int:
         return COMMANDS[command](list(arguments)) or 0
     except UsageError as error:
         return _fail(str(error))
-    except SystemExit as stop:  # --help, from argparse and tyro
-        return int(stop.code or 0)
+    except SystemExit as stop:  # --help, from argparse and tyro, or somebody's own sys.exit
+        return _exit_status(stop.code)
     except BrokenPipeError:  # `flatirons list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -50,6 +50,14 @@ def run(command: str, arguments: Sequence[str]) -> int:
         if known is not None and isinstance(error, known.FlatironsError):
             return _fail(str(error))
         raise
+
+
+def _exit_status(code: Any) -> int:
+    """The status of a SystemExit as Python itself has it: words are said, and are a failure."""
+    if code is None or isinstance(code, int):
+        return code or 0
+    print(code, file=sys.stderr)
+    return 1
 
 
 def _fail(sentence: str) -> int:
@@ -436,13 +444,14 @@ def _parse_with_tyro(command_line: Any, prog: str, description: str, arguments: 
 
 
 def _first_sentence(box: str) -> str:
-    """What tyro's error box says above its first rule, on one line."""
-    lines = [line.strip("│ ") for line in box.splitlines()]
-    body = []
+    """What tyro's error box says between its title and the next rule, on one line. Where the output is not UTF-8 the title is no rule."""
+    lines = [line.strip("│| ") for line in box.splitlines()]
+    body: list[str] = []
     for line in lines[1:]:
-        if not line.strip("─╭╮╰╯├┤ "):
+        if line.strip("─╭╮╰╯├┤|+- "):
+            body.append(line)
+        elif body:
             break
-        body.append(line)
     text = " ".join(body).strip().rstrip(".")
     return text[:1].lower() + text[1:] if text else "these flags cannot be read"
 
@@ -514,10 +523,15 @@ def evaluate(arguments: list[str]) -> int:
     if seeds and chosen.json:
         raise UsageError(f"{path} holds {len(seeds)} runs, one per seed, and --json is for one; choose one, such as {seeds[0]}.")
     import flatirons
+    from flatirons.run import values
+    from flatirons.systems import system_name
 
     for folder in seeds or [path]:
         with contextlib.redirect_stdout(sys.stderr):  # whatever loading has to say must not mix with the result
             loaded = flatirons.load(folder, best=chosen.best)
+            if chosen.values:
+                # Before any episode is played, which may take long.
+                values.demand_estimate(loaded.system, system_name(loaded.system))
             result = loaded.evaluate(episodes=chosen.episodes, seed=chosen.seed, env_options=env_options, **settings)
             if chosen.values:
                 result |= loaded.overestimation(chosen.episodes, chosen.seed)
@@ -648,7 +662,9 @@ def plot(arguments: list[str]) -> int:
     parser = _parser("plot", "Draw learning curves: mean and 95 % interval over the seeds of each run folder, several runs side by side.")
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run folder, of one seed or of several")
     parser.add_argument("--out", metavar="FILE", help="picture to write (default: RUN/curve.png, or curves.png for several runs)")
-    parser.add_argument("--metric", default="episode_return", help="what to draw, a name from metrics.jsonl (default: episode_return)")
+    parser.add_argument(
+        "--metric", metavar="NAME", help="what to draw, a name from metrics.jsonl (default: episode_return, or the run's accuracy or error)"
+    )
     chosen = parser.parse(arguments)
     for path in chosen.runs:
         existing_run(path)
@@ -810,13 +826,18 @@ def _terminated_as_interrupted() -> Iterator[list[int]]:
 
 def _engine(command: str, arguments: list[str]) -> int:
     """`flatirons gtp|uci|usi RUN [--simulations N]`."""
-    described = {"gtp": "GTP (Go and other games of stones)", "uci": "UCI (chess, gardner chess)", "usi": "USI (shogi, animal shogi)"}
-    parser = _parser(command, f"Play a run as an engine over {described[command]} on standard input and output, for a graphical board.")
+    described, example = {
+        "gtp": ("GTP (Go and other games of stones)", "go_9x9"),
+        "uci": ("UCI (chess, gardner chess)", "chess"),
+        "usi": ("USI (shogi, animal shogi)", "shogi"),
+    }[command]
+    parser = _parser(command, f"Play a run as an engine over {described} on standard input and output, for a graphical board.")
     parser.add_argument("run", metavar="RUN", help="run folder, or mcts:SIMULATIONS with --game")
-    parser.add_argument("--game", metavar="GAME", help="such as go_9x9, where RUN is no run folder")
+    parser.add_argument("--game", metavar="GAME", help=f"such as {example}, where RUN is no run folder")
     parser.add_argument("--simulations", type=_whole, metavar="INT", help="simulations a move without a clock (default: the run's)")
     parser.add_argument("--seed", type=_seed, default=0, metavar="INT", help="of the search (default: 0)")
     chosen = parser.parse(arguments)
+    from flatirons.envs import games
     from flatirons.run import gtp as gtp_engine
     from flatirons.run import players
     from flatirons.run import uci as uci_engine
@@ -827,7 +848,16 @@ def _engine(command: str, arguments: list[str]) -> int:
     # What a board reads is the protocol alone: anything else that is printed goes to stderr.
     spoken = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
-        thinker = players.thinker(chosen.run, chosen.game)
+        game = chosen.game or players.game_of(chosen.run)
+        if game is None:
+            raise UsageError(f"{chosen.run!r} is no run folder, so the game must be named, as in --game {example}.")
+        # Asked before the game is loaded, which takes long for some.
+        name = games.task_name(f"pgx:{game.removeprefix('pgx:')}").removeprefix("pgx:")
+        if command == "gtp":
+            gtp_engine.demand_game(name)
+        elif name in games.GAMES:
+            uci_engine.demand_game(name, usi=command == "usi")
+        thinker = players.thinker(chosen.run, game)
         if chosen.simulations is not None:
             _demand_simulations(chosen.simulations, 1)
             thinker.simulations = chosen.simulations

@@ -118,8 +118,8 @@ class Run:
     def uncertainty(
         self, obs: Any, n: int = 100, *, rate: float | None = None, parts: Sequence[str] = (), legal: Any = None, seed: int = 0
     ) -> Uncertainty:
-        """How sure the networks are of ONE raw observation, from `n` stochastic passes (MC dropout): the greedy actions and the values that
-        they say, with means and deviations; see `flatirons.run.uncertainty.Uncertainty`.
+        """How sure the networks are of ONE raw observation, from `n` stochastic passes (MC dropout): the greedy actions that they say, and
+        the values where the system has an estimate of them, with means and deviations; see `flatirons.run.uncertainty.Uncertainty`.
 
         rate: the probability to drop an input of a layer, by default what the run was trained with. parts: the fields of the system's Actor
         whose weights are dropped, such as ("critics",) of sac or ("head",) of maml; all by default. A

@@ -8,6 +8,7 @@ import inspect
 import json
 import re
 import textwrap
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,21 +86,25 @@ def _accepts(module: Any, spec: Spec) -> bool:
     return True
 
 
-def _takes(module: Any) -> str:
-    """What a system takes: kinds of action, or where it takes no environment alone, names of tasks."""
-    kinds = actions(module)
+def _takes(kinds: Sequence[str], module: Any) -> str:
+    """What a system takes: kinds of action, or where it takes no environment alone, names of tasks; of board games every one."""
+    from flatirons.envs import games
+
     if kinds:
         return f"actions: {', '.join(kinds)}"
-    return f"takes: {', '.join(dict.fromkeys(pattern for preset in module.PRESETS.values() for pattern in preset.tasks))}"
+    named = list(dict.fromkeys(pattern for preset in module.PRESETS.values() for pattern in preset.tasks))
+    boards = [f"pgx:{game}" for game in games.GAMES]
+    return f"takes: {', '.join(boards if named and set(named) <= set(boards) else named)}"
 
 
-def _for(preset: Preset) -> str:
-    """Which tasks a preset is for, in words."""
+def _for(preset: Preset, kinds: Sequence[str]) -> str:
+    """Which tasks a preset is for, in words, in a system that takes these kinds of action."""
+    every = "any task" if kinds else "any task that the system takes"
     if preset.variant_of:
         return f"{', '.join(preset.tasks)}, when {preset.variant_of} is asked for"
     if preset.on_top:
-        return "any task, when asked for, on top of the task's own preset"
-    return ", ".join(preset.tasks) or "any task, when asked for"
+        return f"{every}, when asked for, on top of the task's own preset"
+    return ", ".join(preset.tasks) or f"{every}, when asked for"
 
 
 def everything() -> str:
@@ -109,10 +114,11 @@ def everything() -> str:
     lines = ["systems (flatirons list SYSTEM says more)"]
     for module in (*systems.SYSTEMS, *studies.STUDIES):
         said = textwrap.wrap(title(module), WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 4, break_on_hyphens=False)
-        lines += ["", f"  {systems.system_name(module)}", *said, f"    {_takes(module)}"]
+        kinds = actions(module)
+        lines += ["", f"  {systems.system_name(module)}", *said, f"    {_takes(kinds, module)}"]
         width = max(map(len, module.PRESETS), default=0)
         for preset, known in module.PRESETS.items():
-            lines.append(f"    {preset:<{width}}  {_for(known)}")
+            lines.append(f"    {preset:<{width}}  {_for(known, kinds)}")
     lines += ["", "A preset can stand in the place of a system: `flatirons train PRESET TASK`.", ""]
     lines += ["planners (flatirons solve PLANNER TASK), for tasks mdp:NAME", "", *(f"  {name}" for name in systems.tabular.PLANNERS)]
     lines += ["", "tasks", ""]
@@ -129,6 +135,7 @@ def tasks() -> dict[str, str]:
     beginnings = ", ".join(f"{name}..." for name in robotics.PREFIXES)
     return {
         "NAME-vN": "any Gymnasium id, such as CartPole-v1; HalfCheetah-v5 needs flatirons[mujoco], LunarLander-v3 flatirons[box2d]",
+        "MODULE:NAME-vN": "an id that a module of your own or of a package registers; it is imported first, such as mymodule:My-v0",
         "ALE/GAME-v5": "Atari through ALE's vector environment, such as ALE/Pong-v5; needs flatirons[atari]",
         "jax:NAME": "in-graph: " + ", ".join(_without_prefix((*classic.ENVS, *forager.ENVS, *maze.ENVS))),
         "pgx:NAME": "in-graph: " + ", ".join((*games.GAMES, *_without_prefix(minatar.NAMES))) + "; needs flatirons[games]",
@@ -167,9 +174,10 @@ def system(name: str) -> str:
     config = module.Config(**overrides)
     measured = what_was_measured()
     said = textwrap.wrap(f"{systems.system_name(module)}: {title(module)}", WIDTH, break_on_hyphens=False)
-    lines = [*said, _takes(module), "", "presets"]
+    kinds = actions(module)
+    lines = [*said, _takes(kinds, module), "", "presets"]
     for preset, known in module.PRESETS.items():
-        lines += ["", f"  {preset}: {known.doc}", f"    for       {_for(known)}"]
+        lines += ["", f"  {preset}: {known.doc}", f"    for       {_for(known, kinds)}"]
         lines += [f"    env       {option} {_shown(value)}" for option, value in known.env.items()]
         lines += _measurement(measured.get(preset, {}))
     if (own := systems.system_name(module)) in measured:

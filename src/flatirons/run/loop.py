@@ -383,9 +383,9 @@ def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable
             raise Interrupted(signals.caught, job.path, step)
         folder.tolerate(run.plot, "drawing the learning curve")
         if finished:
-            progress.say(f"done: {step:_} decisions in {duration(whole)}; {breakdown(timing)}")
+            progress.say(f"done: {step:_} {progress.counted} in {duration(whole)}; {breakdown(timing)}")
         else:
-            progress.say(f"stopped at {step:_} of {job.config.total_steps:_} decisions; go on with: flatirons resume {job.path}")
+            progress.say(f"stopped at {step:_} of {job.config.total_steps:_} {progress.counted}; go on with: flatirons resume {job.path}")
     return run
 
 

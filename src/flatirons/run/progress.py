@@ -9,6 +9,8 @@ from typing import Any
 
 LINE_EVERY = 10.0
 """Seconds between plain lines when stdout is not a terminal."""
+OWN_MEASURES = ("average_accuracy", "error")
+"""What is shown of a system that learns from data and plays no episodes; its steps are gradient updates."""
 
 
 def amount(number: float) -> str:
@@ -30,14 +32,16 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """A context manager: `with Progress(...) as progress: progress.update(step, row)`. Steps are decisions."""
+    """A context manager: `with Progress(...) as progress: progress.update(step, row)`. Steps are decisions, or what
+    `counted` says."""
 
     def __init__(self, title: str, *, total: int, start: int, quiet: bool):
         self.title, self.total, self.start, self.quiet = title, total, start, quiet
         self._bar: Any = None
         self._task: Any = None
         self._began = self._last_line = time.perf_counter()
-        self._return: float | None = None
+        self._value: float | None = None
+        self.counted = "decisions"
 
     def __enter__(self) -> Progress:
         if not self.quiet and sys.stdout.isatty():
@@ -59,15 +63,19 @@ class Progress:
             self._bar.stop()
 
     def update(self, step: int, row: dict[str, Any]) -> None:
-        """Show a report: `row` has steps_per_second and, when episodes ended, episode_return."""
+        """Show a report: `row` has steps_per_second and, when episodes ended, episode_return; without episodes one of OWN_MEASURES."""
         if self.quiet:
             return
         speed = row.get("steps_per_second") or 0.0
-        if row.get("episode_return") is not None:
-            self._return = row["episode_return"]
-        shown = "-" if self._return is None else f"{self._return:.4g}"
+        own = next((name for name in OWN_MEASURES if name in row), None)
+        if own is not None:
+            self.counted = "gradient updates"
+        if (value := row.get(own or "episode_return")) is not None:
+            self._value = value
+        shown = "-" if self._value is None else f"{self._value:.4g}"
         left = duration((self.total - step) / speed) if speed > 0 else "?"
-        facts = f"{amount(step)}/{amount(self.total)} steps  {amount(speed)} steps/s  return {shown}  {left} left"
+        what = "return" if own is None else own.replace("_", " ")
+        facts = f"{amount(step)}/{amount(self.total)} steps  {amount(speed)} steps/s  {what} {shown}  {left} left"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, facts=facts)
         elif time.perf_counter() - self._last_line >= LINE_EVERY or step >= self.total:

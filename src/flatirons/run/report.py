@@ -10,10 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flatirons.run import folder
+from flatirons.run.progress import OWN_MEASURES
 from flatirons.types import FlatironsError
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+MEASURES = (*OWN_MEASURES, "episode_return", "loss")
+"""What is drawn where no metric is named: the first of these that every run has numbers of. None has the first two and episodes as well."""
 GRID_POINTS = 200
 RESAMPLES = 1000
 
@@ -45,13 +48,32 @@ def _curve(rows: Sequence[dict[str, Any]], metric: str, weight: str) -> Curve:
     )
 
 
+def _of_seeds(path: Path) -> list[Path]:
+    return folder.seed_folders(path) or [path]
+
+
+def _measures(path: Path) -> set[str]:
+    """Those of MEASURES that a run has numbers of."""
+    rows = [row for each in _of_seeds(path) for row in folder.read_lines(each / folder.METRICS)]
+    found = {name for name in MEASURES if any(isinstance(row.get(name), int | float) for row in rows)}
+    # An evaluation's mean is a return where there are episodes.
+    scored = found.isdisjoint(OWN_MEASURES) and any(folder.read_lines(each / folder.EVALUATIONS) for each in _of_seeds(path))
+    return found | ({"episode_return"} if scored else set())
+
+
+def measure(paths: Sequence[str | Path]) -> str:
+    """The metric to draw of these runs where none is named: their return, or else what a system without episodes measures."""
+    shared = set(MEASURES).intersection(*(_measures(Path(path)) for path in paths))
+    return next((name for name in MEASURES if name in shared), "episode_return")
+
+
 def read(path: str | Path, metric: str = "episode_return") -> Recorded:
     """Read a run folder, or a folder of seeds (`seed_0`, `seed_1`, ...).
 
     Raises FlatironsError when it is neither, or when nothing was recorded under `metric`.
     """
     path = Path(path)
-    folders = folder.seed_folders(path) or [path]
+    folders = _of_seeds(path)
     if not (folders[0] / folder.CONFIG).exists():
         raise FlatironsError(f"{path} is not a run folder: it has no {folder.CONFIG}; give the folder named by --out when training.")
     config = folder.read_json(folders[0] / folder.CONFIG)
@@ -63,7 +85,9 @@ def read(path: str | Path, metric: str = "episode_return") -> Recorded:
         evaluations = tuple(curve for curve in scored if len(curve.step))
     if not training and not evaluations:
         known = sorted({name for r in rows for row in r[:50] for name, value in row.items() if isinstance(value, int | float)} - {"step"})
-        recorded = f"it has {', '.join(known)}" if known else "it has recorded nothing yet; let it run a little longer"
+        recorded = (
+            f"it has {', '.join(known)}; choose one with --metric" if known else "it has recorded nothing yet; let it run a little longer"
+        )
         raise FlatironsError(f"{path} has no {metric!r} to draw; {recorded}.")
     return Recorded(path, str(config.get("system", "?")), str(config.get("task", "?")), training, evaluations)
 
@@ -111,14 +135,16 @@ def _thousands(steps: float, _position: int) -> str:
     return f"{steps:g}"
 
 
-def draw(paths: Sequence[str | Path], out: str | Path, *, metric: str = "episode_return") -> Path:
-    """Draw the learning curves of run folders, side by side, into `out` (png, svg or pdf) and return its path.
+def draw(paths: Sequence[str | Path], out: str | Path, *, metric: str | None = None) -> Path:
+    """Draw the learning curves of run folders, side by side, into `out` (png, svg or pdf) and return its path. Without a metric that is
+    what `measure` says.
 
     A line is the mean over the seeds in a folder, its band the bootstrap 95 % interval of that mean; a single seed has no band but its
     unsmoothed values in the background. Dots are evaluations. Raises FlatironsError for what cannot be read or written.
     """
     if not paths:
         raise FlatironsError("there is no run to draw; give at least one run folder.")
+    metric = measure(paths) if metric is None else metric
     runs = [read(path, metric) for path in paths]
     out = Path(out)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -136,8 +162,8 @@ def draw(paths: Sequence[str | Path], out: str | Path, *, metric: str = "episode
     seeds = {max(len(r.training), len(r.evaluations)) for r in runs}
     count = f"{seeds.pop()} seeds" if len(seeds) == 1 else "several seeds"
     axes.set_title(f"{', '.join(systems)} on {', '.join(tasks)}" + ("" if count == "1 seeds" else f" ({count}, mean and 95 % interval)"))
-    axes.set_xlabel("decisions, over all environments")
-    axes.set_ylabel("return per episode" if metric == "episode_return" else metric)
+    axes.set_xlabel("gradient updates" if metric in OWN_MEASURES else "decisions, over all environments")
+    axes.set_ylabel("return per episode" if metric == "episode_return" else metric.replace("_", " "))
     axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)

@@ -27,17 +27,20 @@ from flatirons.types import FlatironsError
 _NUMBERS = ("wtime", "btime", "winc", "binc", "byoyomi", "movestogo", "depth", "nodes", "mate", "movetime")
 
 
+def demand_game(name: str, *, usi: bool) -> None:
+    """Raises FlatironsError for a game of another protocol."""
+    wanted, other = (notation.SHOGI, "uci") if usi else (notation.CHESS, "usi")
+    if name not in wanted:
+        better = other if name in (*notation.CHESS, *notation.SHOGI) else "gtp"
+        raise FlatironsError(f"{'USI' if usi else 'UCI'} is for {' and '.join(wanted)}, and this is {name}; use flatirons {better}")
+
+
 class Uci:
     """One session in one of the two protocols. `hear(line)` acts on a line; what it has to say goes to `say`, also from other threads."""
 
     def __init__(self, thinker: Thinker, say: Callable[[str], None], *, usi: bool = False, seed: int = 0) -> None:
         game = thinker.game
-        wanted, other = (notation.SHOGI, "uci") if usi else (notation.CHESS, "usi")
-        if game.name not in wanted:
-            better = other if game.name in (*notation.CHESS, *notation.SHOGI) else "gtp"
-            raise FlatironsError(
-                f"{'USI' if usi else 'UCI'} is for {' and '.join(wanted)}, and this is {game.name}; use flatirons {better}"
-            )
+        demand_game(game.name, usi=usi)
         self.thinker, self.game, self.usi, self.seed = thinker, game, usi, seed
         self._say, self._lock = say, threading.Lock()
         self.table = notation.Table(game)

@@ -69,7 +69,7 @@ class Config(dqn.Config):
     """As a game is entered, begin units of the last hidden layer anew that are closed in every game left so far (not in the paper): with
     fresh weights in, weights of 0 out, and a gain of 1 in this game. No game hears them, and F is 0 of them in each. What dies in one
     game is dead in the next otherwise. It needs close_silent."""
-    reference: tuple[float, ...] = ()
+    eval_reference: tuple[float, ...] = ()
     """Each game's return that counts as 1 in the total score, where it is clipped; none: returns are added up as they are."""
 
 
@@ -310,10 +310,7 @@ def check(config: Config, task: Task) -> None:
         raise FlatironsError("close_silent sets each game's own gains to 0, and there are none: give task_gains too")
     if config.reopen_silent and not config.close_silent:
         raise FlatironsError("reopen_silent begins closed units anew, and none are closed: give close_silent too")
-    if config.reference and len(config.reference) != len(_games(task)):
-        raise FlatironsError(f"reference has {len(config.reference)} returns for {len(_games(task))} games: give one for each")
-    if any(value <= 0.0 for value in config.reference):
-        raise FlatironsError("reference divides the returns: give numbers above 0")
+    _demand_reference(config, task)
 
 
 def notes(config: Config) -> tuple[str, ...]:
@@ -456,9 +453,19 @@ def _closed(params: Any, fisher: Any, g: int) -> Any:
 # ------------------------------------------------------------------------------------------------------------- its score
 
 
+def _demand_reference(config: Config, task: Task) -> None:
+    """Raises FlatironsError where eval_reference does not fit the games: an evaluation may be given another than `check` saw."""
+    reference, num = config.eval_reference, len(_games(task))
+    if reference and len(reference) != num:
+        raise FlatironsError(f"eval_reference has {len(reference)} returns for {num} games: give one for each")
+    if any(value <= 0.0 for value in reference):
+        raise FlatironsError("eval_reference divides the returns: give numbers above 0")
+
+
 def score(config: Config, task: Task, actor: Actor, episodes: int, seed: int) -> dict[str, Any]:
-    """Greedy episodes of every game, `episodes` of each. "mean" is the total score: the sum over games of mean return / reference clipped
-    to 1 (the paper's figure 3), or of the mean returns where the Config has no reference; each game's mean return stands under its name."""
+    """Greedy episodes of every game, `episodes` of each. "mean" is the total score: the sum over games of mean return / eval_reference,
+    clipped to 1 (the paper's figure 3), or of the mean returns where there is none; each game's mean return stands under its name."""
+    _demand_reference(config, task)
     tasks = _games(task)
     means = []
     for g, one in enumerate(tasks):
@@ -466,7 +473,7 @@ def score(config: Config, task: Task, actor: Actor, episodes: int, seed: int) ->
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), g), -(-episodes // several.num_envs))
         rounds = [_returns(several, cap, g, config, actor, task, key) for key in keys]
         means.append(float(np.mean(np.concatenate([np.asarray(x, np.float64) for x in rounds])[:episodes])))
-    parts = [min(m / r, 1.0) for m, r in zip(means, config.reference, strict=True)] if config.reference else means
+    parts = [min(m / r, 1.0) for m, r in zip(means, config.eval_reference, strict=True)] if config.eval_reference else means
     return {"mean": float(sum(parts)), **{one.name: mean for one, mean in zip(tasks, means, strict=True)}}
 
 
