@@ -583,12 +583,13 @@ def test_gated_units_stay_silent_in_their_game() -> None:
     assert (held[silent[0]] == 0).all() and held[~silent[0]].any(), "what is silent in a game is free in the others"
 
 
-@pytest.mark.parametrize("mode", ["ewc", "sgd"])
-def test_units_that_are_silent_as_a_game_is_left_stay_silent_in_it(mode: str) -> None:
+CLOSING: dict[str, Any] = {"task_gains": True, "hidden": (64,), "turn_steps": 32, "close_silent": True, "reopen_silent": True}
+
+
+def test_units_that_are_silent_as_a_game_is_left_stay_silent_in_it() -> None:
     """Closing them changes none of the game's Q; afterwards nothing that is done to what F is blind to does, where before it would."""
-    settings = {"task_gains": True, "hidden": (64,), "turn_steps": 32}
-    config, task, plain, _ = _played(mode, turns=1, **settings)
-    _, _, closed, _ = _played(mode, turns=2, **settings, close_silent=True)
+    config, task, plain, _ = _played("ewc", turns=1, **CLOSING | {"close_silent": False, "reopen_silent": False})
+    _, _, closed, _ = _played("ewc", turns=4, **CLOSING)
     chosen, game = ewc_dqn._config_of(config, task, 0), task.tasks[0]
     obs = memory.sample(plain[1].games[0].replay, game.spec, jax.random.key(0), 64).obs
     q = functools.partial(dqn.q_values, chosen, game, obs=obs)
@@ -616,7 +617,7 @@ def test_units_that_are_silent_as_a_game_is_left_stay_silent_in_it(mode: str) ->
 @pytest.mark.parametrize("mode", ["ewc", "sgd"])
 def test_closed_units_are_begun_anew_for_the_next_game(mode: str) -> None:
     """Those closed in all games left so far: no game hears that, and the game that is entered learns with them."""
-    config, task, states, _ = _played(mode, turns=4, task_gains=True, hidden=(64,), turn_steps=32, close_silent=True, reopen_silent=True)
+    config, task, states, _ = _played(mode, turns=4, **CLOSING)
     left, other, both = states[1].learners[0], states[2].learners[0], jnp.array([True, True])
 
     def q(params: Any, g: int) -> Any:

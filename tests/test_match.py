@@ -250,7 +250,7 @@ def test_an_engine_that_hangs_is_not_waited_for_in_every_game(tmp_path: Path) ->
         found = match.play(game("go_9x9"), hanging, other, 20)
     finally:
         hanging.close()
-    assert len(asked.read_text()) == 3 and "10 of 20 games are void" in found.stopped and "hangs" in found.stopped
+    assert len(asked.read_text()) <= 3 and "10 of 20 games are void" in found.stopped and "hangs" in found.stopped
     assert found.summary()["void"] == 20 and sum("hangs" in one.fault for one in found.played) == 10
 
 
