@@ -270,7 +270,7 @@ def _import_own(task: str, module: str) -> None:
     """Import a module that registers environments. Raises FlatironsError where it is missing or its code fails."""
     top = module.partition(".")[0]
     # The command `flatirons` is started without the working directory on its path. Last, and only where nothing else has the module.
-    if top not in sys.modules and not sys.flags.safe_path and importlib.util.find_spec(top) is None:
+    if top not in sys.modules and "" not in sys.path and not sys.flags.safe_path and importlib.util.find_spec(top) is None:
         sys.path.append("")
     try:
         importlib.import_module(module)

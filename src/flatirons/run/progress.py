@@ -32,8 +32,7 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """A context manager: `with Progress(...) as progress: progress.update(step, row)`. Steps are decisions, or what
-    `counted` says."""
+    """A context manager: `with Progress(...) as progress: progress.update(step, row)`. Steps are decisions, or what `counted` says."""
 
     def __init__(self, title: str, *, total: int, start: int, quiet: bool):
         self.title, self.total, self.start, self.quiet = title, total, start, quiet
