@@ -62,7 +62,7 @@ PRESETS = {
     "alphago-rl-othello": Preset(
         doc="Othello on a laptop.",
         config={
-            "total_steps": 400 * 64 * 66, "num_envs": 64, "num_steps": 66, "pool_every": 20, "optimiser": "adam", "learning_rate": 1e-3,
+            "total_steps": 1_600 * 64 * 66, "num_envs": 64, "num_steps": 66, "pool_every": 80, "optimiser": "adam", "learning_rate": 1e-3,
             "blocks": 2, "channels": 32,
         },
         tasks=("pgx:othello",),
