@@ -22,10 +22,10 @@ import numpy as np
 import pytest
 
 import flatirons as fi
-from flatirons import envs
+from flatirons import envs, systems
 from flatirons.data import rollout
 from flatirons.nets.mlp import mlp, mlp_init
-from flatirons.run import checkpoint, evaluate, folder, handle, job, loop, metrics, train
+from flatirons.run import checkpoint, evaluate, folder, handle, job, loop, metrics, report, train
 from flatirons.run.progress import Progress, breakdown, duration
 from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, MultiDiscrete, Network, Policy, Preset, Spec, config
 
@@ -120,6 +120,14 @@ def assert_equal(a: Any, b: Any) -> None:
 
 class Slots:
     __slots__ = ()
+
+
+def test_what_total_steps_counts_has_one_name():
+    """In messages by the system's own word; a picture is drawn without asking it."""
+    said = {systems.system_name(module): systems.counted(module) for module in systems.SYSTEMS}
+    assert {name: word for name, word in said.items() if word != "decisions"} == report.STEPS
+    with pytest.raises(FlatironsError, match="is not a whole number of meta-iterations"):
+        fi.train("maml", "meta:sinusoid", stop_at=2.5, quiet=True)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -328,7 +336,7 @@ def test_host_sum_equals_plain_sum():
 def test_not_finite_stops_the_run_and_keeps_the_good_checkpoint(tmp_path):
     for task in (CARTPOLE, "CartPole-v1"):
         name = task.replace(":", "-")
-        with pytest.raises(FlatironsError, match=r"loss became NaN or infinite between decisions \d+ and \d+") as caught:
+        with pytest.raises(FlatironsError, match=r"loss became NaN or infinite between \d+ and \d+ decisions") as caught:
             go(tmp_path, task, name, total_steps=256, checkpoint_every=64, poison_at=20)
         assert f"flatirons train stub {task} --from {tmp_path / name} --learning-rate X --out NEW" in str(caught.value)
         lower = go(tmp_path, task, f"{name}-lower", total_steps=64, from_run=tmp_path / name, learning_rate=0.01)

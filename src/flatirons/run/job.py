@@ -24,7 +24,7 @@ from flatirons.envs import games, meta, spaces
 from flatirons.envs.datasets import DataTask
 from flatirons.envs.ingraph import InGraph
 from flatirons.run import checkpoint, evaluate, folder, ranges
-from flatirons.systems import system_name
+from flatirons.systems import counted, system_name
 from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, MultiDiscrete, Network, Spec, Task, TimeStep
 
 
@@ -215,7 +215,7 @@ def demand_divides(name: str, steps: Any, config: Any, system: Any) -> int:
     """`steps` as an int. Raises FlatironsError, with the nearest that would do, where it is not a whole number of turns."""
     whole, steps = fits(int, steps)
     if not whole:
-        raise FlatironsError(f"{name}={steps!r} is not a whole number of decisions")
+        raise FlatironsError(f"{name}={steps!r} is not a whole number of {counted(system)}")
     turn = system.steps_per_turn(config)
     if turn < 1:
         small = {f.name: 1 for f in dataclasses.fields(config) if type(value := getattr(config, f.name)) is int and value < 1}
@@ -225,11 +225,11 @@ def demand_divides(name: str, steps: Any, config: Any, system: Any) -> int:
             if system.steps_per_turn(dataclasses.replace(config, **{n: one for n, one in small.items() if n != name})) < 1
         ]
         said = ", ".join(f"{n}={getattr(config, n)}" for n in guilty or small)
-        raise FlatironsError(f"{said} would make a turn of {system_name(system)} {turn} decisions long; give at least 1")
+        raise FlatironsError(f"{said} would make a turn of {system_name(system)} {turn} {counted(system)} long; give at least 1")
     if steps < 1 or steps % turn:
         low = steps // turn * turn
         choices = " or ".join(f"{n:_}" for n in (low, low + turn) if n > 0)
-        raise FlatironsError(f"{name}={steps:_} is not a whole number of turns of {turn:_} decisions; choose {choices}")
+        raise FlatironsError(f"{name}={steps:_} is not a whole number of turns of {turn:_} {counted(system)}; choose {choices}")
     return steps
 
 

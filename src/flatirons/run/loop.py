@@ -26,6 +26,7 @@ from flatirons.run.devices import Layout
 from flatirons.run.handle import Run, save_policies
 from flatirons.run.job import Job, init_function, on_device, seed_keys, slots, strong
 from flatirons.run.progress import Progress, breakdown, duration
+from flatirons.systems import counted
 from flatirons.types import FlatironsError, Metrics, Task
 
 REPORT_EVERY = 0.5
@@ -45,8 +46,7 @@ class StopTraining(Exception):
 class Interrupted(KeyboardInterrupt):
     """A signal stopped the run after its checkpoint was written. `exit_status` is 130 (SIGINT) or 143 (SIGTERM)."""
 
-    def __init__(self, signal_number: int, path: Path, step: int | None = None):
-        saved = "each seed is saved" if step is None else f"saved at {step:_} decisions"
+    def __init__(self, signal_number: int, path: Path, saved: str = "each seed is saved"):
         super().__init__(f"stopped by {signal.Signals(signal_number).name}, {saved}; go on with `flatirons resume {path}`")
         self.signal_number, self.exit_status = signal_number, 128 + signal_number
 
@@ -345,8 +345,8 @@ def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable
                 ruined = "the policy's parameters"
             if ruined is not None:
                 raise FlatironsError(
-                    f"{ruined} became NaN or infinite between decisions {before:_} and {step:_} of {job.path}; the checkpoints before "
-                    f"it are good: {_start_lower(job)}, or clip the gradient and the rewards"
+                    f"{ruined} became NaN or infinite between {before:_} and {step:_} {counted(job.system)} of {job.path}; the "
+                    f"checkpoints before it are good: {_start_lower(job)}, or clip the gradient and the rewards"
                 )
             frames = {"frames": step * task.spec.frames_per_step} if task.spec.frames_per_step > 1 else {}
             rows = [
@@ -380,12 +380,14 @@ def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable
             folder.write_json(job.path / folder.SUMMARY, summary)
         run._settle()
         if signals.caught is not None:
-            raise Interrupted(signals.caught, job.path, step)
+            raise Interrupted(signals.caught, job.path, f"saved at {step:_} {counted(job.system)}")
         folder.tolerate(run.plot, "drawing the learning curve")
         if finished:
-            progress.say(f"done: {step:_} {progress.counted} in {duration(whole)}; {breakdown(timing)}")
+            progress.say(f"done: {step:_} {counted(job.system)} in {duration(whole)}; {breakdown(timing)}")
         else:
-            progress.say(f"stopped at {step:_} of {job.config.total_steps:_} {progress.counted}; go on with: flatirons resume {job.path}")
+            progress.say(
+                f"stopped at {step:_} of {job.config.total_steps:_} {counted(job.system)}; go on with: flatirons resume {job.path}"
+            )
     return run
 
 

@@ -32,7 +32,7 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """A context manager: `with Progress(...) as progress: progress.update(step, row)`. Steps are decisions, or what `counted` says."""
+    """A context manager: `with Progress(...) as progress: progress.update(step, row)`."""
 
     def __init__(self, title: str, *, total: int, start: int, quiet: bool):
         self.title, self.total, self.start, self.quiet = title, total, start, quiet
@@ -40,7 +40,6 @@ class Progress:
         self._task: Any = None
         self._began = self._last_line = time.perf_counter()
         self._value: float | None = None
-        self.counted = "decisions"
 
     def __enter__(self) -> Progress:
         if not self.quiet and sys.stdout.isatty():
@@ -67,8 +66,6 @@ class Progress:
             return
         speed = row.get("steps_per_second") or 0.0
         own = next((name for name in OWN_MEASURES if name in row), None)
-        if own is not None:
-            self.counted = "gradient updates"
         if (value := row.get(own or "episode_return")) is not None:
             self._value = value
         shown = "-" if self._value is None else f"{self._value:.4g}"

@@ -17,12 +17,15 @@ from flatirons.types import FlatironsError
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MEASURES = (*OWN_MEASURES, "episode_return", "loss")
 """What is drawn where no metric is named: the first of these that every run has numbers of. None has the first two and episodes as well."""
+DECISIONS = "decisions, over all environments"
+STEPS = {"maml": "meta-iterations", "ewc": "gradient updates", "mc_dropout": "gradient updates"}
+"""What the steps of a system are where they are no decisions: its own `STEPS`, which cannot be asked without JAX."""
 GRID_POINTS = 200
 RESAMPLES = 1000
 
 
 class Curve(NamedTuple):
-    """Points of one seed: `step` in decisions over all environments, `value`, and `weight` (episodes behind the value)."""
+    """Points of one seed: `step` in what its system counts (decisions over all environments), `value`, and `weight` (its episodes)."""
 
     step: np.ndarray
     value: np.ndarray
@@ -162,7 +165,7 @@ def draw(paths: Sequence[str | Path], out: str | Path, *, metric: str | None = N
     seeds = {max(len(r.training), len(r.evaluations)) for r in runs}
     count = f"{seeds.pop()} seeds" if len(seeds) == 1 else "several seeds"
     axes.set_title(f"{', '.join(systems)} on {', '.join(tasks)}" + ("" if count == "1 seeds" else f" ({count}, mean and 95 % interval)"))
-    axes.set_xlabel("gradient updates" if metric in OWN_MEASURES else "decisions, over all environments")
+    axes.set_xlabel(STEPS.get(systems[0], DECISIONS) if len(systems) == 1 else DECISIONS)
     axes.set_ylabel("return per episode" if metric == "episode_return" else metric.replace("_", " "))
     axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
     axes.grid(alpha=0.25, linewidth=0.6)

@@ -53,6 +53,7 @@ from flatirons.run.job import (
 )
 from flatirons.run.listing import what_was_measured
 from flatirons.run.loop import EVALUATION_SEED, Interrupted, Signals, StopTraining, drive, turns_function
+from flatirons.systems import counted
 from flatirons.types import FlatironsError, Network, Task
 
 __all__ = ["Interrupted", "Run", "StopTraining", "load", "resume", "train", "turns_function"]
@@ -274,14 +275,18 @@ def _go_on(job: Job, *, in_group: bool) -> Run:
             done = step >= job.config.total_steps and not loaded.meta.get("evaluation_owed", False)
             behind = job.stop_at is not None and job.stop_at <= step
             if done:
-                said = f"{job.path} is finished: {step:_} of {job.config.total_steps:_} decisions; --total-steps N goes on to more"
+                said = (
+                    f"{job.path} is finished: {step:_} of {job.config.total_steps:_} {counted(job.system)}; --total-steps N goes on to more"
+                )
                 folder.say([said], quiet=job.quiet)
             if done or (behind and in_group):
                 return load(job.path, env=job.source, network=vars(job.config).get("network"), system=job.system)
             if behind:
-                raise FlatironsError(f"stop_at={job.stop_at:_} lies behind the checkpoint at {step:_} decisions; choose a later one")
+                raise FlatironsError(
+                    f"stop_at={job.stop_at:_} lies behind the checkpoint at {step:_} {counted(job.system)}; choose a later one"
+                )
             record_budget(job)
-            notes = [f"resuming {job.name} on {made.name} at {step:_} of {job.config.total_steps:_} decisions in {job.path}"]
+            notes = [f"resuming {job.name} on {made.name} at {step:_} of {job.config.total_steps:_} {counted(job.system)} in {job.path}"]
             state = jax.tree.map(owned, loaded.tree)
             if not made.in_graph:
                 # Other episodes than the ones the run began with, yet the same ones for every resume from here.

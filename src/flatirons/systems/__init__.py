@@ -25,6 +25,11 @@ def system_name(module: ModuleType) -> str:
     return name.removeprefix(f"{__name__}.").replace(".", "-") if name.startswith(f"{__name__}.") else name.rpartition(".")[2]
 
 
+def counted(module: ModuleType) -> str:
+    """What its steps are: its `STEPS`, or decisions."""
+    return vars(module).get("STEPS", "decisions")
+
+
 def find(name: str) -> tuple[ModuleType, dict[str, Any], str | None]:
     """(module, its settings, preset or None) of a system's or a preset's name. Raises FlatironsError with the nearest name."""
     demand_trainable(name)

@@ -37,6 +37,10 @@ CHUNK = 100
 """Images in one pass for the Fisher information."""
 
 
+STEPS = "gradient updates"
+"""What `total_steps` counts."""
+
+
 @config
 class Config:
     """Settings of EWC. The defaults are small; `ewc-mnist` is tuned for ten permutations, `ewc-paper` is the paper's."""

@@ -49,6 +49,9 @@ from flatirons.types import (
     config,
 )
 
+STEPS = "meta-iterations"
+"""What `total_steps` counts."""
+
 
 @config
 class Config:

@@ -29,6 +29,9 @@ from flatirons.core.shuffle import permutation
 from flatirons.nets.mlp import Activation, activate, dense, mlp_init
 from flatirons.types import Discrete, Episodes, FlatironsError, Key, Metrics, Policy, Preset, Task, TimeStep, config
 
+STEPS = "gradient updates"
+"""What `total_steps` counts."""
+
 
 @config
 class Config:
