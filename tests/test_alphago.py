@@ -137,6 +137,13 @@ def test_records_become_positions(tmp_path: Path) -> None:
         alphago_sl.check(config, envs.make("pgx:connect_four", 4))
     with pytest.raises(FlatironsError, match="cannot be read"):
         alphago_sl.check(dataclasses.replace(config, records=str(tmp_path / "none.sgf")), task())
+    # A game abandoned before its first move teaches nothing, and is no game to test on.
+    empty = records.write(game, records.Record("tic_tac_toe", (), None))
+    (tmp_path / "games.sgf").write_text(empty + text + empty, encoding="utf-8")
+    np.testing.assert_array_equal(alphago_sl.read_records(str(tmp_path), game)[:, 0], [4, 0])
+    (tmp_path / "games.sgf").write_text(empty * 3, encoding="utf-8")
+    with pytest.raises(FlatironsError, match="none of 3 recorded games has a move"):
+        alphago_sl.check(config, task())
     (tmp_path / "games.sgf").write_text(text.replace("b2", "a1", 1), encoding="utf-8")
     with pytest.raises(FlatironsError, match="game 1, move 2"):
         alphago_sl.check(config, task())

@@ -272,6 +272,13 @@ def test_an_illegal_move_leaves_the_board_as_it_is() -> None:
     assert len(t.actions) == 6
 
 
+@pytest.mark.parametrize(
+    ("text", "result"), [("B+R", 1.0), ("b+3.5", 1.0), ("Black+2", 1.0), (" White + T", -1.0), ("Draw", 0.0), ("?", None), ("Bad", None)]
+)
+def test_results_in_sgf_are_spelt_in_many_ways(text: str, result: float | None) -> None:
+    assert records._sgf_result(text, "B") == result
+
+
 def test_sgf_of_go_as_people_write_it() -> None:
     text = r"""(;GM[1]FF[4]SZ[9]KM[7.5]PB[Black \] player]PW[White]RE[W+3.5]
 ;B[ee]C[the \] middle];W[gc](;B[cg];W[];B[tt])(;B[aa];W[bb](;B[cc])))

@@ -202,8 +202,8 @@ def _sgf_word(game: Game, value: str) -> str:
 
 
 def _sgf_result(text: str, first: str) -> float | None:
-    if text[:2] in ("B+", "W+"):
-        return 1.0 if text[0] == first else -1.0
+    if won := re.match(r"\s*(b|w)(?:lack|hite)?\s*\+", text, re.IGNORECASE):
+        return 1.0 if won[1].upper() == first else -1.0
     return 0.0 if text.strip().lower() in ("0", "draw", "jigo") else None
 
 

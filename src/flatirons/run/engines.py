@@ -202,6 +202,8 @@ class Engine:
         if not words:
             raise FlatironsError(f"{self.kind}: names no engine; write its command after the colon, as in {self.kind}:gnugo")
         if self.kind != "gtp":
+            if self.game.name not in (*notation.CHESS, *notation.SHOGI):
+                raise FlatironsError(f"{self.kind.upper()} is for chess and shogi, and the game is {self.game.name}; use gtp: for Go")
             return command
         # The game goes by area, by stones as they stand at the end, and no position comes back: the engine must know all three.
         if self.game.name not in notation.GO:
@@ -224,8 +226,6 @@ class Engine:
         self.program.send(self.kind)
         known = {line.split(" name ", 1)[1].split(" type ")[0].strip() for line in self._until(f"{self.kind}ok") if " name " in line}
         variant = {"gardner_chess": "gardner", "shogi": "shogi", "animal_shogi": "dobutsu"}.get(self.game.name)
-        if self.game.name not in (*notation.CHESS, *notation.SHOGI):
-            raise FlatironsError(f"{self.kind.upper()} is for chess and shogi, and the game is {self.game.name}; use gtp: for Go")
         # Fairy-Stockfish names the option so in USI too.
         setting = next((name for name in ("USI_Variant", "UCI_Variant") if name in known), None)
         if variant is not None and setting is not None:

@@ -40,8 +40,9 @@ class Options:
     devices: int | str = 1
 
 
-MOST_SEED = 2**62
-"""Other seeds are counted up from one (of the runs beside it, of evaluations, of moves), and all of them must fit into 64 bits."""
+MOST_SEED = 2**31 - 1
+"""A key holds 32 bits of its seed, so that a larger one would be the same run as a smaller; other seeds are counted up from one (of the runs
+beside it, of evaluations, of moves)."""
 
 SET_BY_THE_RUN = {
     "seed": "give --seed (seed=... in Python)",

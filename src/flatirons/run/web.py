@@ -236,7 +236,7 @@ class Play:
         """The position after `at` moves in words that `position` of a new game takes: FEN or SFEN, elsewhere the moves."""
         if notation.kinds(self.game.name):
             return notation.position_text(self.game, self.states[at])
-        return " ".join(move.text for move in self.moves[:at])
+        return " ".join(move.text for move in self.moves[:at] if move.action != games.RESIGN)
 
     def before(self) -> int | None:
         """To which ply taking back goes: the person's turn before the last, or None where there is none."""

@@ -197,9 +197,12 @@ def _read(game: Game, stamps: tuple[tuple[str, int, int], ...]) -> np.ndarray:
     begun = next((i for i, one in enumerate(found, 1) if one.start), None)
     if begun is not None:
         raise FlatironsError(f"record {begun} of {len(found)} begins with a position set up; only games from the start can be learnt from")
-    moves = np.full((len(found), max(1, *(len(one.actions) for one in found))), -1, np.int32)
-    for i, one in enumerate(found):
-        moves[i, : len(one.actions)] = one.actions
+    played = [one.actions for one in found if one.actions]  # abandoned before the first move, a game has nothing to teach
+    if not played:
+        raise FlatironsError(f"none of {len(found)} recorded games has a move; give records of games that were played")
+    moves = np.full((len(played), max(map(len, played))), -1, np.int32)
+    for row, actions in zip(moves, played, strict=True):
+        row[: len(actions)] = actions
     return moves
 
 
@@ -268,7 +271,7 @@ def check(config: Config, task: Task) -> None:
         num = read_records(config.records, game).shape[0]
         if num < config.test_every:
             raise FlatironsError(
-                f"{config.records} holds {num} games, none of which test_every={config.test_every} would keep; make it less"
+                f"{config.records} holds {num} games with a move, none of which test_every={config.test_every} would keep; make it less"
             )
         shapes = jax.eval_shape(lambda: _unfold(game, read_records(config.records, game)))
     else:
