@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import pytest
 from gymnasium import spaces as gs
 
 from flatirons import envs
-from flatirons.envs import host
+from flatirons.envs import host, worker
 from flatirons.types import FlatironsError
 
 LIMIT_S = 1.0
@@ -118,6 +119,36 @@ def make_nan() -> gymnasium.Env:
 
 def make_nothing() -> gymnasium.Env:
     raise RuntimeError("no licence")
+
+
+def make_hanging_at_close() -> gymnasium.Env:
+    env = Faulty()
+    env.close = lambda: time.sleep(1000)  # type: ignore[method-assign]
+    return env
+
+
+def make_failing_at_close() -> gymnasium.Env:
+    def close() -> None:
+        raise RuntimeError("close failed")
+
+    env = Faulty()
+    env.close = close  # type: ignore[method-assign]
+    return env
+
+
+PARENT: list[socket.socket] = []
+
+
+def make_losing_the_parent() -> gymnasium.Env:
+    """Its step closes the parent's end of the socket, and its close leaves a note there."""
+
+    def step(action: Any) -> Any:
+        PARENT.pop().close()
+        return np.zeros(3, np.float32), 1.0, False, False, {}
+
+    env = Faulty()
+    env.step, env.close = step, PARENT.clear  # type: ignore[method-assign]
+    return env
 
 
 FAULTS = [
@@ -364,6 +395,69 @@ def test_a_slow_but_living_environment_is_left_alone() -> None:
     for _ in range(4):
         task.step(np.array([0]))
     task.close()
+
+
+def test_an_environment_that_hangs_while_its_speed_is_measured_is_interrupted(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(FlatironsError, match=r"environment 0 of Faulty, while its speed was measured, after 2 steps: .* returned for 1 s"):
+        envs.make(make_hanging, 2, timeout_s=LIMIT_S)
+    assert "in step" in capfd.readouterr().err
+    slow = Faulty()
+    slow.step = lambda action: (time.sleep(0.3), (np.zeros(3, np.float32), 1.0, False, False, {}))[1]  # type: ignore[method-assign]
+    assert host._step_time("Faulty", slow, 0.6) >= 0.3, "the limit is of one step, not of all"
+
+
+def test_an_environment_that_hangs_while_threads_are_tried_is_interrupted() -> None:
+    one, other = three_of("hangs"), three_of("hangs")
+    threads, _ = host._threads(one, [None] * 3, 2)
+    serial = host.SerialEngine(host.Rows(other, [None] * 3))
+    with pytest.raises(FlatironsError, match=r"environment . of Faulty, while threads were tried: it has not returned for 1 s"):
+        host._faster("Faulty", threads, serial, Faulty.action_space, 3, LIMIT_S)
+    threads.stop()
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_an_environment_that_hangs_while_it_is_made_is_interrupted(by_name: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "START_LIMIT_S", LIMIT_S)
+    place = "an environment of Own, while it was made" if by_name else "the task's factory, while it made the first environment"
+    with pytest.raises(FlatironsError, match=f"{place}: it has not returned for 1 s"):
+        if by_name:
+            host.batch("Own", host.Source(lambda _: time.sleep(1000), None, False), 1, timeout_s=0.5)  # type: ignore[arg-type, return-value]
+        else:
+            envs.make(lambda: time.sleep(1000), timeout_s=0.5)
+    assert host.making_limit(None) is None and host.making_limit(60.0) == 60.0
+
+
+@pytest.mark.parametrize("vectoriser", ["auto", "processes"])
+def test_the_environment_that_workers_replace_may_fail_to_close_but_not_hang(vectoriser: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = host.SerialEngine(host.Rows([Faulty(), Faulty()], [None, None]))
+    monkeypatch.setattr(host, "usable_cores", lambda: 2)
+    monkeypatch.setattr(host, "_step_time", lambda *_: 1.0)
+    monkeypatch.setattr(host, "_processes", lambda *_: (workers, "in the place of workers"))
+    task = envs.make(make_failing_at_close, 2, vectoriser=vectoriser)
+    assert task.engine is workers
+    task.close()
+    start = time.monotonic()
+    with pytest.raises(FlatironsError, match="an environment of Faulty, while it was closed: it has not returned for 1 s"):
+        envs.make(make_hanging_at_close, 2, vectoriser=vectoriser, timeout_s=LIMIT_S)
+    assert time.monotonic() - start < LIMIT_S + 4
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_worker_whose_parent_has_gone_ends_quietly(early: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As all others' do where one worker's environment is at fault: each would add a traceback of its own."""
+    monkeypatch.setattr(worker.faulthandler, "register", lambda *_, **__: None)
+    ours, theirs = socket.socketpair()
+    shared = worker.Shared(None, [((3,), "float32")], envs.make(Faulty).spec.action, 1, 1)
+    counts = {"first": 0, "count": 1, "number": 0, "num_envs": 1, "num_workers": 1}
+    remote = {"module": __name__, "name": "make_losing_the_parent"}
+    PARENT[:] = [ours, ours]
+    if early:
+        ours.close()
+    else:
+        ours.sendall(b"step\n")
+    worker.main({"remote": remote, "strip": True, "socket": theirs.detach(), "memory": shared.handle, **counts})
+    assert not PARENT, "its environments are closed"
+    os.close(shared.handle)
 
 
 @pytest.mark.parametrize(

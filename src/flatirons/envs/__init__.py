@@ -69,7 +69,7 @@ def make(
     seed: of a host task's first episodes; in-graph tasks take a key at `reset` instead.
     training: False makes the evaluation twin: raw rewards and whole games in Atari; time limits stay.
     vectoriser: one of `VECTORISERS`, for Gymnasium's environments.
-    timeout_s: after how long a host environment that does not return is an error; None to wait for ever.
+    timeout_s: after how long a host environment that does not return is an error (its making has 180 s at least); None to wait for ever.
     options: the environment's own (Gymnasium's `make` arguments such as `render_mode`, the fields of `AtariOptions`, an in-graph
     environment's fields).
 
@@ -431,7 +431,8 @@ def _from_object(task: Any, num_envs: int, seed: int, vectoriser: str, timeout_s
         raise FlatironsError(
             f"a {type(task).__name__} is not a task; give a name, a gymnasium.Env, a function that makes one, or an in-graph environment"
         )
-    made: list[Any] = [task()]
+    with host.watched(lambda: "the task's factory, while it made the first environment", host.making_limit(timeout_s)):
+        made: list[Any] = [task()]
     if isinstance(made[0], Env):
         return InGraph(made[0], num_envs, type(made[0]).__name__)
     if not isinstance(made[0], gymnasium.Env):

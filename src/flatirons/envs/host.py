@@ -38,6 +38,8 @@ Leaves = list[np.ndarray]
 FLOAT32_LARGEST = float(np.finfo(np.float32).max)
 SLOW_STEP_S = 300e-6
 """Environments slower than this to step are worth a process of their own: a round trip to a worker costs 50-100 us."""
+START_LIMIT_S = 180.0
+"""How long the making of an environment may take at least: a simulator that starts up is slower than any of its steps."""
 MASK = "action_mask"
 """Where Gymnasium's own environments (Taxi) and others keep the mask of legal actions, in `info`."""
 CARTPOLE_VECTOR_FROM = 6
@@ -666,6 +668,10 @@ class HostBatch:
         )
         return f"environment {index} of {self.name}, at step {self._num_steps} (last action {last})"
 
+    def place(self) -> str:
+        """The words that name the environment that has control."""
+        return self.where(self.engine.busy_with())
+
     def _build(self, leaves: Leaves) -> Any:
         return leaves[0] if self._single else spaces.build(self._space, iter(leaves))
 
@@ -697,6 +703,15 @@ class HostBatch:
 # ------------------------------------------------------------------------------------------------------------- the watchdog
 
 
+class Watched(Protocol):
+    """What the watchdog looks at: `calls` is odd while an environment has control, `place` says in words which one."""
+
+    timeout_s: float | None
+    calls: int
+
+    def place(self) -> str: ...  # noqa: D102
+
+
 class Watchdog:
     """One thread that notices when an environment keeps control for longer than its task's `timeout_s`.
 
@@ -708,13 +723,13 @@ class Watchdog:
     GRACE_S = 5.0
 
     def __init__(self) -> None:
-        self._tasks: weakref.WeakSet[HostBatch] = weakref.WeakSet()
-        self._seen: weakref.WeakKeyDictionary[HostBatch, tuple[int, float]] = weakref.WeakKeyDictionary()
+        self._tasks: weakref.WeakSet[Watched] = weakref.WeakSet()
+        self._seen: weakref.WeakKeyDictionary[Watched, tuple[int, float]] = weakref.WeakKeyDictionary()
         self._thread: threading.Thread | None = None
-        self._verdict: tuple[HostBatch, int, str] | None = None
+        self._verdict: tuple[Watched, int, str] | None = None
         self._lock = threading.Lock()
 
-    def watch(self, task: HostBatch) -> None:
+    def watch(self, task: Watched) -> None:
         """Look after a task until it is closed or forgotten. Call from the main thread for the signal to work."""
         with self._lock:
             self._tasks.add(task)
@@ -725,7 +740,7 @@ class Watchdog:
                 self._thread = threading.Thread(target=self._run, name="flatirons-watchdog", daemon=True)
                 self._thread.start()
 
-    def forget(self, task: HostBatch) -> None:
+    def forget(self, task: Watched) -> None:
         """Stop looking after a task."""
         with self._lock:
             self._tasks.discard(task)
@@ -750,10 +765,10 @@ class Watchdog:
             task = None
             time.sleep(beat)
 
-    def _expire(self, task: HostBatch) -> None:
+    def _expire(self, task: Watched) -> None:
         calls = task.calls
         message = (
-            f"{task.where(task.engine.busy_with())}: it has not returned for {task.timeout_s:g} s; the stacks above show where it waits "
+            f"{task.place()}: it has not returned for {task.timeout_s:g} s; the stacks above show where it waits "
             "(a longer limit: timeout_s=...)"
         )
         with contextlib.suppress(Exception):
@@ -772,6 +787,35 @@ class Watchdog:
 
 
 WATCHDOG = Watchdog()
+
+
+class Trial:
+    """The use of an environment before its task exists: what the watchdog looks at meanwhile."""
+
+    def __init__(self, place: Callable[[], str], timeout_s: float | None) -> None:
+        self._place, self.timeout_s = place, timeout_s
+        self.calls = 1
+
+    def place(self) -> str:
+        """The words that name the environment and what is done with it."""
+        return self._place()
+
+    def call_again(self) -> None:
+        """The environment has returned and is called again, so that its time starts anew."""
+        self.calls += 2
+
+
+@contextlib.contextmanager
+def watched(place: Callable[[], str], timeout_s: float | None) -> Iterator[Trial]:
+    """Hold every call of an environment in the block to `timeout_s` (None: no limit); `place` names it in the error."""
+    trial = Trial(place, timeout_s)
+    if timeout_s is not None:
+        WATCHDOG.watch(trial)
+    try:
+        yield trial
+    finally:
+        trial.calls += 1
+        WATCHDOG.forget(trial)
 
 
 # ------------------------------------------------------------------------------------------------------------- making one
@@ -882,7 +926,7 @@ def batch(
     if vectoriser == "gymnasium" and cartpole is None:
         raise FlatironsError(f"Gymnasium has no vector environment of {name} whose episodes can be ended exactly; use vectoriser='auto'")
     with warnings_as(notes):
-        first = _made(name, source, True)
+        first = _made(name, source, True, timeout_s)
     limit = time_limit(first)
     rewarded = robotics.goal_reward(first.unwrapped)
     obs_spec, action_spec = spaces.obs_spec(first.observation_space), spaces.action_spec(first.action_space)
@@ -892,7 +936,7 @@ def batch(
 
     def rest() -> tuple[list[gymnasium.Env], list[int | None]]:
         with warnings_as(notes):
-            made.extend(_made(name, source, False) for _ in range(num_envs - len(made)))
+            made.extend(_made(name, source, False, timeout_s) for _ in range(num_envs - len(made)))
         for index, env in enumerate(made[1:], 1):
             if env.observation_space != obs_space or env.action_space != first.action_space:
                 raise FlatironsError(
@@ -905,12 +949,12 @@ def batch(
     try:
         if vectoriser == "gymnasium" or (vectoriser == "auto" and cartpole is not None and num_envs >= CARTPOLE_VECTOR_FROM):
             engine: Engine = CartPoleEngine(num_envs, **(cartpole or {}))
-            first.close()
+            _close(name, made.pop(), timeout_s)
             note = (
                 f"vectoriser: gymnasium (CartPoleVectorEnv, {num_envs} environments in one array, reset in the step that ends an episode)"
             )
         elif vectoriser == "processes":
-            first.close()
+            _close(name, made.pop(), timeout_s)
             engine, note = _processes(name, source, spec, obs_space, num_envs, cores, timeout_s)
         elif vectoriser == "threads":
             if of_one_thread(first):
@@ -920,10 +964,10 @@ def batch(
             engine = SerialEngine(Rows(*rest()))
             note = f"vectoriser: serial (one process, {num_envs} environment{'s' if num_envs > 1 else ''})"
         else:
-            step_s = _step_time(name, first)
+            step_s = _step_time(name, first, timeout_s)
             speed = f"{name} steps in {step_s * 1e6:.3g} us"
             if step_s > SLOW_STEP_S and cores > 1 and source.remote is not None:
-                first.close()
+                _close(name, made.pop(), timeout_s)
                 engine, note = _processes(name, source, spec, obs_space, num_envs, cores, timeout_s)
                 note += f": {speed}"
             else:
@@ -932,7 +976,7 @@ def batch(
                 of_mujoco = type(first.unwrapped).__module__.startswith("gymnasium.envs.mujoco")
                 if num_envs >= 4 and cores > 1 and of_mujoco and not of_one_thread(first):
                     threads, threads_note = _threads(envs, limits, cores)
-                    ratio = _faster(threads, engine, first.action_space, num_envs)
+                    ratio = _faster(name, threads, engine, first.action_space, num_envs, timeout_s)
                     if ratio > 1.1:
                         engine, note = threads, f"{threads_note}: {ratio:.2g} times as fast as one thread here"
                     else:
@@ -942,18 +986,35 @@ def batch(
     except BaseException:
         for env in made:
             with contextlib.suppress(Exception):
-                env.close()
+                _close(name, env, timeout_s)
         raise
     # A worker that hangs is noticed and ended by the engine itself.
-    watched = timeout_s if isinstance(engine, (SerialEngine, ThreadEngine, CartPoleEngine)) else None
-    return HostBatch(name, engine, obs_space, spec, num_envs, seed=seed, notes=(note, *notes), timeout_s=watched)
+    limit_s = timeout_s if isinstance(engine, (SerialEngine, ThreadEngine, CartPoleEngine)) else None
+    return HostBatch(name, engine, obs_space, spec, num_envs, seed=seed, notes=(note, *notes), timeout_s=limit_s)
 
 
-def _made(name: str, source: Source, first: bool) -> gymnasium.Env:
+def making_limit(timeout_s: float | None) -> float | None:
+    """How long the making of one environment may take, where its calls may take `timeout_s`."""
+    return None if timeout_s is None else max(timeout_s, START_LIMIT_S)
+
+
+def _made(name: str, source: Source, first: bool, timeout_s: float | None) -> gymnasium.Env:
     try:
-        return source.make(first)
+        with watched(lambda: f"an environment of {name}, while it was made", making_limit(timeout_s)):
+            return source.make(first)
     except SystemExit as stop:
         raise FlatironsError(f"{name} cannot be made: its making raised {_said(stop)}") from stop
+
+
+def _close(name: str, env: gymnasium.Env, timeout_s: float | None) -> None:
+    """Close an environment that the task does without; one that fails to close is let go, one that hangs is named."""
+    try:
+        with watched(lambda: f"an environment of {name}, while it was closed", timeout_s):
+            env.close()
+    except FlatironsError:
+        raise
+    except Exception:
+        pass
 
 
 def usable_cores() -> int:
@@ -983,21 +1044,24 @@ def _processes(
     return engine, f"vectoriser: processes ({count} workers, {num_envs} environments)"
 
 
-def _step_time(name: str, env: gymnasium.Env, budget_s: float = 0.02) -> float:
+def _step_time(name: str, env: gymnasium.Env, timeout_s: float | None, budget_s: float = 0.02) -> float:
     """Seconds that one step takes with random actions, resets apart: the median over about 20 ms (at least three steps)."""
     space = env.action_space
     rng = np.random.default_rng(0)
     times: list[float] = []
     begun = time.perf_counter()
     try:
-        about: Any = env.reset(seed=0)
-        while len(times) < 3 or time.perf_counter() - begun < budget_s:
-            action = _random_action(space, about, rng)
-            start = time.perf_counter()
-            about = result = env.step(action)
-            times.append(time.perf_counter() - start)
-            if len(result) == 5 and (result[2] or result[3]):
-                about = env.reset()
+        with watched(lambda: f"environment 0 of {name}, while its speed was measured, after {len(times)} steps", timeout_s) as trial:
+            about: Any = env.reset(seed=0)
+            while len(times) < 3 or time.perf_counter() - begun < budget_s:
+                action = _random_action(space, about, rng)
+                trial.call_again()
+                start = time.perf_counter()
+                about = result = env.step(action)
+                times.append(time.perf_counter() - start)
+                if len(result) == 5 and (result[2] or result[3]):
+                    trial.call_again()
+                    about = env.reset()
     except FlatironsError:
         raise
     except (Exception, SystemExit) as error:
@@ -1033,20 +1097,32 @@ def _random_batch(spec: Any, count: int, rng: np.random.Generator) -> np.ndarray
     return rng.uniform(low, high, (count, len(low))).astype(np.float32)
 
 
-def _faster(a: Engine, b: Engine, action_space: gymnasium.Space, num_envs: int, rounds: int = 3, round_s: float = 0.005) -> float:
+def _faster(
+    name: str,
+    a: Engine,
+    b: Engine,
+    action_space: gymnasium.Space,
+    num_envs: int,
+    timeout_s: float | None,
+    rounds: int = 3,
+    round_s: float = 0.005,
+) -> float:
     """How many times as fast engine `a` steps as engine `b`, in turn, by the best round of each (about 30 ms in all); 0 where an
     environment fails meanwhile, which is no reason to choose `a`."""
     rng = np.random.default_rng(0)
     spec = spaces.action_spec(action_space)
     best = {id(a): np.inf, id(b): np.inf}
+    engine = a
     try:
-        a.reset(env_seeds(0, num_envs))
-        for engine in [a, b] * rounds:
-            start, count = time.perf_counter(), 0
-            while count < 2 or time.perf_counter() - start < round_s:
-                engine.step(_random_batch(spec, num_envs, rng))
-                count += 1
-            best[id(engine)] = min(best[id(engine)], (time.perf_counter() - start) / count)
+        with watched(lambda: f"environment {engine.busy_with()} of {name}, while threads were tried", timeout_s) as trial:
+            a.reset(env_seeds(0, num_envs))
+            for engine in [a, b] * rounds:
+                start, count = time.perf_counter(), 0
+                while count < 2 or time.perf_counter() - start < round_s:
+                    trial.call_again()
+                    engine.step(_random_batch(spec, num_envs, rng))
+                    count += 1
+                best[id(engine)] = min(best[id(engine)], (time.perf_counter() - start) / count)
     except EnvFault:
         return 0.0
     return best[id(b)] / best[id(a)]

@@ -28,7 +28,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from flatirons.envs import spaces
-from flatirons.envs.host import EnvFault, Leaves, Rows, Stepped, all_masks, quiet_mujoco, unwrap
+from flatirons.envs.host import START_LIMIT_S, EnvFault, Leaves, Rows, Stepped, all_masks, quiet_mujoco, unwrap
 from flatirons.types import Box, Discrete, FlatironsError, MultiDiscrete, Spec
 
 # A group's SIGINT or SIGTERM is the trainer's to answer, from a worker's first moment: it saves, then closes the sockets. SIGTERM gets a
@@ -37,7 +37,6 @@ _START = (
     "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, lambda *_: None); "
     "import json, sys; a = json.loads(sys.argv[1]); sys.path[:] = a['path']; from flatirons.envs.worker import main; main(a)"
 )
-START_LIMIT_S = 180.0
 
 
 class Shared:
@@ -264,8 +263,13 @@ def main(about: dict[str, Any]) -> None:
     """What a worker does until its parent closes the socket."""
     if hasattr(faulthandler, "register"):
         faulthandler.register(signal.SIGUSR1, all_threads=True)
-    connection = socket.socket(fileno=about["socket"])
+    # Where another worker's environment is at fault the parent closes all sockets, and this one may be about to answer.
+    lost = contextlib.suppress(BrokenPipeError, ConnectionResetError)
+    with socket.socket(fileno=about["socket"]) as connection, lost, contextlib.ExitStack() as at_end:
+        _serve(connection, about, at_end)
 
+
+def _serve(connection: socket.socket, about: dict[str, Any], at_end: contextlib.ExitStack) -> None:
     def say(answer: Any) -> None:
         connection.sendall(json.dumps(answer).encode() + b"\n")
 
@@ -277,6 +281,7 @@ def main(about: dict[str, Any]) -> None:
             envs = [make_remote(about["remote"], about["first"] + index == 0) for index in range(about["count"])]
         pairs = [unwrap(env) if about["strip"] else (env, None) for env in envs]
         rows = _Noting([env for env, _ in pairs], [limit for _, limit in pairs], about["first"])
+        at_end.callback(rows.close)
         obs = [(leaf.shape, leaf.dtype) for _, _, leaf, _ in spaces.leaves(envs[0].observation_space)]
         action = spaces.action_spec(envs[0].action_space)
         shared = Shared(about["memory"], obs, action, about["num_envs"], about["num_workers"])
@@ -318,4 +323,3 @@ def main(about: dict[str, Any]) -> None:
             say({"index": fault.index, "message": fault.message, "details": fault.details})
         except Exception as error:
             say({"index": about["first"] + rows.at, "message": f"{type(error).__name__}: {error}", "details": ""})
-    rows.close()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import difflib
 import hashlib
-import json
 import math
 import types
 import typing
@@ -23,7 +21,8 @@ from flatirons import envs, studies, systems
 from flatirons.envs import games, meta, spaces
 from flatirons.envs.datasets import DataTask
 from flatirons.envs.ingraph import InGraph
-from flatirons.run import checkpoint, evaluate, folder, ranges
+from flatirons.run import evaluate, folder, ranges
+from flatirons.run.folder import read_record, write_record
 from flatirons.systems import counted, system_name
 from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, MultiDiscrete, Network, Spec, Task, TimeStep
 
@@ -41,8 +40,8 @@ class Options:
 
 
 MOST_SEED = 2**31 - 1
-"""A key holds 32 bits of its seed, so that a larger one would be the same run as a smaller; other seeds are counted up from one (of the runs
-beside it, of evaluations, of moves)."""
+"""A key holds 32 bits of its seed, so that a larger one would be the run of a smaller one; other seeds are counted up from one (of the
+runs beside it, of evaluations, of moves)."""
 
 SET_BY_THE_RUN = {
     "seed": "give --seed (seed=... in Python)",
@@ -358,45 +357,6 @@ def record_of(job: Job, made: Task, *, vmapped: bool) -> dict[str, Any]:
 def slots(job: Job) -> list[Path]:
     """The folders that hold the metrics and policies: one per seed of a vmapped run."""
     return [job.path] if job.seeds == 1 else [job.path / f"seed_{job.seed + i}" for i in range(job.seeds)]
-
-
-def _digest(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a run's config.json with its own SHA-256 in it."""
-    body = folder.strict({name: value for name, value in record.items() if name != "sha256"})
-    folder.write_json(path / folder.CONFIG, {**body, "sha256": _digest(body)})
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """A run's config.json. When it is damaged, or was edited, the copy in the newest checkpoint is used instead, and that is said.
-
-    Raises FlatironsError when there is no good copy either.
-    """
-
-    def verified(record: Any) -> bool:
-        if not isinstance(record, dict):
-            return False
-        body = {name: value for name, value in record.items() if name != "sha256"}
-        return record.get("sha256") == _digest(body)
-
-    if not (path / folder.CONFIG).exists() and not (path / folder.CHECKPOINTS).is_dir():
-        return folder.read_json(path / folder.CONFIG)
-    with contextlib.suppress(FlatironsError):
-        record = folder.read_json(path / folder.CONFIG)
-        if verified(record):
-            return record
-    with contextlib.suppress(FlatironsError, ValueError):
-        data, warnings = checkpoint.load_file(path / folder.CHECKPOINTS, folder.CONFIG)
-        record = json.loads(data)
-        if verified(record):
-            folder.warn(f"{path / folder.CONFIG} does not match its own checksum: damaged or edited; the checkpoint's copy is used instead")
-            for warning in warnings:
-                folder.warn(warning)
-            return record
-    raise FlatironsError(f"{path / folder.CONFIG} is damaged, and no checkpoint has a good copy; take it from a copy of the run folder")
 
 
 def write_records(job: Job) -> None:
