@@ -226,6 +226,11 @@ PRESETS = {
         config=CLASSIC | {"n_step": 3, "target_every": 125},
         tasks=CLASSIC_TASKS,
     ),
+    "dqn-mountain-car": Preset(
+        doc="Tuned for MountainCar: dqn-classic, longer, and exploring for 40,000 decisions, for nothing is earned before the flag.",
+        config=CLASSIC | {"n_step": 3, "target_every": 125, "total_steps": 120_000, "epsilon_steps": 40_000},
+        tasks=("MountainCar-v*", "jax:MountainCar-v*"),
+    ),
     "dqn-2013-classic": Preset(
         doc="DQN of 2013 for short classic-control tasks: as dqn-classic, with targets of one step, no target network, squared error.",
         config=CLASSIC | {"target_every": 1, "error": "squared", "max_grad_norm": None},
