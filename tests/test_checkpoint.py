@@ -184,10 +184,8 @@ def test_killed_between_the_two_renames_of_a_replacement(tmp_path: Path, monkeyp
 
 
 def test_every_flipped_byte_is_found_and_the_previous_checkpoint_used(tmp_path: Path) -> None:
-    config = tmp_path / "config.json"
-    config.write_text('{"learning_rate": 3e-4}')
     for step in (1, 2):
-        newest = save(tmp_path, step, extra_files={"config.json": config})
+        newest = save(tmp_path, step, extra_files={"config.json": b'{"learning_rate": 3e-4}'})
     targets = files_of(newest)
     assert len(targets) == 4 + 4  # manifest, state, config, parity and four chunks
     rng = np.random.default_rng(0)
@@ -202,6 +200,9 @@ def test_every_flipped_byte_is_found_and_the_previous_checkpoint_used(tmp_path: 
         assert "hash mismatch" in warning and target.name in warning
         if target.parent.name == "chunks":
             assert loaded.meta == {"step": 2} and "made again from the other pieces" in warning
+            assert_equal(loaded.tree, tree_of(2))
+        elif target.name in ("parity", "config.json"):
+            assert loaded.meta == {"step": 2} and "what was learned is whole without it" in warning
             assert_equal(loaded.tree, tree_of(2))
         else:
             assert loaded.meta == {"step": 1} and "using step_000000000001 instead" in warning
@@ -246,7 +247,7 @@ def test_truncated_and_missing_files(tmp_path: Path, which: int, fault: str) -> 
     elif fault != "deleted":
         target.write_bytes({"truncated": content[:-1], "empty": b"", "longer": content + b" "}[fault])
     loaded = checkpoint.load_latest(tmp_path, tree_of(0))
-    assert loaded.meta == {"step": 1}
+    assert loaded.meta == {"step": 2 if target.name == "parity" else 1}
     assert target.name in loaded.warnings[0]
 
 
@@ -269,17 +270,20 @@ def test_what_does_not_fit_is_listed(tmp_path: Path) -> None:
     assert "a is float32[3] instead of float32[4]" in text and "c is int[] instead of int32[]" in text and "k is key<fry>[]" in text
 
 
-def test_extra_files_come_back_verified(tmp_path: Path) -> None:
-    config = tmp_path / "config.json"
-    for step, text in ((1, "one"), (2, "two")):
-        config.write_text(text)
-        newest = save(tmp_path / "checkpoints", step, extra_files={"config.json": config})
-    assert checkpoint.load_file(tmp_path / "checkpoints", "config.json") == (b"two", [])
-    (newest / "config.json").write_text("twa")
-    content, warnings = checkpoint.load_file(tmp_path / "checkpoints", "config.json")
-    assert content == b"one" and "hash mismatch in step_000000000002/config.json" in warnings[0]
+def test_a_piece_and_its_parity_damaged_cost_the_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    (newest / "parity").unlink()
+    files_of(newest)[-1].unlink()
+    loaded = checkpoint.load_latest(tmp_path, tree_of(0))
+    assert loaded.meta == {"step": 1} and "is missing; using step_000000000001 instead" in loaded.warnings[0]
+
+
+def test_extra_files_lie_beside_the_arrays_and_stay_there(tmp_path: Path) -> None:
+    newest = save(tmp_path / "checkpoints", 1, extra_files={"config.json": b"one"})
+    assert (newest / "config.json").read_bytes() == b"one"
     with pytest.raises(FlatironsError, match="cannot be called"):
-        save(tmp_path / "checkpoints", 3, extra_files={"../config.json": config})
+        save(tmp_path / "checkpoints", 3, extra_files={"../config.json": b"one"})
 
 
 # ----------------------------------------------------------------------------------------------------------------- refused at save

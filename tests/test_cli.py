@@ -272,6 +272,19 @@ def test_what_comes_next_leaves_out_what_cannot_be_played(capsys: pytest.Capture
         assert ("flatirons play" in shown) == played and "flatirons eval" in shown and "flatirons plot" in shown, name
 
 
+def test_a_damaged_config_is_mended_by_whatever_looks_at_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from flatirons.run import folder
+
+    record(tmp_path / "run", [1.0, 2.0])
+    copy = tmp_path / "run" / "checkpoints" / "step_000000000200"
+    copy.mkdir(parents=True)
+    folder.write_record(copy, {"system": "ppo", "task": "jax:CartPole-v1", "env": "jax:CartPole-v1", "in_graph": True})
+    for looks in (lambda: report.read(tmp_path / "run").task == "jax:CartPole-v1", lambda: cli._can_be_played(tmp_path / "run")):
+        for damage in (lambda place: place.write_text("{"), Path.unlink):
+            damage(tmp_path / "run" / "config.json")
+            assert looks() and "was put back" in capsys.readouterr().err
+
+
 def test_play_of_envpool_is_refused_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"env": "envpool:Ant-v5", "system": "sac"}))
     with pytest.raises(FlatironsError, match="envpool:Ant-v5 cannot be drawn, as EnvPool's simulators give no pictures; `flatirons eval`"):
@@ -466,6 +479,26 @@ def test_a_cut_last_line_is_left_out(tmp_path: Path) -> None:
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 300, "episode_ret')
     assert len(report.read(run).training[0].step) == 2
+
+
+def test_lines_that_are_none_of_ours_are_not_drawn(tmp_path: Path) -> None:
+    run = record(tmp_path / "a", [1.0, 2.0])
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": "300", "episode_return": 1.0}\n{"step": 400, "episode_return": 3.0, "episodes": "two"}\n')
+    curve = report.read(run).training[0]
+    assert (list(curve.step), list(curve.weight)) == ([100.0, 200.0, 400.0], [2.0, 2.0, 1.0])
+
+
+def test_a_picture_that_finds_no_room_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    run = record(tmp_path / "a", [1.0, 2.0])
+    before = sorted(run.iterdir())
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(FlatironsError, match=r"cannot write .*curve\.png: No space left on device"):
+        report.draw([run], run / "curve.png")
+    assert sorted(run.iterdir()) == before
 
 
 def test_a_run_without_anything_to_draw_says_so(tmp_path: Path) -> None:

@@ -349,9 +349,9 @@ def test_one_process_at_a_time_trains_in_a_folder(tmp_path):
     process = child("train", str(path))
     try:
         wait_for(process, "report")
-        with pytest.raises(FlatironsError, match="is being trained by another process; stop it first, or choose another --out"):
+        with pytest.raises(FlatironsError, match=r"is being trained by another process; stop it first$"):
             fi.resume(path, system=STUB, quiet=True, stop_at=8)
-        with pytest.raises(FlatironsError, match="is being trained by another process"):
+        with pytest.raises(FlatironsError, match=r"is being trained by another process; stop it first, or choose another --out$"):
             go(tmp_path, overwrite=True)
         assert (path / "config.json").exists() and list((path / "checkpoints").iterdir()), "refused before anything was removed"
     finally:
@@ -368,9 +368,10 @@ def test_a_folder_is_let_go_of_and_its_lock_is_no_strangers_file(tmp_path):
     (path / ".lock").touch()
     with pytest.raises(ZeroDivisionError), folder.created(path):
         raise ZeroDivisionError
-    for name in ("config.json", "seed_0/config.json", "seed_1/config.json", "seed_1/notes.txt"):
-        (path / name).parent.mkdir(exist_ok=True)
-        (path / name).write_text("{}")
+    for name in ("", "seed_0", "seed_1"):
+        (path / name).mkdir(exist_ok=True)
+        folder.write_record(path / name, RECORD)
+    (path / "seed_1" / "notes.txt").touch()
     with folder.held(path / "seed_1"), pytest.raises(FlatironsError, match="seed_1 is being trained"), folder.created(path, overwrite=True):
         pass
     assert (path / "config.json").exists() and (path / "seed_0" / "config.json").exists()
@@ -379,13 +380,71 @@ def test_a_folder_is_let_go_of_and_its_lock_is_no_strangers_file(tmp_path):
             pass
         assert {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()} == {".lock", "seed_1/.lock", "seed_1/notes.txt"}
         assert not (path / "seed_0").exists()
-        (path / "config.json").write_text("{}")
+        folder.write_record(path, RECORD)
+
+
+RECORD = {"format": 1, "system": "stub"}
+
+
+def files_in(path: Path) -> set[str]:
+    return {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()}
+
+
+def test_another_programs_config_makes_no_run_of_a_folder(tmp_path):
+    mine = {"config.json", "policy/mine.txt", "checkpoints/mine.txt", "checkpoints/step_1/config.json"}
+    for name in mine:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text('{"name": "my web project"}')
+    with pytest.raises(FlatironsError, match="exists and is not a run folder"), folder.created(tmp_path, overwrite=True):
+        pass
+    assert files_in(tmp_path) == mine
+
+
+@pytest.mark.parametrize("damage", [None, "", '{"name": "my web project"}'])
+def test_overwriting_takes_what_a_run_wrote_and_nothing_else(tmp_path, damage):
+    """A damaged config.json is known by its copy in a checkpoint."""
+    written = {
+        "metrics.jsonl", "summary.json.tmp", "curve.png", ".curve.tmp.png", ".writable.tmp", "policy/a", "policy.old/a",
+        "policy_best.tmp/a", "tensorboard/a",
+    }  # fmt: skip
+    mine = {"policy_notes/a", "policy.txt", "notes.tmp", "tensorboard.md", "tensorboards/a", "seed_mine/config.json"}
+    for name in written | mine:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "checkpoints" / "step_000000000008").mkdir(parents=True)
+    for place in (tmp_path, tmp_path / "checkpoints" / "step_000000000008"):
+        folder.write_record(place, RECORD)
+    if damage is not None:
+        (tmp_path / "config.json").write_text(damage)
+    with pytest.raises(FlatironsError, match="exists; resume it"), folder.created(tmp_path):
+        pass
+    with folder.created(tmp_path, overwrite=True):
+        assert files_in(tmp_path) == mine | {".lock"}
+
+
+def test_a_finished_run_needs_no_folder_that_can_be_written(tmp_path, monkeypatch, capsys):
+    run, host = go(tmp_path, total_steps=8), go(tmp_path, "CartPole-v1", name="host", seeds=2, total_steps=8)
+    monkeypatch.setattr(folder, "LOCK", "gone/.lock")
+    assert fi.resume(run.path, system=STUB).step == 8 and "is finished: 8 of 8 decisions" in capsys.readouterr().out
+    assert [one.step for one in fi.resume(host.path, system=STUB).runs] == [8, 8]
+    with pytest.raises(FlatironsError, match=r"cannot be written \(No such file or directory\); make it writable$"):
+        fi.resume(run.path, system=STUB, total_steps=16)
+
+
+def test_lines_that_are_none_of_ours_are_passed_over(tmp_path):
+    lines = tmp_path / "metrics.jsonl"
+    lines.write_text('{"step": 8, "loss": NaN}\n{"step": "9"}\n{"loss": 1.0}\n3\n' + "[" * 100_000 + '\n{"step": 16}\n')
+    assert [row["step"] for row in folder.read_lines(lines)] == [8, 16]
+    folder.cut_after(lines, 8)
+    assert lines.read_text() == '{"step": 8, "loss": null}\n'
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "LOCK", "gone/.lock")  # the file system says no, to whoever asks
     with pytest.raises(FlatironsError, match=r"the run folder .* cannot be written \(No such file or directory\)"), folder.held(tmp_path):
         pass
+    said = str(folder.Unwritable(tmp_path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), ""))
+    assert said.endswith("cannot be written (No space left on device); free some space")
     lines = tmp_path / "metrics.jsonl"
     lines.write_text('{"step": 8}\n{"step": 16}\n')
 
@@ -395,6 +454,8 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(folder.os, "fsync", full)
     with pytest.raises(FlatironsError, match=r"metrics\.jsonl cannot be written \(No space left on device\)"):
         folder.cut_after(lines, 8)
+    with pytest.raises(FlatironsError, match=r"summary\.json cannot be written .*; free some space, or make the folder writable"):
+        folder.write_json(tmp_path / "summary.json", {})
     assert lines.read_text().count("\n") == 2 and not list(tmp_path.glob("*.tmp"))
 
 

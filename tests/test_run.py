@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import json
 import math
@@ -674,7 +675,8 @@ def test_a_damaged_config_is_taken_from_the_checkpoint_and_said(tmp_path, capfd)
         (run.path / "config.json").write_text(bad)
         capfd.readouterr()
         assert fi.load(run.path, system=STUB).config == run.config
-        assert "the checkpoint's copy is used instead" in capfd.readouterr().err
+        assert "damaged or edited; the copy in the newest checkpoint was put back" in capfd.readouterr().err
+        assert (run.path / "config.json").read_text() == good
     shutil.rmtree(run.path / "checkpoints")
     for bad in damaged:
         (run.path / "config.json").write_text(bad)
@@ -682,6 +684,43 @@ def test_a_damaged_config_is_taken_from_the_checkpoint_and_said(tmp_path, capfd)
             fi.load(run.path, system=STUB)
     with pytest.raises(FlatironsError, match="no run folder"):
         fi.load(tmp_path / "nothing")
+
+
+def test_the_newest_good_copy_of_a_config_is_found(tmp_path, capfd, monkeypatch):
+    newest_first = [tmp_path / "checkpoints" / f"step_{step:012d}" for step in (300, 200, 100)]
+    for total, place in enumerate([tmp_path, *newest_first]):
+        place.mkdir(parents=True, exist_ok=True)
+        folder.write_record(place, {"total_steps": total})
+    for place in (tmp_path, newest_first[0]):
+        (place / "config.json").write_text((place / "config.json").read_text().replace('"total_steps": ', '"total_steps": 6'))
+    edited = (tmp_path / "config.json").read_text()
+    with monkeypatch.context() as full:
+        full.setattr(folder.os, "replace", full_disk)
+        assert folder.read_record(tmp_path)["total_steps"] == 2
+        assert "edited; the checkpoint's copy is used instead" in capfd.readouterr().err
+        assert (tmp_path / "config.json").read_text() == edited and not list(tmp_path.glob("*.tmp"))
+    assert folder.read_record(tmp_path)["total_steps"] == 2 and "was put back" in capfd.readouterr().err
+    assert (tmp_path / "config.json").read_text() == (newest_first[1] / "config.json").read_text()
+    assert folder.read_record(tmp_path)["total_steps"] == 2 and capfd.readouterr().err == ""
+
+
+def full_disk(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_config_damaged_while_the_run_goes_on_reaches_no_checkpoint(tmp_path, capfd):
+    """Nor one that was edited before it went on: every checkpoint that is kept would hold it in the end."""
+
+    def edit(run: fi.Run, row: dict[str, Any]) -> None:
+        place = run.path / "config.json"
+        place.write_text(place.read_text().replace('"total_steps": ', '"total_steps": 6'))
+
+    settings = {"total_steps": 32, "keep": 1, "checkpoint_every": 8}
+    run = go(tmp_path, stop_at=16, callbacks=[edit], **settings)
+    fi.resume(run.path, system=STUB, quiet=True)
+    assert "was put back" in capfd.readouterr().err
+    again = fi.load(run.path, system=STUB)
+    assert (again.step, again.config) == (32, run.config) and capfd.readouterr().err == ""
 
 
 def test_a_lost_config_is_put_back_and_said(tmp_path, capfd):
@@ -725,7 +764,8 @@ def test_a_damaged_policy_falls_back_loudly(tmp_path, capfd):
         data[len(data) // 2] ^= 1
         file.write_bytes(bytes(data))
     again = fi.load(run.path, system=STUB)
-    assert "taking the policy of the newest checkpoint instead" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "manifest.json; taking the policy of the newest checkpoint instead" in said and "use the policy of another" not in said
     assert_equal(again.actor, run.actor)
 
 

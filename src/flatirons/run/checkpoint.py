@@ -9,7 +9,8 @@ A checkpoint is written beside its place, fsynced and renamed into it, so that a
 are cut at fixed places, whatever they hold, and every piece is a file named by the hash of its content: of a replay that grew by some rows
 only the pieces with new rows are written. A byte that rots in a piece would damage every checkpoint that shares it, so each checkpoint has
 a parity file, from which any one piece can be made again out of the others; the next `save` of the same content writes it anew. What is
-damaged beyond that is passed over, and loading goes back to the newest intact checkpoint.
+damaged beyond that is passed over, and loading goes back to the newest intact checkpoint. Damage to what lies beside the arrays, the parity
+or an extra file, is only said.
 
 The hashes find accidents, not forgers. Against a forged folder stands that nothing here can run code: JSON and safetensors only, names that
 cannot leave the folder, shapes that must equal the caller's. One process at a time may save into a folder, for each removes what
@@ -60,6 +61,14 @@ class Loaded(NamedTuple):
     meta: dict[str, Any]
     path: Path
     warnings: list[str]
+
+
+class NoPolicy(FlatironsError):
+    """A policy that is missing or damaged; `fault` says so without what to do, for whoever knows of another."""
+
+    def __init__(self, fault: str, advice: str):
+        super().__init__(f"{fault}{advice}")
+        self.fault = fault
 
 
 class _Leaf(NamedTuple):
@@ -113,14 +122,14 @@ def save(
     step: int,
     keep: int = 3,
     finite: Callable[[str], bool] | None = is_weight,
-    extra_files: Mapping[str, Path] | None = None,
+    extra_files: Mapping[str, bytes] | None = None,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Path:
     """Write `folder/step_<step>` and then delete all but the newest `keep` checkpoints; returns its path.
 
     `tree`: any pytree of JAX or NumPy arrays (bfloat16 too), typed PRNG keys, Python bool/int/float and None. NumPy leaves must not be
     written to meanwhile. `meta`: what JSON can hold; it comes back as JSON gives it. `finite` names, by tree path, the float leaves in
-    which NaN and inf are refused. `extra_files` (the run's config.json) are copied in and protected alike; `load_file` returns them.
+    which NaN and inf are refused. `extra_files` (the run's config.json) are put beside them, by name.
     A checkpoint of the same step is replaced.
 
     Raises `FlatironsError` (leaf of another type, non-finite number, disk full, folder not writable); what was saved before is then intact.
@@ -131,7 +140,7 @@ def save(
     what = f"The checkpoint of step {step}"
     leaves = _leaves(tree, finite, what)
     meta_text = _json(meta, what)
-    files = _read_extra_files(extra_files or {}, what)
+    files = _extra_files(extra_files or {}, what)
     final = folder / f"step_{step:012d}"
     temporary = folder / f"{final.name}.tmp"
     added: list[Path] = []
@@ -188,22 +197,6 @@ def load(path: Path | str, like: PyTree) -> Loaded:
         return _load(path, like)
     except Damage as damage:
         raise FlatironsError(f"The checkpoint {path} is damaged: {damage}; use another one.") from None
-
-
-def load_file(folder: Path | str, name: str) -> tuple[bytes, list[str]]:
-    """The content of the extra file `name` in the newest checkpoint that holds it intact, and warnings as in `Loaded`.
-
-    Raises `FlatironsError` when no checkpoint does.
-    """
-
-    def read(path: Path) -> Loaded:
-        manifest = _read_manifest(path)
-        if name not in manifest.files:
-            raise Damage(f"{path.name} holds no file {name}")
-        return Loaded(arrays.read_file(path / name, f"{path.name}/{name}", record=manifest.files[name]), manifest.meta, path, [])
-
-    loaded = _newest(Path(folder), read)
-    return loaded.tree, loaded.warnings
 
 
 def list_checkpoints(folder: Path | str) -> list[Path]:
@@ -380,16 +373,11 @@ def _json(meta: Mapping[str, Any], what: str) -> str:
         raise FlatironsError(f"{what} was not saved, because its meta is not JSON ({error}); use strings and finite numbers.") from None
 
 
-def _read_extra_files(extra_files: Mapping[str, Path], what: str) -> dict[str, bytes]:
-    content = {}
-    for name, path in extra_files.items():
+def _extra_files(extra_files: Mapping[str, bytes], what: str) -> dict[str, bytes]:
+    for name in extra_files:
         if not _SAFE_NAME.fullmatch(name) or name in (_MANIFEST, _PARITY, "state.safetensors"):
             raise FlatironsError(f"{what} was not saved, because an extra file cannot be called {name!r}; use letters, digits and dots.")
-        try:
-            content[name] = Path(path).read_bytes()
-        except OSError as error:
-            raise FlatironsError(f"{what} was not saved, because its extra file {path} cannot be read ({error.strerror}).") from error
-    return content
+    return dict(extra_files)
 
 
 def _absent(store: Path, chunks: dict[str, _Chunk]) -> dict[str, _Chunk]:
@@ -575,17 +563,17 @@ def _newest(folder: Path, read: Callable[[Path], Loaded]) -> Loaded:
 
 def _policy(folder: Path, read: Callable[[Path], Loaded]) -> Loaded:
     if not folder.name.endswith(".old") and not folder.exists() and not folder.with_name(f"{folder.name}.old").exists():
-        raise FlatironsError(f"There is no policy in {folder}: name the policy folder of a run that has saved one.")
+        raise NoPolicy(f"There is no policy in {folder}", ": name the policy folder of a run that has saved one.")
     try:
         return read(folder)
     except Damage as damage:
         old = folder.with_name(f"{folder.name}.old")
         if not old.exists():
-            raise FlatironsError(f"The policy in {folder} is damaged: {damage}; use the policy of another run or checkpoint.") from None
+            raise NoPolicy(f"The policy in {folder} is damaged: {damage}", "; use the policy of another run or checkpoint.") from None
         try:
             return read(old)._replace(warnings=[f"{damage}; using {old.name} instead"])
         except Damage as second:
-            raise FlatironsError(f"The policy in {folder} is damaged ({damage}; {second}); use that of another run.") from None
+            raise NoPolicy(f"The policy in {folder} is damaged ({damage}; {second})", "; use that of another run.") from None
 
 
 def _chunk_path(checkpoint: Path, digest: str) -> Path:
@@ -596,10 +584,7 @@ def _load(path: Path, like: PyTree) -> Loaded:
     manifest = _read_manifest(path)
     wanted, structure = _named(like)
     _check_fit(path, manifest.leaves, wanted)
-    data = b""
-    for name, record in manifest.files.items():
-        content = arrays.read_file(path / name, f"{path.name}/{name}", record=record)
-        data = content if name == manifest.arrays else data
+    data = arrays.read_file(path / manifest.arrays, f"{path.name}/{manifest.arrays}", record=manifest.files[manifest.arrays])
     small = arrays.decode(data, f"{path.name}/{manifest.arrays}")
     if small.keys() != {name for name, record in manifest.leaves.items() if not record.chunks}:
         raise Damage(f"{path.name}/{manifest.arrays} does not hold the leaves that its manifest names")
@@ -609,7 +594,20 @@ def _load(path: Path, like: PyTree) -> Loaded:
         record = manifest.leaves[name]
         array = _join(path, name, record, manifest, repaired) if record.chunks else small.pop(name)
         leaves.append(_restore(array, record, leaf, f"{path.name}/{manifest.arrays}: {name}"))
-    return Loaded(jax.tree_util.tree_unflatten(structure, leaves), manifest.meta, path, sorted(set(repaired)))
+    warnings = [*_unneeded(path, manifest), *sorted(set(repaired))]
+    return Loaded(jax.tree_util.tree_unflatten(structure, leaves), manifest.meta, path, warnings)
+
+
+def _unneeded(path: Path, manifest: _Manifest) -> list[str]:
+    """What is wrong with the files beside the arrays. The arrays are whole without them, so it costs nothing that was learned."""
+    damages = []
+    for name, record in manifest.files.items():
+        if name != manifest.arrays:
+            try:
+                arrays.read_file(path / name, f"{path.name}/{name}", record=record)
+            except Damage as damage:
+                damages.append(f"{damage}; what was learned is whole without it, and the next checkpoint has it anew")
+    return damages
 
 
 def _signature(leaf: Any) -> tuple[str, str, tuple[int, ...]]:

@@ -241,7 +241,7 @@ def _can_be_played(path: Path) -> bool:
     from flatirons.envs import can_be_drawn
     from flatirons.run import folder, web
 
-    record = folder.read_json(path / folder.CONFIG)
+    record = folder.peek_record(path)
     name = record.get("env")
     return web.is_game(path) or (isinstance(name, str) and can_be_drawn(name, in_graph=bool(record.get("in_graph"))))
 

@@ -14,6 +14,8 @@ With several seeds each `seed_<n>/` is such a folder, and the folder around them
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import json
 import math
 import os
@@ -37,6 +39,8 @@ CURVE = "curve.png"
 CHECKPOINTS = "checkpoints"
 POLICY = "policy"
 POLICY_BEST = "policy_best"
+TENSORBOARD = "tensorboard"
+_PROBE = ".writable.tmp"
 LOCK = ".lock"
 """What a process that trains holds a lock on. Empty, and left behind: only the lock says that somebody trains."""
 
@@ -55,20 +59,32 @@ def default_path(system: str, task: str, seed: int) -> Path:
     return path
 
 
+_ELSEWHERE = ", or choose another --out"
+"""What else can be done about the folder of a run that is new. One that goes on has its place."""
+
+
+class Unwritable(FlatironsError):
+    """A run folder that may only be read."""
+
+    def __init__(self, path: Path, error: OSError, otherwise: str):
+        advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
+        super().__init__(f"the run folder {path} cannot be written ({error.strerror}); {advice}{otherwise}")
+
+
 @contextlib.contextmanager
-def held(path: Path) -> Iterator[None]:
+def held(path: Path, otherwise: str = "") -> Iterator[None]:
     """Hold an existing run folder: while this lasts nobody else can. The operating system lets go of it when the process ends, however it
     does. Where files cannot be locked (Windows, some network file systems) nothing is held.
 
-    Raises FlatironsError when it is held already, and when it cannot be written.
+    Raises FlatironsError when it is held already, and Unwritable when it cannot be written; `otherwise` ends their sentences.
     """
     try:
         file = open(path / LOCK, "a")  # noqa: SIM115 - its errors are not those of what is done while it is open
     except OSError as error:
-        raise _unwritable(path, error) from None
+        raise Unwritable(path, error, otherwise) from None
     with file:
         if not _lock(file):
-            raise FlatironsError(f"{path} is being trained by another process; stop it first, or choose another --out")
+            raise FlatironsError(f"{path} is being trained by another process; stop it first{otherwise}")
         yield
 
 
@@ -98,25 +114,25 @@ def created(path: Path, *, overwrite: bool = False) -> Iterator[None]:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unwritable(path, error) from None
-    with held(path):
+        raise Unwritable(path, error, _ELSEWHERE) from None
+    with held(path, _ELSEWHERE):
         # Once more: another process may have begun and ended a run here since.
         _demand_replaceable(path, overwrite=overwrite)
-        if (path / CONFIG).exists():
+        if _is_run(path):
             _remove_run(path)
         try:
-            probe = path / ".writable.tmp"
+            probe = path / _PROBE
             probe.write_text("")
             probe.unlink()
         except OSError as error:
-            raise _unwritable(path, error) from None
+            raise Unwritable(path, error, _ELSEWHERE) from None
         yield
 
 
 def _demand_replaceable(path: Path, *, overwrite: bool) -> None:
     if not path.exists():
         return
-    is_run = path.is_dir() and (path / CONFIG).exists()
+    is_run = _is_run(path)
     empty = path.is_dir() and all(entry.name == LOCK for entry in path.iterdir())
     if is_run and not overwrite:
         raise FlatironsError(
@@ -126,8 +142,9 @@ def _demand_replaceable(path: Path, *, overwrite: bool) -> None:
         raise FlatironsError(f"{path} exists and is not a run folder, so it will not be written to; choose another --out")
 
 
-def _unwritable(path: Path, error: OSError) -> FlatironsError:
-    return FlatironsError(f"the run folder {path} cannot be written ({error.strerror}); make it writable, or choose another --out")
+def _is_run(path: Path) -> bool:
+    """Whether a folder has a run's record, whole or edited, in its place or in a checkpoint: other programs have a config.json too."""
+    return any({"format", "system", "sha256"} <= _readable(file).keys() for file in (path / CONFIG, *_copies(path)))
 
 
 def _remove_run(path: Path) -> None:
@@ -135,9 +152,9 @@ def _remove_run(path: Path) -> None:
 
     Raises FlatironsError, with everything still there, when another process holds one of its seeds."""
     with contextlib.ExitStack() as seeds:
-        found = [seed for seed in path.glob("seed_*") if (seed / CONFIG).exists()]
+        found = seed_folders(path)
         for seed in found:
-            seeds.enter_context(held(seed))
+            seeds.enter_context(held(seed, _ELSEWHERE))
         for seed in found:
             _remove_run(seed)
             if all(entry.name == LOCK for entry in seed.iterdir()):
@@ -149,10 +166,13 @@ def _remove_run(path: Path) -> None:
 def _remove_written(path: Path) -> None:
     import shutil
 
-    for entry in list(path.iterdir()):
-        if entry.is_dir() and (entry.name == CHECKPOINTS or entry.name.startswith((POLICY, "tensorboard"))):
+    policies = [name + part for name in (POLICY, POLICY_BEST) for part in ("", ".old", ".tmp")]
+    files = [name + part for name in (METRICS, EVALUATIONS, SUMMARY, CONFIG) for part in ("", ".tmp")]
+    # What tells that this is a run goes last, so that one who is interrupted can begin again.
+    for entry in sorted(path.iterdir(), key=lambda entry: entry.name == CONFIG):
+        if entry.is_dir() and entry.name in (CHECKPOINTS, TENSORBOARD, *policies):
             shutil.rmtree(entry)
-        elif entry.name in (METRICS, EVALUATIONS, SUMMARY, CURVE, CONFIG) or entry.name.endswith(".tmp"):
+        elif entry.name in (CURVE, partial(entry.with_name(CURVE)).name, _PROBE, *files):
             entry.unlink()
 
 
@@ -174,18 +194,39 @@ def strict(value: Any) -> Any:
     return strict(value.item() if value.ndim == 0 else value.tolist())
 
 
+def _json_text(value: Mapping[str, Any]) -> str:
+    return json.dumps(strict(value), indent=2, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all: a temporary file, synced, renamed over the old one."""
+    """Write a JSON file whole or not at all. Raises FlatironsError where it cannot be written."""
+    _write_whole(path, _json_text(value))
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """A temporary file, synced, renamed over the old one. Raises FlatironsError, and leaves the old one as it is, where it cannot be
+    written."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(strict(value), file, indent=2, allow_nan=False)
-            file.write("\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise FlatironsError(f"{path} cannot be written ({error.strerror}); free some space or choose another --out") from None
+        remove_partial(temporary)
+        raise FlatironsError(f"{path} cannot be written ({error.strerror}); free some space, or make the folder writable") from None
+
+
+def remove_partial(path: Path) -> None:
+    """Remove what could be written only in part: it takes the space that there is too little of."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def partial(path: Path) -> Path:
+    """Where a picture is written before it is renamed to `path`: hidden, and of the same kind."""
+    return path.with_name(f".{path.stem}.tmp{path.suffix}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -202,16 +243,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a .jsonl file; a last line that a crash cut short is left out."""
+    """The lines of a .jsonl file; a last line that a crash cut short is left out, and so is what has no whole number as its `step`."""
     if not path.exists():
         return []
     lines = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(line, dict):
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
             lines.append(line)
     return lines
 
@@ -221,19 +262,8 @@ def cut_after(path: Path, step: int) -> None:
     file as it is, where it cannot be written."""
     if not path.exists():
         return
-    kept = [line for line in read_lines(path) if isinstance(line.get("step"), int) and line["step"] <= step]
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        # What is half written takes the space that there is too little of.
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise FlatironsError(f"{path} cannot be written ({error.strerror}); free some space, or make the folder writable") from None
+    kept = [line for line in read_lines(path) if line["step"] <= step]
+    _write_whole(path, "".join(json.dumps(strict(line), allow_nan=False) + "\n" for line in kept))
 
 
 _CUT: set[Path] = set()
@@ -252,6 +282,75 @@ def append_line(path: Path, line: Mapping[str, Any]) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- records
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _body(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != "sha256"}
+
+
+def record_text(record: Mapping[str, Any]) -> str:
+    """A run's config.json, with its own SHA-256 in it."""
+    body = strict(_body(record))
+    return _json_text({**body, "sha256": _digest(body)})
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a run's config.json. Raises FlatironsError where it cannot be written."""
+    _write_whole(path / CONFIG, record_text(record))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A run's config.json. When it was lost, damaged or edited, the copy in the newest checkpoint that has a good one is put back in its
+    place, and that is said: what is left there would be taken for the run's own.
+
+    Raises FlatironsError when there is no good copy either.
+    """
+    place, found = path / CONFIG, (path / CONFIG).exists()
+    if not found and not (path / CHECKPOINTS).is_dir():
+        return read_json(place)
+    if _is_verified(record := _readable(place)):
+        return record
+    record = next((copy for file in _copies(path) if _is_verified(copy := _readable(file))), None)
+    if record is None:
+        wrong = "damaged" if found else "missing"
+        raise FlatironsError(f"{place} is {wrong}, and no checkpoint has a good copy; take it from a copy of the run folder")
+    wrong = "does not match its own checksum: damaged or edited" if found else "is missing"
+    try:
+        write_record(path, record)
+        warn(f"{place} {wrong}; the copy in the newest checkpoint was put back")
+    except FlatironsError:  # a folder that may only be read
+        warn(f"{place} {wrong}; the checkpoint's copy is used instead")
+    return record
+
+
+def peek_record(path: Path) -> dict[str, Any]:
+    """A run's config.json where only a name is wanted of it, to show or to choose by: an edited one will do where there is no good one.
+    Raises FlatironsError when none can be read."""
+    try:
+        return read_record(path)
+    except FlatironsError:
+        return read_json(path / CONFIG)
+
+
+def _copies(path: Path) -> list[Path]:
+    """The copies of a run's config.json in its checkpoints, the newest first."""
+    return sorted((path / CHECKPOINTS).glob(f"step_*/{CONFIG}"), reverse=True)
+
+
+def _readable(path: Path) -> dict[str, Any]:
+    """A JSON object, an empty one where none can be read."""
+    try:
+        return read_json(path)
+    except FlatironsError:
+        return {}
+
+
+def _is_verified(record: Mapping[str, Any]) -> bool:
+    return record.get("sha256") == _digest(_body(record))
 
 
 def _version(package: str) -> str | None:

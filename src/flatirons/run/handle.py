@@ -239,7 +239,7 @@ class Run:
             checkpoint.save_policy(self.path / folder.POLICY, self.actor, meta)
             return self.path
         found = {**meta, **self._facts}
-        protected = {folder.CONFIG: self.path / folder.CONFIG}
+        protected = {folder.CONFIG: folder.record_text(self._job.recorded).encode()}
         checkpoint.save(
             self.path / folder.CHECKPOINTS, self._state, found, step=self.step, keep=self._job.options.keep, extra_files=protected
         )

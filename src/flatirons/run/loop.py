@@ -261,7 +261,8 @@ def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable
     def save() -> None:
         since = time.perf_counter()
         found = {"step": step, "system": job.name, "task": task.name, "seed": job.seed, **facts()}
-        protected = {folder.CONFIG: job.path / folder.CONFIG}
+        # Not the file, which somebody may have damaged or edited meanwhile.
+        protected = {folder.CONFIG: folder.record_text(job.recorded).encode()}
         checkpoint.save(job.path / folder.CHECKPOINTS, state, found, step=step, keep=options.keep, extra_files=protected)
         save_policies(job, state, found, folder.POLICY)
         clocked("checkpoint", since)

@@ -115,7 +115,7 @@ class Log:
         self.path = path
         self._writer: Any = None
         if tensorboard:
-            self._writer = _tensorboard_writer(path / "tensorboard")
+            self._writer = _tensorboard_writer(path / folder.TENSORBOARD)
 
     def report(self, row: dict[str, Any]) -> None:
         """Write a report's row."""

@@ -37,7 +37,7 @@ def play(path: Path, *, video: str | None = None, episodes: int = 1, seed: int =
     `max_steps` decisions. `best` plays the policy of the best evaluation. Raises FlatironsError where the task cannot be drawn, a package
     is missing, or no best policy was kept.
     """
-    record = folder.read_json(path / folder.CONFIG)
+    record = folder.peek_record(path)
     name = record.get("env")
     if not isinstance(name, str):
         raise FlatironsError(

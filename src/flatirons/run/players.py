@@ -487,7 +487,7 @@ def game_of(spec: str) -> str | None:
         if str(path) not in ("random", "perfect") and not (colon and kind in ("minimax", "mcts", "gtp", "uci", "usi")):
             raise _no_player(spec, str(path))
         return None
-    task = folder.read_json(path / folder.CONFIG).get("task")
+    task = folder.peek_record(path).get("task")
     if not isinstance(task, str) or task.removeprefix("pgx:") not in notation.games.GAMES:
         raise FlatironsError(f"{path} was trained on {task}, which is no board game")
     return task.removeprefix("pgx:")

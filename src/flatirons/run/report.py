@@ -43,12 +43,16 @@ class Recorded(NamedTuple):
 
 
 def _curve(rows: Sequence[dict[str, Any]], metric: str, weight: str) -> Curve:
-    kept = [row for row in rows if isinstance(row.get(metric), int | float) and math.isfinite(row[metric]) and "step" in row]
+    kept = [row for row in rows if _is_finite(row.get(metric))]
     return Curve(
         np.array([row["step"] for row in kept], np.float64),
         np.array([row[metric] for row in kept], np.float64),
-        np.array([max(float(row.get(weight) or 1), 1e-9) for row in kept], np.float64),
+        np.array([max(float(row[weight] or 1), 1e-9) if _is_finite(row.get(weight)) else 1.0 for row in kept], np.float64),
     )
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _of_seeds(path: Path) -> list[Path]:
@@ -77,9 +81,9 @@ def read(path: str | Path, metric: str = "episode_return") -> Recorded:
     """
     path = Path(path)
     folders = _of_seeds(path)
-    if not (folders[0] / folder.CONFIG).exists():
+    if not (folders[0] / folder.CONFIG).exists() and not (folders[0] / folder.CHECKPOINTS).is_dir():
         raise FlatironsError(f"{path} is not a run folder: it has no {folder.CONFIG}; give the folder named by --out when training.")
-    config = folder.read_json(folders[0] / folder.CONFIG)
+    config = folder.peek_record(folders[0])
     rows = [folder.read_lines(each / folder.METRICS) for each in folders]
     training = tuple(curve for r in rows if len((curve := _curve(r, metric, "episodes")).step))
     evaluations: tuple[Curve, ...] = ()
@@ -173,12 +177,13 @@ def draw(paths: Sequence[str | Path], out: str | Path, *, metric: str | None = N
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, loc="best")
     # Written beside and renamed: a reader never sees half a picture.
-    partial = out.with_name(f".{out.stem}.tmp{out.suffix}")
+    partial = folder.partial(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(partial)
         partial.replace(out)
     except OSError as error:
+        folder.remove_partial(partial)
         raise FlatironsError(f"cannot write {out}: {error.strerror or error}; choose another --out.") from error
     return out
 

@@ -230,11 +230,10 @@ def resume(
 
     In-graph the result equals the uninterrupted run bit for bit. On a host the environments start new episodes. `env`, `network`,
     `system` and `eval_env` must be passed again where the run was started with objects instead of names. `devices` replaces the run's own.
-    Says so when the run is finished.
+    Says so when the run is finished, for which its folder need not be writable.
     Raises FlatironsError when there is no run, no intact checkpoint, when an object is missing, or when another process trains the run.
     """
     demand_whole("workers", workers, 1)
-    _put_back_record(Path(path))
     job = reopen(Path(path), env=env, network=network, system=system, eval_env=eval_env)
     job.quiet, job.callbacks = quiet, tuple(callbacks)
     if devices is not None:
@@ -249,10 +248,20 @@ def resume(
     if job.seeds > 1 and not job.recorded["vmapped"]:
         if workers > 1:
             _demand_repeatable(job)
-        with folder.held(job.path):
+        with contextlib.ExitStack() as holding:
+            _hold(holding, job.path)  # each seed that is not finished says it where it cannot be written
             record_budget(job)
             return _train_each(job, workers=workers)
     return _go_on(job, in_group=False)
+
+
+def _hold(holding: contextlib.ExitStack, path: Path) -> folder.Unwritable | None:
+    """Hold a run folder; what is wrong where it cannot be written, for a run that is finished needs nothing written."""
+    try:
+        holding.enter_context(folder.held(path))
+    except folder.Unwritable as error:
+        return error
+    return None
 
 
 def _go_on(job: Job, *, in_group: bool) -> Run:
@@ -266,7 +275,7 @@ def _go_on(job: Job, *, in_group: bool) -> Run:
                 demand_same_spaces(made, eval_task)
             like = state_like(job, made)
             # Before the newest checkpoint is looked for: whoever trains here could write a newer one.
-            holding.enter_context(folder.held(job.path))
+            unwritable = _hold(holding, job.path)
             loaded = checkpoint.load_latest(job.path / folder.CHECKPOINTS, like)
             for warning in loaded.warnings:
                 folder.warn(warning)
@@ -285,6 +294,8 @@ def _go_on(job: Job, *, in_group: bool) -> Run:
                 raise FlatironsError(
                     f"stop_at={job.stop_at:_} lies behind the checkpoint at {step:_} {counted(job.system)}; choose a later one"
                 )
+            if unwritable is not None:
+                raise unwritable
             record_budget(job)
             notes = [f"resuming {job.name} on {made.name} at {step:_} of {job.config.total_steps:_} {counted(job.system)} in {job.path}"]
             state = jax.tree.map(owned, loaded.tree)
@@ -312,7 +323,6 @@ def load(path: str | os.PathLike[str], env: Any = None, network: Network | None 
     last one; its `save` would write that one as the last. Raises FlatironsError when no policy can be read, and for `best` where the run
     was never evaluated while it trained.
     """
-    _put_back_record(Path(path))
     job = reopen(Path(path), env=env, network=network, system=system, acting_only=True)
     if job.seeds > 1:
         return Run(job, runs=[load(seed_path, env, network, system=system, best=best) for seed_path in folder.seed_folders(job.path)])
@@ -336,30 +346,13 @@ def load(path: str | os.PathLike[str], env: Any = None, network: Network | None 
     return Run(job, actor=jax.tree.map(owned, actor), step=step)
 
 
-def _put_back_record(path: Path) -> None:
-    """Where config.json was lost, put the newest checkpoint's copy in its place and say so: every command reads it.
-
-    Raises FlatironsError where there are checkpoints and none of them has a copy."""
-    place, checkpoints = path / folder.CONFIG, path / folder.CHECKPOINTS
-    if place.exists() or not checkpoints.is_dir():
-        return
-    try:
-        content, _ = checkpoint.load_file(checkpoints, folder.CONFIG)
-    except FlatironsError:
-        raise FlatironsError(f"{place} is missing, and no checkpoint has a good copy; take it from a copy of the run folder") from None
-    try:
-        folder.write_json(place, json.loads(content))
-    except (FlatironsError, ValueError):  # a folder that may only be read: the copy is found again each time
-        return
-    folder.warn(f"{place} is missing; the copy in the newest checkpoint was put back")
-
-
 def _actor_of_checkpoint(job: Job, error: FlatironsError) -> tuple[Any, int]:
     source, part = job.path, job.recorded.get("part_of")
     whole = reopen(source.parent, env=job.source, network=None, system=job.system, config=job.config) if part else job
     if not (whole.path / folder.CHECKPOINTS).exists():
         raise error
-    folder.warn(f"{error}; taking the policy of the newest checkpoint instead")
+    wrong = error.fault if isinstance(error, checkpoint.NoPolicy) else str(error).rstrip(".")
+    folder.warn(f"{wrong}; taking the policy of the newest checkpoint instead")
     made = whole.make(whole.config.num_envs, seed=whole.seed, training=True)
     try:
         loaded = checkpoint.load_latest(whole.path / folder.CHECKPOINTS, state_like(whole, made))

@@ -651,14 +651,14 @@ class Server(http.server.ThreadingHTTPServer):
 
 def is_game(path: Path) -> bool:
     """Whether the run at `path` is of a board game."""
-    name = folder.read_json(path / folder.CONFIG).get("env")
+    name = folder.peek_record(path).get("env")
     return isinstance(name, str) and name.startswith("pgx:") and name.removeprefix("pgx:").replace("-", "_") in games.GAMES
 
 
 def opponent(path: Path, *, simulations: int | None = None, seed: int = 0) -> Opponent:
     """The run at `path` to play against. Raises FlatironsError where it cannot be."""
     run = train.load(path)
-    record = folder.read_json(path / folder.CONFIG)
+    record = folder.peek_record(path)
     task = envs.make(record["env"], 1, **dict(record.get("env_options") or {}))
     who = str(record.get("preset") or record["system"])
     label = f"{who} after {run.step:,} decisions, {path}"
