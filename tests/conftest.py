@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -27,6 +28,28 @@ gc.set_threshold(50_000, 20, 20)
 # Both test processes compile the same programs, and many tests the same as others.
 enable_compilation_cache()
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+MOST_MAPPINGS = 40_000
+"""Memory mappings after which compiled programs are let go: Linux gives a process 65,530, each program keeps some ten, and the whole suite
+in one process died of it."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_mappings() -> Iterator[None]:
+    """A module's programs are let go after it, where there have come to be many."""
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def quick_compiles(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compiling is most of the suite's time, and without optimisation a program is ready in 60 % of it. What people run is optimised: so are
+    the tests marked `optimised`, and whatever runs in a process of its own."""
+    jax.config.update("jax_disable_most_optimizations", "optimised" not in request.keywords)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

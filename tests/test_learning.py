@@ -17,6 +17,9 @@ from flatirons.envs.ingraph import InGraph
 from flatirons.systems import ddpg, dqn, ppo, sac
 from flatirons.types import ArraySpec, Box, Discrete, TimeStep
 
+# What is learnt here is learnt by the programs that people run.
+pytestmark = pytest.mark.optimised
+
 # gamma 0.99 draws V near by a hundredth of the way at each bootstrap: many turns of few, large steps.
 PPO = ppo.Config(
     num_envs=8, num_steps=10, num_epochs=8, num_minibatches=1, learning_rate=0.1, gamma=0.99, gae_lambda=1.0, hidden=(16,),
