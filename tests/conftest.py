@@ -45,8 +45,8 @@ def few_mappings() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def quick_compiles(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Compiling is most of the suite's time, and without optimisation a program is ready in 60 % of it. What people run is optimised: so are
-    the tests marked `optimised`, and whatever runs in a process of its own."""
+    """Compiling is most of the suite's time, and without optimisation a program is ready in 60 % of it. People run optimised ones: so do
+    the tests marked `optimised`, and whatever has a process of its own."""
     jax.config.update("jax_disable_most_optimizations", "optimised" not in request.keywords)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
