@@ -185,6 +185,21 @@ PRESETS = {
         },
         tasks=("CartPole-v*", "jax:CartPole-v*"),
     ),
+    "ppo-mountain-car": Preset(
+        doc="Tuned for MountainCar: many short iterations, observations and rewards normalised, for nothing is earned before the flag.",
+        config={
+            "total_steps": 1_000_000,
+            "num_envs": 16,
+            "num_steps": 25,
+            "num_epochs": 4,
+            "num_minibatches": 1,
+            "learning_rate": 1e-3,
+            "gae_lambda": 0.98,
+            "normalise_obs": True,
+            "normalise_reward": True,
+        },
+        tasks=("MountainCar-v*", "jax:MountainCar-v*"),
+    ),
     "ppo-pendulum": Preset(
         doc="Tuned for Pendulum: a short horizon, a high learning rate, rewards normalised.",
         config={

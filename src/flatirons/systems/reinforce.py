@@ -87,6 +87,18 @@ PRESETS = {
         doc="With a memory of 64 units, for tasks that do not show all at once.",
         config={"lstm": 64, "hidden": (64,)},
     ),
+    "reinforce-acrobot": Preset(
+        doc="Tuned for Acrobot: whole episodes of 16 environments, standardised advantages, an entropy bonus.",
+        config={
+            "total_steps": 480_000,
+            "num_envs": 16,
+            "num_steps": 500,
+            "learning_rate": 5e-3,
+            "normalise_advantage": True,
+            "ent_coef": 0.05,
+        },
+        tasks=("Acrobot-v*", "jax:Acrobot-v*"),
+    ),
 }
 
 
