@@ -186,13 +186,11 @@ PRESETS = {
         tasks=("CartPole-v*", "jax:CartPole-v*"),
     ),
     "ppo-mountain-car": Preset(
-        doc="Tuned for MountainCar: many short iterations, observations and rewards normalised, for nothing is earned before the flag.",
+        doc="Tuned for MountainCar: long trajectories, observations and rewards normalised, for nothing is earned before the flag.",
         config={
             "total_steps": 1_000_000,
-            "num_envs": 16,
-            "num_steps": 25,
-            "num_epochs": 4,
-            "num_minibatches": 1,
+            "num_envs": 8,
+            "num_steps": 250,
             "learning_rate": 1e-3,
             "gae_lambda": 0.98,
             "normalise_obs": True,
