@@ -497,6 +497,31 @@ def choose(command: str, timeout: str = "20", kind: str = "gtp", name: str = "go
         engine.close()
 
 
+USI = """
+import sys
+for line in sys.stdin:
+    if line.startswith("usi\\n"):
+        print("option name USI_Variant type string\\nusiok ", flush=True)
+    elif line.startswith("isready"):
+        print("readyok\\t", flush=True)
+    elif line.startswith("go"):
+        print("bestmove{}", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("answer", "action"), [("  2c2b", "2c2b"), ("\t2c2b", "2c2b"), (" 2C2B ponder x", "2c2b"), (" RESIGN", ""), (" win", None)]
+)
+def test_an_engine_over_usi_spells_as_it_likes(tmp_path: Path, answer: str, action: str | None) -> None:
+    command, start = fake(tmp_path, USI.format(answer)), notation.table(games.make("animal_shogi"))
+    if action is None:
+        with pytest.raises(FlatironsError, match="declared a win"):
+            choose(command, "5", "usi", "animal_shogi")
+        return
+    expected = notation.moves(start.game, start.board, start.legal)[action] if action else games.RESIGN
+    assert choose(command, "5", "usi", "animal_shogi") == expected
+
+
 def test_an_engine_over_gtp(tmp_path: Path) -> None:
     assert choose(fake(tmp_path, GOOD)) == 40
     assert choose(fake(tmp_path, GOOD.replace('"E5"', '"resign"'))) == games.RESIGN

@@ -279,6 +279,25 @@ def test_results_in_sgf_are_spelt_in_many_ways(text: str, result: float | None) 
     assert records._sgf_result(text, "B") == result
 
 
+def test_a_game_of_hex_given_up_ends_there() -> None:
+    one, other = "(;FF[4]GM[11]SZ[11];B[b3];W[resign])", "(;FF[4]GM[11]SZ[11]RE[?];B[b3];W[d4];B[Forfeit];W[e5])"
+    first, second = records.read(game("hex"), one + other)
+    assert len(first.actions) == 1 and len(second.actions) == 2
+    assert (first.result, second.result) == ((-1.0, 1.0) if notation.colours("hex")[0] == "white" else (1.0, -1.0))
+
+
+def test_a_lion_that_has_come_to_the_last_row_has_won() -> None:
+    for text, outcome in (("lCL/3/1CG/Ee1 w g 72", 1.0), ("g2/2C/1GL/l2 b Eec 17", -1.0)):
+        table = notation.Table(game("animal_shogi"), text)
+        assert table.over and float(table.state.outcome) == outcome and table.text() == text
+    assert not notation.Table(game("animal_shogi"), "l1e/2E/c1c/1LG b g 17").over
+
+
+def test_gardners_chess_has_no_castling() -> None:
+    with pytest.raises(FlatironsError, match="neither castling nor taking in passing"):
+        notation.Table(game("gardner_chess"), "rnbqk/ppppp/5/PPPPP/RNBQK w KQkq - 0 1")
+
+
 def test_sgf_of_go_as_people_write_it() -> None:
     text = r"""(;GM[1]FF[4]SZ[9]KM[7.5]PB[Black \] player]PW[White]RE[W+3.5]
 ;B[ee]C[the \] middle];W[gc](;B[cg];W[];B[tt])(;B[aa];W[bb](;B[cc])))

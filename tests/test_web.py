@@ -234,6 +234,8 @@ def test_resigning_and_watching(ttt: web.Server) -> None:
     over = ask(ttt, "resign", game=game["game"], ply=0)
     assert over["over"] and over["position"]["outcome"] == -1 and over["position"]["ending"] == "resignation"
     assert over["text"] == "" and ask(ttt, "new", side="none", position="a1")["text"] == "a1"
+    again = ask(ttt, "new", side=0, moves=[-1])
+    assert again["over"] and again["position"]["ending"] == "resignation"
     assert ask(ttt, "undo", game=game["game"], ply=1)["over"] is False
     watched = ask(ttt, "new", side="none")
     while not watched["over"]:

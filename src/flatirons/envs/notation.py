@@ -532,6 +532,8 @@ def _chess_state(game: Game, cells: np.ndarray, turn: int, rest: Sequence[str], 
             return _begun(start, turn, x.legal_action_mask, ended, rewards[0], {"_x": x})
         from pgx import gardner_chess as small
 
+        if castling != "-" or passed != "-":
+            raise wrong("this game has neither castling nor taking in passing: both fields are -")
         full = game.pgx(start._replace(player=jnp.int32(turn)))
         zeros = {name: jnp.zeros_like(getattr(full, name)) for name in ("_hash_history", "_board_history")}
         full = full.replace(_board=flat, _turn=jnp.int32(turn), _halfmove_count=counts[0], _fullmove_count=counts[1], **zeros)
@@ -597,11 +599,12 @@ def _shogi_state(game: Game, cells: np.ndarray, turn: int, rest: Sequence[str], 
                 _hand_history=jnp.zeros_like(start.inner["_hand_history"]).at[0].set(hand.reshape(-1)),
             )  # fmt: skip
             legal = jax.jit(small._legal_action_mask)(full)
-            lost = ~jnp.any(legal)
+            # A lion on the row where he wins has won as he came there.
+            lost = ~jnp.any(legal) | jnp.any(flat.reshape(3, 4)[:, -1] == small.KING + half)
             inner = {key: getattr(full, key) for key in start.inner}
     begun = _begun(start, turn, legal, lost, jnp.where(lost, -1.0 if turn == 0 else 1.0, 0.0), inner)
-    # Animal shogi counts its 256 plies from here; shogi's own count stands inside.
-    return begun._replace(plies=jnp.int32(max(0, int(number) - 1))) if name == "shogi" else begun
+    plies = max(0, int(number) - 1)
+    return begun._replace(plies=jnp.int32(plies if name == "shogi" else min(plies, game.longest - 1)))
 
 
 def _begun(start: GameState, turn: int, legal: Any, ended: Any, outcome: Any, inner: dict[str, Any]) -> GameState:

@@ -163,13 +163,16 @@ def _read_sgf(game: Game, text: str, name: str) -> Iterator[Record]:
         if any(key in node for node in nodes for key in ("AB", "AW", "AE")):
             raise FlatironsError(f"{where} begins with stones on the board (handicap or set-up); only games from the start can be read")
         first = "B" if notation.colours(game.name)[0] == "black" else "W"
-        table = notation.Table(game)
+        table, given_up = notation.Table(game), None
         ply = 0
         for node in nodes:
             for key in ("B", "W"):
-                if key not in node:
+                if key not in node or given_up is not None:
                     continue
                 ply += 1
+                if game.name == "hex" and node[key][0].strip().lower() in ("resign", "forfeit"):
+                    given_up = -1.0 if key == first else 1.0
+                    continue
                 word = _sgf_word(game, node[key][0])
                 # By some rules it takes a third pass to end a game.
                 if table.over and word == "pass":
@@ -185,7 +188,8 @@ def _read_sgf(game: Game, text: str, name: str) -> Iterator[Record]:
                     raise FlatironsError(f"{where}, move {ply}: {error}") from None
         players = head.get(f"P{first}", "?"), head.get("PW" if first == "B" else "PB", "?")
         facts = tuple((key, head[key]) for key in ("EV", "DT", "RO", "BR", "WR") if key in head)
-        yield Record(game.name, tuple(table.actions), _sgf_result(head.get("RE", ""), first), players, "", facts)
+        result = _sgf_result(head.get("RE", ""), first)
+        yield Record(game.name, tuple(table.actions), given_up if result is None else result, players, "", facts)
 
 
 def _sgf_word(game: Game, value: str) -> str:

@@ -253,7 +253,7 @@ class Engine:
         deadline, lines = time.monotonic() + self.timeout_s, []
         while True:
             line = self.program.read(deadline, word).strip()
-            if line.split(" ")[0] == word:
+            if line.split()[:1] == [word]:
                 return [*lines, line]
             lines.append(line)
 
@@ -305,10 +305,12 @@ class Engine:
         if self.kind == "usi" and "movetime" in limits:
             limits = {"btime": "0", "wtime": "0", "byoyomi": limits["movetime"]}
         self.program.send("go " + " ".join(f"{name} {value}" for name, value in limits.items()))
-        answer = self._until("bestmove")[-1].split(" ")
+        answer = self._until("bestmove")[-1].split()
         word = answer[1] if len(answer) > 1 else ""
-        if word == "resign":
+        if word.lower() == "resign":
             return RESIGN
+        if self.kind == "usi" and word.lower() == "win":
+            raise EngineError(f"the engine {self.command!r} declared a win by its king's entering, which the rules here do not have")
         return self._legal(table, word, notation.moves(self.game, table.board, table.legal, fairy=True) if fairy else {})
 
     def _legal(self, table: notation.Table, word: str, known: Mapping[str, int]) -> int:

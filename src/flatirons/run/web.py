@@ -257,6 +257,9 @@ class Play:
         return round(-value if int(state.player) else value, 4)
 
 
+RESIGNATION = boards.Move(games.RESIGN, None, text="resigns")
+
+
 class Table:
     """All games with one opponent, and what can be asked of them. Every answer is plain data for JSON; raises Refusal."""
 
@@ -294,8 +297,9 @@ class Table:
         actions = body.get("moves", [])
         if not isinstance(actions, list) or len(actions) > self.opponent.game.longest + 1:
             raise Refusal(400, "moves is a list of actions; leave it out for a game from the start.")
-        for action in actions:
-            play.play(self._legal(play, {"action": action}, brought_back=True))
+        for number, action in enumerate(actions, 1):
+            gives_up = action == games.RESIGN and number == len(actions) and not play.over
+            play.play(RESIGNATION if gives_up else self._legal(play, {"action": action}, brought_back=True))
         with self._lock:
             self._games[play.id] = play
             while len(self._games) > MAX_GAMES:
@@ -324,7 +328,7 @@ class Table:
             self._same(play, body)
             if play.over:
                 raise Refusal(400, "the game is over; take back or begin a new one.")
-            play.play(boards.Move(games.RESIGN, None, text="resigns"))
+            play.play(RESIGNATION)
             return self._view(play)
 
     def engine(self, body: dict[str, Any]) -> dict[str, Any]:
