@@ -29,7 +29,7 @@ gc.set_threshold(50_000, 20, 20)
 enable_compilation_cache()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-MOST_MAPPINGS = 40_000
+MOST_MAPPINGS = 30_000
 """Memory mappings after which compiled programs are let go: Linux gives a process 65,530, each program keeps some ten, and the whole suite
 in one process died of it."""
 
