@@ -198,6 +198,18 @@ PRESETS = {
         },
         tasks=("MountainCar-v*", "jax:MountainCar-v*"),
     ),
+    "ppo-mountain-car-continuous": Preset(
+        doc="Tuned for MountainCarContinuous: as ppo-mountain-car, with noise that lasts, for without it the car never comes to the flag.",
+        config={
+            "total_steps": 300_000,
+            "num_envs": 8,
+            "num_steps": 250,
+            "normalise_obs": True,
+            "normalise_reward": True,
+            "noise_correlation": 0.95,
+        },
+        tasks=("MountainCarContinuous-v*", "jax:MountainCarContinuous-v*"),
+    ),
     "ppo-pendulum": Preset(
         doc="Tuned for Pendulum: a short horizon, a high learning rate, rewards normalised.",
         config={
