@@ -75,6 +75,7 @@ ROWS: dict[str, Row] = {
     "ppo-acrobot": Row(system="ppo", task="Acrobot-v1", budget=300_000, seeds=5, reach=-100, aim=-81),
     "ppo-mountain-car": Row(system="ppo", task="MountainCar-v0", budget=1_000_000, seeds=5, reach=-110, aim=-103),
     "ppo-mountain-car-continuous": Row(system="ppo", task="MountainCarContinuous-v0", budget=300_000, seeds=5, reach=90, aim=93.8),
+    "ddpg-mountain-car": Row(system="ddpg", task="MountainCarContinuous-v0", budget=30_000, seeds=5, reach=90, aim=93.8),
     "reinforce-acrobot": Row(system="reinforce", task="Acrobot-v1", budget=480_000, seeds=5, reach=-100, aim=-81),
     "dqn-mountain-car": Row(system="dqn", task="MountainCar-v0", budget=120_000, seeds=5, reach=-110, aim=-103),
     "ppo-lunarlander": Row(system="ppo", task="LunarLander-v3", budget=1_000_000, seeds=3, reach=200, aim=242),

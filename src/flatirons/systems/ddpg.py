@@ -133,6 +133,11 @@ SEEN = {
 }
 
 PRESETS = {
+    "ddpg-mountain-car": Preset(
+        doc="Tuned for MountainCarContinuous: much noise that lasts, for without it the car never comes to the flag.",
+        config={"total_steps": 30_000, "noise": "ou", "noise_std": 0.5},
+        tasks=("MountainCarContinuous-v*", "jax:MountainCarContinuous-v*"),
+    ),
     "ddpg-paper": Preset(
         doc="The paper's settings (section 7), no batch normalisation: 400-300, action in the second layer, OU noise, weight decay.",
         config={
