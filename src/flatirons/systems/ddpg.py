@@ -133,11 +133,6 @@ SEEN = {
 }
 
 PRESETS = {
-    "ddpg-mountain-car": Preset(
-        doc="Tuned for MountainCarContinuous: much noise that lasts, for without it the car never comes to the flag.",
-        config={"total_steps": 30_000, "noise": "ou", "noise_std": 0.5},
-        tasks=("MountainCarContinuous-v*", "jax:MountainCarContinuous-v*"),
-    ),
     "ddpg-paper": Preset(
         doc="The paper's settings (section 7), no batch normalisation: 400-300, action in the second layer, OU noise, weight decay.",
         config={
@@ -182,6 +177,11 @@ PRESETS = {
         doc="Tuned for InvertedPendulum: learning begins early, with smaller minibatches, the critic's layers standardised.",
         config={"total_steps": 100_000, "learning_starts": 1_000, "random_steps": 1_000, "batch_size": 128, "layer_norm": True},
         tasks=("Inverted*Pendulum-v*",),
+    ),
+    "ddpg-mountain-car": Preset(
+        doc="Tuned for MountainCarContinuous: much noise that lasts, for without it the car never comes to the flag.",
+        config={"total_steps": 30_000, "noise": "ou", "noise_std": 0.5},
+        tasks=("MountainCarContinuous-v*", "jax:MountainCarContinuous-v*"),
     ),
     "ddpg-pendulum": Preset(
         doc="Tuned for Pendulum: learning begins at once.",
