@@ -536,12 +536,30 @@ def test_an_engine_over_gtp(tmp_path: Path) -> None:
         ("import time; time.sleep(60)", "hangs: no answer to 'protocol_version' within 0.5 s"),
         (GOOD.replace('"E5"', '"Z9"'), "played 'Z9', which is not legal"),
         ('print("? no\\n", flush=True); input()', r"answered '\? no'"),
+        # Talk without an end, in lines, in blank ones, and in one line.
+        ("while True: print('and', flush=True)", "answered 'and"),
+        ("while True: print(flush=True)  # sleep", "hangs: no answer to 'protocol_version' within 0.5 s"),
+        ("while True: print('x' * 1000, end='', flush=True)", "answered 'xxx"),
     ],
 )
 def test_an_engine_that_fails_is_named(tmp_path: Path, body: str, why: str) -> None:
     timeout = "0.5" if "sleep" in body else "20"
     with pytest.raises(engines.EngineError, match=why):
         choose(fake(tmp_path, body), timeout)
+
+
+def test_an_engine_that_talks_on_is_not_waited_for(tmp_path: Path) -> None:
+    program = engines.Program(fake(tmp_path, "while True: print('info', flush=True)"), 0.5)
+    try:
+        with pytest.raises(engines.EngineError, match="hangs: no answer to 'bestmove' within 0.5 s"):
+            deadline = time.monotonic() + 0.5
+            while True:
+                program.read(deadline, "bestmove")
+        time.sleep(0.5)
+        assert program.lines.qsize() <= engines.MOST_LINES
+    finally:
+        program.close()
+    assert not program._listener.is_alive()
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="there are no process groups here")

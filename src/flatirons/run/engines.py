@@ -28,6 +28,10 @@ PLACES = ("/usr/games", "/usr/local/games", "/usr/local/bin")
 """Where Debian puts engines, beside what is on PATH."""
 TIMEOUT_S = 60.0
 MOST_SECONDS = 1_000_000
+MOST_LINES = 2_000
+"""Lines that wait to be read, and that are kept of one answer: an engine that talks on without an end fills no memory."""
+MOST_CHARACTERS = 20_000
+"""Of a line; a longer one comes in pieces."""
 
 
 class EngineError(FlatironsError):
@@ -68,7 +72,8 @@ class Program:
             )  # fmt: skip
         except OSError as error:
             raise FlatironsError(f"the engine {command!r} cannot be started ({error.strerror})") from None
-        self.lines: queue.Queue[str | None] = queue.Queue()
+        self.lines: queue.Queue[str | None] = queue.Queue(MOST_LINES)
+        self.closing = False
         self.complaints: collections.deque[str] = collections.deque(maxlen=3)
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
@@ -78,15 +83,22 @@ class Program:
     def _listen(self) -> None:
         assert self.process.stdout is not None
         with contextlib.suppress(ValueError, OSError):
-            for line in self.process.stdout:
-                self.lines.put(line.rstrip("\r\n"))
-        self.lines.put(None)
+            while line := self.process.stdout.readline(MOST_CHARACTERS):
+                self._hand(line.rstrip("\r\n"))
+        self._hand(None)
+
+    def _hand(self, line: str | None) -> None:
+        # Where nobody reads, the engine waits in its pipe.
+        while not self.closing:
+            with contextlib.suppress(queue.Full):
+                self.lines.put(line, timeout=0.1)
+                return
 
     def _listen_beside(self) -> None:
         # Always read, so that an engine that talks much is not held up; kept is what may say why it died.
         assert self.process.stderr is not None
         with contextlib.suppress(ValueError, OSError):
-            for line in self.process.stderr:
+            while line := self.process.stderr.readline(MOST_CHARACTERS):
                 if line.strip():
                     self.complaints.append(line.strip()[:200])
 
@@ -101,12 +113,16 @@ class Program:
 
     def read(self, deadline: float, what: str) -> str:
         """The next line. Raises EngineError where it does not come before `deadline` (time.monotonic), or never will."""
+        left = deadline - time.monotonic()
         try:
-            line = self.lines.get(timeout=max(0.0, deadline - time.monotonic()))
+            if left <= 0:
+                # It may have said much, and never this.
+                raise queue.Empty
+            line = self.lines.get(timeout=left)
         except queue.Empty:
             raise EngineError(f"the engine {self.command!r} hangs: no answer to {what!r} within {self.timeout_s:g} s") from None
         if line is None:
-            self.lines.put(None)
+            self.lines.put_nowait(None)
             raise self.died(f"it was asked {what!r}")
         return line
 
@@ -122,6 +138,7 @@ class Program:
 
     def close(self, farewell: str = "quit") -> None:
         """Ask it to go, then make it."""
+        self.closing = True
         with contextlib.suppress(OSError, ValueError, EngineError):
             self.send(farewell)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -250,26 +267,26 @@ class Engine:
 
     def _until(self, word: str) -> list[str]:
         assert self.program is not None
-        deadline, lines = time.monotonic() + self.timeout_s, []
+        deadline, lines = time.monotonic() + self.timeout_s, collections.deque[str](maxlen=MOST_LINES)
         while True:
             line = self.program.read(deadline, word).strip()
-            if line.split()[:1] == [word]:
-                return [*lines, line]
             lines.append(line)
+            if line.split()[:1] == [word]:
+                return list(lines)
 
     def _ask_gtp(self, command: str) -> str:
         assert self.program is not None
         self.program.send(command)
         deadline, lines = time.monotonic() + self.timeout_s, []
-        while True:
+        while len(lines) < MOST_LINES:
             line = self.program.read(deadline, command)
             if line.strip():
                 lines.append(line)
             elif lines:
                 break
         answer = "\n".join(lines)
-        if answer[:1] != "=":
-            raise EngineError(f"the engine {self.command!r} answered {answer!r} to {command!r}")
+        if answer[:1] != "=" or len(lines) >= MOST_LINES:
+            raise EngineError(f"the engine {self.command!r} answered {answer[:1000]!r} to {command!r}")
         return answer.lstrip("=0123456789").strip()
 
     def _gtp_move(self, table: notation.Table) -> int:
