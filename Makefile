@@ -56,7 +56,7 @@ peers:
 	bash benchmarks/peers/install.sh
 
 docs-tables: install
-	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python -m benchmarks.tables
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis

@@ -60,6 +60,7 @@ if [ "$which" = all ] || [ "$which" = learning ]; then
         run benchmarks.learning.run "$row"
     done
     run benchmarks.learning.max_q
+    run benchmarks.learning.pendulum_best
     run benchmarks.learning.sac_and_sb3
     # The runs that the rows above left: a panel of the figure each.
     run benchmarks.learning.estimates runs/benchmarks/{ddpg,sac}-{pendulum,inverted-pendulum,halfcheetah}/seed_0/run
@@ -71,7 +72,7 @@ if [ "$which" = all ] || [ "$which" = learning ]; then
     run benchmarks.learning.ppo_table1
     run benchmarks.figures
 fi
-"$python" benchmarks/tables.py || failed+=(tables)
+"$python" -m benchmarks.tables || failed+=(tables)
 if [ ${#failed[@]} -gt 0 ]; then
     printf 'failed: %s\n' "${failed[@]}"
     exit 1

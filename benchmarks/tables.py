@@ -11,6 +11,7 @@ A page asks for a table with a pair of markers, and what stands between them is 
     <!-- results:memory -->            what the largest replay takes   <!-- /results -->
     <!-- results:table1 -->            the PPO paper's Table 1 at our scale   <!-- /results -->
     <!-- results:sides -->             SAC's returns beside a peer's with the same settings   <!-- /results -->
+    <!-- results:best:pendulum -->     rows beside the best decisions from the same starts   <!-- /results -->
     <!-- results:workers -->           A3C with one and with two actor-learners   <!-- /results -->
     <!-- results:environments -->      what more environments cost   <!-- /results -->
     <!-- results:accelerator -->       in-graph systems on an accelerator   <!-- /results -->
@@ -19,7 +20,7 @@ A page asks for a table with a pair of markers, and what stands between them is 
 
 It also writes `src/flatirons/run/measured.json`, what `flatirons list SYSTEM` says a preset reaches, in how many hours.
 
-`python benchmarks/tables.py` writes; `--check` only says (exit status 1) which page is behind its results.
+`python -m benchmarks.tables` writes; `--check` only says (exit status 1) which page is behind its results.
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.learning.summary import bootstrap
 from flatirons import studies, systems
 from flatirons.systems import alphazero, system_name
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKED = re.compile(
-    r"(<!-- results:(?P<kind>learning|speed|checks|values|updates|memory|table1|sides|workers|environments|accelerator|games)"
+    r"(<!-- results:(?P<kind>learning|speed|checks|values|updates|memory|table1|sides|best|workers|environments|accelerator|games)"
     r"(?::(?P<name>[\w.-]+))? -->\n)"
     r".*?(<!-- /results -->)",
     re.DOTALL,
@@ -380,6 +382,22 @@ def table1(r: dict[str, Any]) -> str:
     return text + provenance([r])
 
 
+def best(r: dict[str, Any], learned: Sequence[dict[str, Any]]) -> str:
+    """Each learning row of the task beside what the best decisions collect from the same starts, over the seeds that both have."""
+    head = ["benchmark", "seeds", "measured", "the best there is, from the same starts", "left open", "bar"]
+    rows = []
+    for row in learned:
+        seeds = [seed for seed in row["seeds"] if seed in r["seeds"]]
+        if row["task"] != r["task"] or not seeds:
+            continue
+        own = [row["means"][row["seeds"].index(seed)] for seed in seeds]
+        top = [r["means"][r["seeds"].index(seed)] for seed in seeds]
+        shown = [f"{number(sum(xs) / len(xs))} ({number(low)} to {number(high)})" for xs in (own, top) for low, high in [bootstrap(xs)]]
+        left = sum(b - a for a, b in zip(own, top, strict=True)) / len(seeds)
+        rows.append([f"`{row['name']}`", str(len(seeds)), *shown, number(left), number(row["reach"])])
+    return table(head, rows) + provenance([r])
+
+
 def sides(r: dict[str, Any]) -> str:
     """Mean returns of each side at each budget, with their intervals over seeds, and whether ours are below: by the intervals, apart."""
     budgets = list(r["sides"]["ours"]["at"])
@@ -513,6 +531,9 @@ def fill(
             body = updates([r for r in timed if "milliseconds_at_roof" in r and (name is None or r["name"].startswith(name))]) or NOTHING
         elif match["kind"] == "memory":
             body = memory([r for r in timed if "replay_gb" in r]) or NOTHING
+        elif match["kind"] == "best":
+            own = [r for r in curved if r["name"] == f"{name}_best"]
+            body = best(own[0], learned) if own else NOTHING
         elif match["kind"] in PAGES_OWN:
             own = [r for r in (*timed, *curved) if r["name"] == PAGES_OWN_RESULT[match["kind"]]]
             body = PAGES_OWN[match["kind"]](own[0]) if own else NOTHING

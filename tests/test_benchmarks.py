@@ -9,6 +9,8 @@ import math
 import sys
 from pathlib import Path
 
+import gymnasium
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import figures, record, tables  # noqa: E402
 from benchmarks.games import alphago, elo  # noqa: E402
-from benchmarks.learning import ppo_table1  # noqa: E402
+from benchmarks.learning import pendulum_best, ppo_table1  # noqa: E402
 from benchmarks.learning import run as learning  # noqa: E402
 from benchmarks.learning.rows import ROWS  # noqa: E402
 from benchmarks.learning.summary import bootstrap, held  # noqa: E402
@@ -293,6 +295,7 @@ def test_committed_results_have_the_agreed_fields(path):
         "a3c_workers": {"throughput", "time_to_score"},
         "ppo_table1": {"rows", "scores", "reached"},
         "estimates": {"runs"},
+        "pendulum_best": {"seeds", "returns", "means", "ci95"},
         "maml_sinusoid_torch": {"pairs", "ratio_median", "settings"},
         "dqn_replay_memory": {"frames", "replay_gb", "peak_gb", "above_replay_gb"},
         **{name: {"milliseconds", "milliseconds_at_roof", "ratio_to_roof"} for name in (*UPDATES, "sac_update_halfcheetah")},
@@ -405,6 +408,33 @@ def test_positions_of_whole_games_are_told_apart_by_game():
     means = alphago.resampled(errors, games, np.random.default_rng(0))
     # Either game twice, or both: (3 + 4) / 4.
     assert set(np.round(means, 6)) == {1.0, 1.75, 4.0}
+
+
+def test_the_best_decisions_are_found_in_the_simulators_own_pendulum():
+    env = gymnasium.make("Pendulum-v1").unwrapped
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        angle, speed, torque = rng.uniform([-4.0, -8.0, -2.0], [4.0, 8.0, 2.0])
+        env.reset(seed=0)
+        env.state = np.array([angle, speed])
+        obs, reward, *_ = env.step(np.array([torque]))
+        after, speed, own = pendulum_best.after(angle, speed, torque)
+        np.testing.assert_allclose([np.cos(after), np.sin(after), speed], obs, atol=1e-5)
+        np.testing.assert_allclose(own, reward, atol=1e-4)
+    # Read between the grid's points, also across the seam at the bottom.
+    angle, speed = np.meshgrid(np.linspace(-np.pi, np.pi, pendulum_best.ANGLES), np.linspace(-8, 8, pendulum_best.SPEEDS), indexing="ij")
+    table = np.cos(angle) + speed
+    for angle, speed in ((0.3, 1.0), (np.pi - 1e-4, -8.0), (np.pi + 1e-4, 8.0), (-7.0, 0.123)):
+        assert abs(pendulum_best.read(table, *jnp.array([angle, speed])) - (np.cos(angle) + speed)) < 1e-4
+
+
+def test_rows_beside_the_best_there_is():
+    best = {"name": "pendulum_best", "task": "Pendulum-v1", "seeds": [0, 1, 2], "means": [-1.0, -2.0, -3.0], "date": "2026-01-01"}
+    best |= {"machine": {"cpu": "a", "cores": 1}, "commit": "abc"}
+    row = {"name": "sac-pendulum", "task": "Pendulum-v1", "seeds": [1, 2, 9], "means": [-4.0, -5.0, -100.0], "reach": -160}
+    other = row | {"name": "dqn-pendulum", "task": "discrete:Pendulum-v1"}
+    text = tables.best(best, [row, other])
+    assert "| `sac-pendulum` | 2 | -4.5 (-5 to -4) | -2.5 (-3 to -2) | 2 | -160.0 |" in text and "dqn" not in text
 
 
 def test_figures_are_drawn_from_result_files_alone(tmp_path):
