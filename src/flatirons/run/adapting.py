@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from flatirons.envs.spaces import all_finite
 from flatirons.types import ArraySpec, Box, FlatironsError
 
 
@@ -76,13 +77,30 @@ def _shaped(value: Any, shape: tuple[int | None, ...], dtype: np.dtype | type, w
     if not same or array.size == 0:
         words = ", ".join("M" if n is None else str(n) for n in shape)
         raise FlatironsError(f"{what} have shape {list(array.shape)}, and [{words}] is wanted")
+    unfit = "have NaN or infinite numbers among them: leave those rows out"
     if array.dtype.kind == "f":
-        if not np.isfinite(array).all():
-            raise FlatironsError(f"{what} have NaN or infinite numbers among them: leave those rows out")
+        demand_finite(array, what, unfit)
         if dtype.kind in "iu":
             demand_whole(array, dtype, what, spec)
     demand_range(array, dtype, what)
-    return array.astype(dtype)
+    return cast(array, dtype, what, unfit)
+
+
+def cast(array: np.ndarray, dtype: np.dtype, what: str, unfit: str) -> np.ndarray:
+    """The array in `dtype`. Raises FlatironsError for floats that are not finite in it."""
+    if array.dtype == dtype:  # as most come, once for each decision: errstate would cost more than the copy
+        found = array.copy()
+    else:
+        with np.errstate(over="ignore"):
+            found = array.astype(dtype)
+    demand_finite(found, what, unfit)
+    return found
+
+
+def demand_finite(array: np.ndarray, what: str, unfit: str) -> None:
+    """Raises FlatironsError, that `what` is `unfit`, where a number is NaN or infinite."""
+    if not all_finite(array):
+        raise FlatironsError(f"{what} {unfit}")
 
 
 def demand_range(array: np.ndarray, dtype: np.dtype, what: str) -> None:

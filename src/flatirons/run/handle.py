@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 import os
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from flatirons.core.categories import is_category
 from flatirons.data.acting import Decider
 from flatirons.envs import spaces
 from flatirons.run import adapting, checkpoint, evaluate, folder, values
@@ -279,6 +281,9 @@ def _one_mask(spec: Any, legal: Any) -> np.ndarray:
     return mask[None]
 
 
+_UNFIT = "has NaN or infinite numbers, and only finite ones are wanted"
+
+
 def _one_row(spec: Any, obs: Any, name: str) -> Any:
     """One raw observation as a batch of one, in the spec's dtypes. Raises FlatironsError where it is not as the spec says."""
     if isinstance(spec, ArraySpec):
@@ -296,11 +301,10 @@ def _one_row(spec: Any, obs: Any, name: str) -> Any:
         if dtype.kind in "iu" and array.dtype != dtype and array.size:
             # A cast would make black of a picture of 0 to 1, and nonsense of a NaN.
             if array.dtype.kind == "f":
-                if not np.isfinite(array).all():
-                    raise FlatironsError(f"{name} has NaN or infinite numbers, and {dtype} is wanted")
+                adapting.demand_finite(array, name, _UNFIT)
                 adapting.demand_whole(array, dtype, f"{name}'s numbers", spec)
             adapting.demand_range(array, dtype, f"{name}'s numbers")
-        return array.astype(dtype)[None]
+        return adapting.cast(array, dtype, name, _UNFIT)[None]
     if isinstance(spec, Mapping):
         if not isinstance(obs, Mapping) or set(obs) != set(spec):
             raise FlatironsError(f"{name} must be a dict with the keys {', '.join(map(str, spec))}")
@@ -313,19 +317,38 @@ def _one_row(spec: Any, obs: Any, name: str) -> Any:
 def _from_zero(spec: Any, rows: Any) -> Any:
     """Raw observations `[B, ...]` as a task hands them out: whole numbers count from 0, whatever the environment's own start.
 
-    Raises FlatironsError for one below that start or beyond what there is."""
+    Raises FlatironsError for a state or a category that the task does not have."""
 
     def one(part: ArraySpec, array: np.ndarray) -> np.ndarray:
         if not part.start:
+            if _is_choice(part):
+                _demand_known(part, array, 0)
             return array
-        shifted = array - np.reshape(part.start, part.shape)
-        if shifted.min() < part.low or shifted.max() > part.high:
-            raise FlatironsError(
-                f"an observation is {array.tolist()}, and the task's begin at {list(part.start)}: pass it as the environment gives it"
-            )
-        return shifted.astype(array.dtype)
+        start = np.reshape(part.start, part.shape)
+        _demand_known(part, array, start)
+        return (array - start).astype(array.dtype)
 
     return jax.tree.map(one, spec, rows, is_leaf=lambda x: isinstance(x, ArraySpec))
+
+
+def _is_choice(part: ArraySpec) -> bool:
+    """Whether whole numbers name what there is: categories, and the states of a table, which may be more than are given one-hot."""
+    return is_category(part) or (part.dtype == "int32" and part.shape == () and math.isfinite(part.high - part.low))
+
+
+def _demand_known(part: ArraySpec, array: np.ndarray, start: Any) -> None:
+    """Raises FlatironsError where one of the raw numbers `[B, ...]` is below `start + low` or above `start + high`."""
+    first, last = start + int(part.low), start + int(part.high)
+    # NumPy takes ten times as long to compare one number.
+    if array.size == 1 and first <= array.item() <= last:
+        return
+    outside = (array < first) | (array > last)
+    if np.count_nonzero(outside):
+        at = tuple(np.argwhere(outside)[0])
+        least, most = (np.broadcast_to(bound, array.shape)[at] for bound in (first, last))
+        raise FlatironsError(
+            f"an observation holds {array[at]}, and the task's go from {least} to {most}: pass it as the environment gives it"
+        )
 
 
 def save_policies(job: Job, state: Any, meta: dict[str, Any], name: str) -> None:

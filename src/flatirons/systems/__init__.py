@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -30,11 +31,12 @@ def counted(module: ModuleType) -> str:
     return vars(module).get("STEPS", "decisions")
 
 
-def find(name: str) -> tuple[ModuleType, dict[str, Any], str | None]:
-    """(module, its settings, preset or None) of a system's or a preset's name. Raises FlatironsError with the nearest name."""
+def find(name: str, modules: Sequence[ModuleType] = SYSTEMS) -> tuple[ModuleType, dict[str, Any], str | None]:
+    """(module, its settings, preset or None) of a system's or a preset's name, among `modules`. Raises FlatironsError with the nearest
+    name."""
     demand_trainable(name)
     names = []
-    for module in SYSTEMS:
+    for module in modules:
         if name == system_name(module):
             return module, {}, None
         if name in module.PRESETS:
