@@ -379,6 +379,34 @@ def test_the_rate_falls_to_zero_where_it_is_told_to(module: Any) -> None:
             assert change == pytest.approx(rate * share, rel=1e-2), (part, done)
 
 
+def test_sac_noise_that_lasts_leaves_each_action_its_distribution() -> None:
+    config = sac.Config(**SMALL, noise_correlation=0.8)
+    whole = sac.actor(sac.init(config, PENDULUM, jax.random.key(0)))
+    obs, first = jnp.zeros((3, 3)), jnp.arange(20_000)[:, None] % jnp.array([[20_000, 20_000, 10]]) == 0
+    pi = sac.distribution(config, PENDULUM, whole.params, obs)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def noises(random: bool) -> Any:
+        actor = whole._replace(random=jnp.array(random))
+        acting = sac.policy(config, PENDULUM, actor, greedy=False)
+
+        def one(carry: Any, x: Any) -> tuple[Any, Any]:
+            action, carry, _ = acting.act(x[0], TimeStep(obs, (), x[1], ()), carry)
+            unit = bounds.to_unit(PENDULUM.spec.action, action)
+            z = jax.scipy.stats.norm.ppf((unit + 1.0) / 2.0) if random else (jnp.arctanh(unit) - pi.mean) / jnp.exp(pi.log_std)
+            return carry, z[:, 0]
+
+        return jax.lax.scan(one, acting.reset(3), (jax.random.split(jax.random.key(2), 20_000), first))[1]
+
+    for random in (True, False):
+        z = np.asarray(noises(random))
+        np.testing.assert_allclose([z.mean(), z.std()], [0.0, 1.0], atol=0.05)
+        np.testing.assert_allclose((z[5:, :2] * z[:-5, :2]).mean(), 0.8**5, atol=0.05)
+        starts = np.arange(10, 20_000, 10)
+        assert abs((z[starts, 2] * z[starts - 1, 2]).mean()) < 0.08, "an episode's noise is not the last one's"
+    assert sac.policy(config, PENDULUM, whole, greedy=True).reset(2) == ()
+
+
 def test_reward_scale_is_not_in_what_is_expected() -> None:
     config, params, batch = _sac(reward_scale=5.0)
     plain, *_ = _sac()

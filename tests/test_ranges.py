@@ -43,6 +43,7 @@ def test_defaults_and_presets_are_within_and_every_number_is_thought_of(module: 
         ("ppo", {"learning_rate": -1.0}, "learning_rate=-1 .* from 0 up"),
         ("ppo", {"clip_eps": 0.0}, "clip_eps=0 .* above 0"),
         ("ppo", {"noise_correlation": 1.0}, "noise_correlation=1 .* from 0 and below 1"),
+        ("sac", {"noise_correlation": -0.1}, "noise_correlation=-0.1 .* from 0 and below 1"),
         ("ewc_dqn", {"gated": 1.0}, "gated=1 .* from 0 and below 1"),
         ("ppo", {"hidden": (64, 0)}, "hidden=.* has a layer of 0 units"),
         ("ppo", {"lstm": 8, "memory_head": (-1,)}, r"memory_head=\(-1,\) has a layer of -1 units.* as --memory-head 64 64"),

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flatirons.core import bounds, losses, optimisers, returns, schedules, trees
+from flatirons.core import bounds, exploration, losses, optimisers, returns, schedules, trees
 from flatirons.core.distributions import TanhNormal
 from flatirons.data import hindsight, offpolicy
 from flatirons.data import replay as memory
@@ -54,6 +54,9 @@ class Config:
     """Decisions before the first update."""
     random_steps: int = 10_000
     """Decisions at the start whose actions are uniformly random; none where a run goes on from another's parameters (--from)."""
+    noise_correlation: float | None = None
+    """Correlation of an action's noise with that of the decision before (the papers: none). Each action is distributed as before, also
+    the uniformly random ones at the start; what changes is that noise lasts, and goes somewhere."""
     her_goals: int = 0
     """k: goals reached later in an episode for each one of its own, where goals are in the observation (HER; 4 in its paper). 0: none."""
     overlap: bool = False
@@ -344,17 +347,27 @@ def warmed(state: State) -> State:
 
 
 def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
-    """Samples from pi; greedy takes tanh of the mean. It has no memory: carry and extras are `()`."""
+    """Samples from pi; greedy takes tanh of the mean. Extras are `()`, and so is the carry but where noise lasts: then it is the last noise
+    `[B, d]`."""
+    correlation = None if greedy else config.noise_correlation
+
+    def reset(num_envs: int) -> Any:
+        return () if correlation is None else jnp.zeros((num_envs, len(_box(task).low)))
 
     def act(key: Key, timestep: TimeStep, carry: Any) -> tuple[jax.Array, Any, Any]:
         pi = distribution(config, task, actor.params, encoder.seen(config, task, {"encoder": actor.encoder}, timestep.obs))
         if greedy:
             return bounds.to_box(_box(task), pi.mode()), carry, ()
+        if correlation is not None:
+            noise = exploration.correlated(carry, jax.random.normal(key, carry.shape), timestep.first, correlation)
+            # The distribution function makes uniform numbers of normal ones.
+            anything = 2.0 * jax.scipy.special.ndtr(noise) - 1.0
+            return bounds.to_box(_box(task), jnp.where(actor.random, anything, pi.at(noise)[0])), noise, ()
         key_random, key_sample = jax.random.split(key)
         anything = jax.random.uniform(key_random, pi.mean.shape, minval=-1.0, maxval=1.0)
         return bounds.to_box(_box(task), jnp.where(actor.random, anything, pi.sample(key_sample))), carry, ()
 
-    return Policy(lambda num_envs: (), act)
+    return Policy(reset, act)
 
 
 def estimate(config: Config, task: Task, actor: Actor, timestep: TimeStep) -> jax.Array:
