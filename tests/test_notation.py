@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -160,7 +163,9 @@ def test_three_times_the_same_position_as_python_chess_counts(text: str, words: 
         ("rnbqkbnr/pppppppp/8/8/8/PPPPPPPP/RNBQKBNR w KQkq - 0 1", "7 rows"),
         ("rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNX w KQkq - 0 1", "'X' is no piece"),
         ("rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR x KQkq - 0 1", "who is to move"),
-        ("rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkz - 0 1", "castling"),
+        ("rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkz - 0 1", "'KQkz' says nothing of castling: rights are K, Q, k, q"),
+        ("rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KKq - 0 1", "each at most once"),
+        ("rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w GBgb - 0 1", "Chess960 is not played"),
         ("4k3/8/8/8/8/8/8/4K3 w K - 0 1", "king and rook at home"),
         ("4k3/8/8/8/8/8/8/4K2P w - - 0 1", "pawn"),
         ("4k3/8/8/8/8/8/4Q3/4K3 w - - 0 1", "could be taken"),
@@ -171,6 +176,12 @@ def test_three_times_the_same_position_as_python_chess_counts(text: str, words: 
 def test_what_is_no_chess_position_is_refused(text: str, why: str) -> None:
     with pytest.raises(FlatironsError, match=why):
         table("chess", text)
+
+
+@pytest.mark.parametrize(("rights", "same"), [("kqKQ", "KQkq"), ("QK", "KQ"), ("HAha", "KQkq"), ("aH", "Kq")])
+def test_castling_rights_in_any_order(rights: str, same: str) -> None:
+    text = "rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w {} - 0 1"
+    assert table("chess", text.format(rights)).text() == text.format(same)
 
 
 @pytest.mark.parametrize(
@@ -211,6 +222,31 @@ def test_pgn_as_people_write_it() -> None:
     assert "9... Kd7 10. e4 1/2-1/2" in records.write(game("chess"), set_up)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1. e4 {good} 1. ... e5 2. Nf3 *",
+        "1. e4 ... e5 2. Nf3 *",
+        "1. e4 1… e5 2.Nf3 *",
+        "1.e4 ...e5 2. … {thinks} 2 . Nf3 *",
+        "1. e4 = e5 += 2. Nf3 +- N +/- -/+ -+ =+ ∞ *",
+        '[Variant "From Position"]\n[FEN "rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq - 0 1"]\n\n1. e4 e5 2. Nf3 *',
+    ],
+)
+def test_pgn_of_other_programs(text: str) -> None:
+    (found,) = records.read(game("chess"), text)
+    assert found.actions == tuple(table("chess", "e2e4 e7e5 g1f3").actions) and found.result is None
+
+
+def test_pgn_that_black_begins_and_an_old_draw() -> None:
+    head = '[FEN "4k3/8/8/8/8/8/4P3/4K3 b - - 0 1"]\n\n'
+    for text in (f"{head}1. ... Kd7 1/2", f'[Result "1/2"]\n{head}1... Kd7 *'):
+        (found,) = records.read(game("chess"), text)
+        assert len(found.actions) == 1 and found.result == 0.0
+    with pytest.raises(FlatironsError, match="'--' is not a legal move"):
+        records.read(game("chess"), "1. e4 -- 2. d4 *")
+
+
 # ------------------------------------------------------------------------------------------------------------------ shogi
 
 
@@ -228,6 +264,43 @@ def test_pgn_as_people_write_it() -> None:
 def test_what_is_no_shogi_position_is_refused(name: str, text: str, why: str) -> None:
     with pytest.raises(FlatironsError, match=why):
         table(name, text)
+
+
+def _mirrored(sfen: str) -> str:
+    """The same position with the sides changed over."""
+    placed, turn, hands, number = sfen.split()
+    return f"{placed[::-1].swapcase()} {'w' if turn == 'b' else 'b'} {hands.swapcase()} {number}"
+
+
+@pytest.mark.parametrize(
+    ("text", "drop", "allowed"),
+    [
+        # The silver keeps the pawn, and the corner with it: mate. pgx alone takes the corner for a way out.
+        ("6pg1/2G4Sk/9/6PL1/6l1p/9/2p6/7b1/3K5 b PN 1", "P*1c", False),
+        # Without the silver the king takes the pawn; with the corner alone free he goes there.
+        ("6pg1/2G5k/9/6PL1/6l1p/9/2p6/7b1/3K5 b PN 1", "P*1c", True),
+        ("7g1/8k/6S2/7G1/9/9/9/9/3K5 b P 1", "P*1c", True),
+    ],
+)
+def test_a_pawn_is_not_dropped_to_mate_beside_a_corner(text: str, drop: str, allowed: bool) -> None:
+    found = table("shogi", text)
+    assert (drop in notation.moves(found.game, found.board, found.legal)) == allowed
+    other = table("shogi", _mirrored(text))
+    assert other.legal.tolist() == found.legal.tolist()
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_nor_is_it_in_play(monkeypatch: pytest.MonkeyPatch, others: bool) -> None:
+    found = table("shogi", "6pg1/2G4Sk/9/6PL1/6l1p/9/2p6/7b1/3K5 b PN 1")
+    drop, king = 20 * 81 + 2, notation.parse_move(found.game, found.board, found.legal, "6i5i")
+    said = jnp.where(others, found.legal, False).at[drop].set(True)
+    # pgx's own step takes half a minute to compile; here it is one that leads to the same position.
+    step = SimpleNamespace(_step=lambda full, action, key: full.replace(_x=full._x._replace(legal_action_mask=said)))
+    monkeypatch.setattr(games, "_pgx", lambda name: step)
+    after, _, ended = jax.jit(lambda state: found.game.step(jax.random.key(0), state, king))(found.state)
+    assert bool(ended) != others and float(after.outcome) == (0.0 if others else -1.0)
+    if others:
+        np.testing.assert_array_equal(after.legal, found.legal)
 
 
 def test_animal_shogi_in_words() -> None:
@@ -313,6 +386,11 @@ def test_sgf_of_go_as_people_write_it() -> None:
         records.read(game("go_9x9"), "(;GM[1]SZ[9];B[ee];W[];B[];W[aa])")
 
 
+def test_sgf_in_the_middle_of_a_letter() -> None:
+    text = "From: me (at home)\n\n(;GM[1]SZ[9];B[ee])\n-- me (still)\n( ;GM[1]SZ[9];B[aa])"
+    assert [one.actions for one in records.read(game("go_9x9"), text)] == [(40,), (0,)]
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -325,6 +403,7 @@ def test_sgf_of_go_as_people_write_it() -> None:
         ("(;GM[1]SZ[9];B[ee", "no end"),
         ("(;GM[1]SZ[9];B;W[dd])", "has no value"),
         ("(;GM[1]SZ[9];B[zz])", "'zz' is not a legal move"),
+        ("(;GM[1]SZ[9]é;B[ee])", "damaged SGF: 'é' means nothing at character 13"),
         ("no sgf at all", "holds no game"),
     ],
 )

@@ -171,6 +171,8 @@ class Game:
                 x = chess_history(new._x)
                 repeated = jnp.sum(jnp.all(x.hash_history == x.hash_history[0][None], axis=1)) >= 3
                 new = new.replace(_x=x, terminated=new.terminated | repeated)
+            elif self.name == "shogi":
+                new = _without_pawn_mates(new)
         lost = (action < 0) | ~state.legal[jnp.clip(action, 0, self.num_actions - 1)]
         mover_lost = jnp.where(state.player == 0, jnp.float32(-1.0), jnp.float32(1.0))
         terminated = new.terminated | lost
@@ -285,6 +287,34 @@ def chess_history(x: Any) -> Any:
     takes = (x.en_passant >= 0) & jnp.any(pawns & x.legal_action_mask[labels])
     key = rules._zobrist_hash(x._replace(en_passant=jnp.where(takes, x.en_passant, -1)))
     return x._replace(hash_history=x.hash_history.at[0].set(key))
+
+
+def shogi_drops(x: Any) -> Any:
+    """pgx's inner position of shogi, with the drop of a pawn that mates taken out of its legal moves wherever it does. pgx leaves it in
+    beside a corner, where the king is on 2a or 1b (8i or 9h): the squares off the board stand in its tables as -1, which reads as the last
+    square, and a king that goes there is looked for, and found unchecked, elsewhere."""
+    from pgx._src.games import shogi as rules
+
+    king = jnp.argmin(jnp.abs(x.board - rules.OPP_KING))
+    seen = rules._set_cache(rules._flip(x._replace(board=x.board.at[king + 1].set(rules.PAWN))))
+    at, pawn = 80 - king, 79 - king  # as the king's side counts them
+    # Nothing moves to where it stands.
+    around = jnp.where(rules.AROUND_IX[at] < 0, at, rules.AROUND_IX[at])
+    escapes = jax.vmap(lambda to: rules._is_legal_move_wo_pro(at, to, seen))(around)
+    takes = jax.vmap(lambda start: rules._is_legal_move_wo_pro(start, pawn, seen))(rules.CAN_MOVE_ANY[pawn])
+    drop = 20 * 81 + king + 1
+    legal = x.legal_action_mask[drop] & (jnp.any(escapes) | jnp.any(takes))
+    return x._replace(legal_action_mask=x.legal_action_mask.at[drop].set(legal))
+
+
+def _without_pawn_mates(full: Any) -> Any:
+    """pgx's State of shogi with `shogi_drops`; who has no other move has lost."""
+    from pgx._src.games import shogi as rules
+
+    x, judge = shogi_drops(full._x), rules.Game()
+    return full.replace(
+        _x=x, legal_action_mask=x.legal_action_mask, terminated=judge.is_terminal(x), rewards=judge.rewards(x)[full._player_order]
+    )
 
 
 @functools.cache

@@ -506,8 +506,10 @@ def _chess_state(game: Game, cells: np.ndarray, turn: int, rest: Sequence[str], 
         if name == "chess":
             from pgx._src.games import chess as rules
 
-            if re.fullmatch(r"-|K?Q?k?q?", castling) is None or not castling:
-                raise wrong(f"{castling!r} says nothing of castling")
+            # Chess960's programs name the rooks' columns instead; with king and rooks at home that says the same.
+            castling = castling.translate(str.maketrans("HAha", "KQkq"))
+            if castling != "-" and (set(castling) - set("KQkq") or len(set(castling)) < len(castling)):
+                raise wrong(f"{rest[0]!r} says nothing of castling: rights are K, Q, k, q, each at most once, or -; Chess960 is not played")
             if any(
                 cells[7 if letter.isupper() else 0, col] != (1 if letter.isupper() else -1) * piece
                 for letter in castling.replace("-", "")
@@ -584,12 +586,11 @@ def _shogi_state(game: Game, cells: np.ndarray, turn: int, rest: Sequence[str], 
     hand = jnp.asarray(hands[:: 1 if turn == 0 else -1], jnp.int32)
     with jax.numpy_rank_promotion("allow"):
         if name == "shogi":
-            from pgx._src.games import shogi as rules
-
             x = start.inner["_x"]._replace(color=jnp.int32(turn), board=flat, hand=hand)
-            legal = jax.jit(rules._legal_action_mask)(x)
+            x = _shogi_moves(x)
+            legal = x.legal_action_mask
             lost = ~jnp.any(legal)
-            inner: dict[str, Any] = {"_x": x._replace(legal_action_mask=legal)}
+            inner: dict[str, Any] = {"_x": x}
         else:
             from pgx import animal_shogi as small
 
@@ -605,6 +606,13 @@ def _shogi_state(game: Game, cells: np.ndarray, turn: int, rest: Sequence[str], 
     begun = _begun(start, turn, legal, lost, jnp.where(lost, -1.0 if turn == 0 else 1.0, 0.0), inner)
     plies = max(0, int(number) - 1)
     return begun._replace(plies=jnp.int32(plies if name == "shogi" else min(plies, game.longest - 1)))
+
+
+@jax.jit
+def _shogi_moves(x: Any) -> Any:
+    from pgx._src.games import shogi as rules
+
+    return games.shogi_drops(x._replace(legal_action_mask=rules._legal_action_mask(x)))
 
 
 def _begun(start: GameState, turn: int, legal: Any, ended: Any, outcome: Any, inner: dict[str, Any]) -> GameState:

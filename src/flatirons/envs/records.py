@@ -19,7 +19,10 @@ from flatirons.types import FlatironsError
 # FF[4]'s numbers; it has none for connect four and tic-tac-toe.
 _GM = {"go_9x9": 1, "go_19x19": 1, "othello": 2, "hex": 11}
 KOMI = 7.5
-_RESULTS = ("1-0", "0-1", "1/2-1/2", "*")
+_RESULTS = {"1-0": 1.0, "0-1": -1.0, "1/2-1/2": 0.0, "1/2": 0.0, "*": None}
+# What stands behind a move for how good it is and who is better: Informator's signs, and N and D for a novelty and a diagram. -- is none
+# of them: so some write a move that was not made.
+_GLYPH = re.compile(r"(?!--$)[!?+\-=/−∞±∓⩲⩱□]+|N|TN|D")
 _VARIANTS = {"gardner_chess": "Gardner", "shogi": "Shogi", "animal_shogi": "Animal shogi"}
 
 
@@ -219,9 +222,11 @@ def _sgf_games(text: str, name: str) -> Iterator[list[dict[str, list[str]]]]:
         return FlatironsError(f"{name} is damaged SGF: {why} at character {position + 1}")
 
     while True:
-        position = text.find("(", position)
-        if position < 0:
+        # What people write before a game and between two may have brackets too.
+        begun = re.compile(r"\(\s*;").search(text, position)
+        if begun is None:
             return
+        position = begun.start()
         depth, closed_at = 0, -1  # once a variation has closed, its sisters are skipped
         nodes: list[dict[str, list[str]]] = []
         while position < end:
@@ -239,9 +244,7 @@ def _sgf_games(text: str, name: str) -> Iterator[list[dict[str, list[str]]]]:
                 if closed_at < 0:
                     nodes.append({})
                 position += 1
-            elif char.isalpha():
-                key = re.compile(r"[A-Za-z]+").match(text, position)
-                assert key is not None
+            elif (key := re.compile(r"[A-Za-z]+").match(text, position)) is not None:
                 position = key.end()
                 values = []
                 while (gap := re.compile(r"\s*\[").match(text, position)) is not None:
@@ -323,10 +326,10 @@ def _read_pgn(game: Game, text: str, name: str) -> Iterator[Record]:
     for number, (tags, words, result) in enumerate(_pgn_games(text), 1):
         where = f"{name}, game {number}"
         variant, ours = tags.get("Variant", ""), _VARIANTS.get(game.name, "")
-        if variant.lower() not in ((ours.lower(),) if ours else ("", "standard", "chess")) and (variant or not ours):
+        if variant.lower() not in ((ours.lower(),) if ours else ("", "standard", "chess", "from position")) and (variant or not ours):
             raise FlatironsError(f"{where} is a game of {variant or 'chess'}, not of {game.name}")
         table = _replayed(game, tags.get("FEN", ""), words, name, number)
-        score = {"1-0": 1.0, "0-1": -1.0, "1/2-1/2": 0.0}.get(tags.get("Result", result))
+        score = _RESULTS.get(tags.get("Result", result))
         facts = tuple((key, tags[key]) for key in ("Event", "Site", "Date", "Round", "WhiteElo", "BlackElo") if key in tags)
         players = tags.get("White", "?"), tags.get("Black", "?")
         yield Record(game.name, tuple(table.actions), score, players, table.start, facts)
@@ -355,14 +358,14 @@ def _pgn_games(text: str) -> Iterator[tuple[dict[str, str], list[str], str]]:
         word, position = found[0], found.end()
         if word in "()":
             depth = max(0, depth + (1 if word == "(" else -1))
-        elif depth or word.isspace() or word[0] in "{;$[" or set(word) <= set("!?") or word.rstrip("+#!?") == "e.p.":
+        elif depth or word.isspace() or word[0] in "{;$[" or _GLYPH.fullmatch(word) or word.rstrip("+#!?") == "e.p.":
             continue
         elif word in _RESULTS:
             yield tags, words, word
             tags, words = {}, []
         else:
-            word = re.sub(r"^\d+\.+", "", word)  # 1.e4 and 1...e5
-            if word and not re.fullmatch(r"\d+\.*", word):
+            word = re.sub(r"^\d*[.…]+", "", word)  # 1.e4, 1...e5 and ...e5
+            if word and not re.fullmatch(r"\d+", word):
                 words.append(word)
     if words or tags:
         yield tags, words, "*"

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -448,11 +449,7 @@ def player(spec: str, game: Game) -> Player:
     elif colon and kind == "minimax":
         made = Minimax(game, _whole(spec, rest, 1))
     elif colon and kind == "mcts":
-        c = options.pop("c", "1.4")
-        try:
-            made = Mcts(game, _whole(spec, rest, 1, MOST_SIMULATIONS), float(c))
-        except ValueError:
-            raise FlatironsError(f"c={c!r} of {spec!r} is no number") from None
+        made = Mcts(game, _whole(spec, rest, 1, MOST_SIMULATIONS), _exploration(spec, options.pop("c", "1.4")))
     elif (Path(body) / folder.CONFIG).exists():
         made = _trained(spec, Path(body), game, simulations, options)
         simulations, options = None, {}
@@ -511,6 +508,16 @@ def _options(spec: str) -> tuple[str, dict[str, str]]:
         if not name or not equals:
             raise FlatironsError(f"{rest!r} of the player {spec!r} is not understood; write NAME?setting=value&setting=value")
     return body, {name: value for name, _, value in pairs}
+
+
+def _exploration(spec: str, text: str) -> float:
+    try:
+        c = float(text)
+    except ValueError:
+        c = math.nan
+    if not 0 <= c < math.inf:
+        raise FlatironsError(f"c={text!r} of the player {spec!r} must be a number, at least 0")
+    return c
 
 
 def _whole(spec: str, text: str, least: int, most: int | None = None) -> int:
