@@ -251,6 +251,41 @@ def test_truncated_and_missing_files(tmp_path: Path, which: int, fault: str) -> 
     assert target.name in loaded.warnings[0]
 
 
+def test_what_is_saved_while_somebody_reads_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saves: list[Any] = []
+    read = checkpoint._read_manifest
+
+    def and_then_another_saves(path: Path) -> Any:
+        manifest = read(path)
+        if saves:
+            saves.pop()()
+        return manifest
+
+    monkeypatch.setattr(checkpoint, "_read_manifest", and_then_another_saves)
+    save(tmp_path, 1, keep=1)
+    # Another step, which removes the one that is read, and the same step again.
+    for step in (2, 2):
+        saves.append(lambda step=step: save(tmp_path, step, keep=1))
+        loaded = checkpoint.load_latest(tmp_path, tree_of(0))
+        assert not saves and loaded.meta == {"step": 2} and loaded.warnings == []
+    saves.append(lambda: checkpoint.save(tmp_path, tree_of(3), {"anew": 1}, step=2, chunk_bytes=CHUNK))
+    assert checkpoint.load(tmp_path / "step_000000000002", tree_of(0)).meta == {"anew": 1} and not saves
+    policy = checkpoint.save_policy(tmp_path / "policy", tree_of(1), {"step": 1})
+    saves.append(lambda: checkpoint.save_policy(policy, tree_of(2), {"step": 2}))
+    loaded = checkpoint.load_policy(policy, tree_of(0))
+    assert not saves and loaded.meta == {"step": 2} and loaded.warnings == []
+    assert_equal(loaded.tree, tree_of(2))
+
+
+def test_a_policy_is_waited_for_between_its_two_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, old = tmp_path / "policy", tmp_path / "policy.old"
+    checkpoint.save_policy(policy, tree_of(1), {"step": 1})
+    os.rename(policy, old)
+    monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: checkpoint.save_policy(policy, tree_of(2), {"step": 2}))
+    loaded = checkpoint.load_policy(policy, tree_of(0))
+    assert loaded.meta == {"step": 2} and loaded.warnings == []
+
+
 def test_none_intact_is_an_error_and_never_a_new_start(tmp_path: Path) -> None:
     for step in (1, 2):
         (save(tmp_path, step) / "manifest.json").unlink()
@@ -347,9 +382,9 @@ def test_disk_full_at_every_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_too_little_space_is_seen_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "disk_free", lambda path: 1000)
     monkeypatch.setattr(arrays, "write_file", None)
-    with pytest.raises(FlatironsError, match=r"1000 B are free at .*nothing was saved before it"):
+    with pytest.raises(FlatironsError, match=r"1000 B are free at .*nothing was saved before it, .* start again with --overwrite\.$"):
         save(tmp_path, 1)
-    with pytest.raises(FlatironsError, match="disk is full"):
+    with pytest.raises(FlatironsError, match=r"disk is full.*free some space and try again\.$"):
         checkpoint.save_policy(tmp_path / "policy", tree_of(1), {})
 
 

@@ -548,10 +548,18 @@ def test_an_engine_that_fails_is_named(tmp_path: Path, body: str, why: str) -> N
         choose(fake(tmp_path, body), timeout)
 
 
+@pytest.mark.parametrize("asked", ["usi", "isready", "go btime 0 wtime 0 byoyomi 100"])
+def test_an_engine_over_usi_that_dies_is_told_by_what_it_was_asked(tmp_path: Path, asked: str) -> None:
+    word = asked.split()[0]
+    body = USI.replace("in sys.stdin:", f"in sys.stdin:\n    if line.split()[0] == {word!r}: sys.exit(3)")
+    with pytest.raises(engines.EngineError, match=rf"died \(exit status 3\) when it was asked '{asked}'$"):
+        choose(fake(tmp_path, body), "20", "usi", "animal_shogi")
+
+
 def test_an_engine_that_talks_on_is_not_waited_for(tmp_path: Path) -> None:
     program = engines.Program(fake(tmp_path, "while True: print('info', flush=True)"), 0.5)
     try:
-        with pytest.raises(engines.EngineError, match="hangs: no answer to 'bestmove' within 0.5 s"):
+        with pytest.raises(engines.EngineError, match=r"hangs: no answer to 'bestmove' within 0\.5 s"):
             deadline = time.monotonic() + 0.5
             while True:
                 program.read(deadline, "bestmove")

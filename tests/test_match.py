@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -21,7 +22,7 @@ from flatirons import envs
 from flatirons.__main__ import main
 from flatirons.envs import evaluation, games, notation, records
 from flatirons.plan import mcts, minimax, uct
-from flatirons.run import analyse, match, players
+from flatirons.run import analyse, folder, match, players
 from flatirons.types import FlatironsError
 
 
@@ -354,6 +355,51 @@ def test_the_result_is_said_where_it_cannot_be_saved(
     assert json.loads(said.out.splitlines()[-1])["games"] == 2 and "No space left" in said.err and "records:" not in said.out
 
 
+@pytest.mark.parametrize("c", ["nan", "inf", "-1", "one"])
+def test_uct_explores_by_a_number(c: str) -> None:
+    with pytest.raises(FlatironsError, match=f"c='{c}' of the player .* must be a number, at least 0"):
+        players.player(f"mcts:5?c={c}", game("tic_tac_toe"))
+
+
+@pytest.mark.parametrize("at_once", [-2, 0, 1])
+def test_games_go_on_in_pairs(at_once: int) -> None:
+    with pytest.raises(FlatironsError, match=f"at_once is {at_once}: .* at least 2"):
+        match.play(game("tic_tac_toe"), Scripted("a"), Scripted("b"), 2, at_once=at_once)
+
+
+def test_two_matches_at_once_have_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = [match.default_place("tic_tac_toe", "a", "b") for _ in range(2)]
+    assert [str(place) for place in places] == ["matches/tic-tac-toe-a-b", "matches/tic-tac-toe-a-b-2"]
+    place = tmp_path / "m"
+    place.mkdir()
+    for overwrite in (False, True):
+        with folder.held(place), pytest.raises(FlatironsError, match="is in use by another process, a match or a run; wait for it"):
+            match.demand_place(place, overwrite=overwrite)
+    match.demand_place(place, overwrite=False)
+    assert folder.is_held(place)
+    found = match.Match("tic_tac_toe", ("a", "b"), 0, (match.Played(0, True, 0.0, (0, 1)),))
+    match.save(found, game("tic_tac_toe"), place, 1.0)
+    assert not folder.is_held(place) and {entry.suffix for entry in place.iterdir()} == {"", ".json", records.suffix("tic_tac_toe")}
+    with pytest.raises(FlatironsError, match="holds a match already"):
+        match.demand_place(place, overwrite=False)
+
+
+def test_records_are_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = match.Match("tic_tac_toe", ("a", "b"), 0, (match.Played(0, True, 0.0, (0, 1)),))
+    match.save(found, game("tic_tac_toe"), tmp_path, 1.0)
+    before = {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()}
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(folder.os, "fsync", full)
+    again = match.Match("tic_tac_toe", ("a", "b"), 0, (match.Played(0, True, 0.0, (4, 5)),))
+    with pytest.raises(FlatironsError, match=r"games\.\w+ cannot be written \(No space left on device\)"):
+        match.save(again, game("tic_tac_toe"), tmp_path, 1.0)
+    assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == before
+
+
 def test_resigning_loses() -> None:
     found = match.play(game("connect_four"), Scripted("a", resigns=True), Scripted("b"), 14)
     assert found.summary()["losses"] == 14 and all(one.resigned for one in found.played)
@@ -426,6 +472,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         (["gtp", "mcts:20"], "the game must be named"),
         (["match", "random", "minimax:x", "--game", "connect_four"], "whole number"),
         (["match", "random", "mcts:900000000", "--game", "connect_four"], "at most 1_000_000"),
+        (["match", "random", "random", "--game", "connect_four", "--at-once", "0"], "at_once is 0"),
         (["match", "random", "random", "--game", "connect_four", "--seed", "-1"], "-1 is no seed"),
         (["analyse", "mcts:10", "--game", "go_9x9", "--simulations", "10,900000000"], "must be from 0 to 1_000_000"),
         (["gtp", "mcts:10", "--game", "go_9x9", "--simulations", "900000000"], "must be from 1 to 1_000_000"),

@@ -22,7 +22,7 @@ from test_run import CARTPOLE, STUB, Lengths, assert_equal, go
 
 import flatirons as fi
 from flatirons import envs
-from flatirons.run import checkpoint, folder, job, loop, train
+from flatirons.run import checkpoint, folder, handle, job, loop, train
 from flatirons.types import FlatironsError
 
 OFF_POLICY = {
@@ -386,6 +386,18 @@ def test_a_folder_is_let_go_of_and_its_lock_is_no_strangers_file(tmp_path):
 RECORD = {"format": 1, "system": "stub"}
 
 
+def test_one_seed_of_a_program_is_not_overwritten_alone(tmp_path):
+    slot = tmp_path / "group" / "seed_1"
+    slot.mkdir(parents=True)
+    folder.write_record(slot, {**RECORD, "part_of": "group"})
+    (slot / "metrics.jsonl").touch()
+    for overwrite in (False, True):
+        refused = pytest.raises(FlatironsError, match=f"cannot be replaced alone; name {slot.parent}, or choose another --out")
+        with refused, folder.created(slot, overwrite=overwrite):
+            pass
+    assert files_in(slot) == {"config.json", "metrics.jsonl"}
+
+
 def files_in(path: Path) -> set[str]:
     return {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()}
 
@@ -429,6 +441,61 @@ def test_a_finished_run_needs_no_folder_that_can_be_written(tmp_path, monkeypatc
     assert [one.step for one in fi.resume(host.path, system=STUB).runs] == [8, 8]
     with pytest.raises(FlatironsError, match=r"cannot be written \(No such file or directory\); make it writable$"):
         fi.resume(run.path, system=STUB, total_steps=16)
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_what_a_run_could_not_write_at_its_end_is_written_by_a_resume(tmp_path, monkeypatch, capfd, seeds):
+    drawn, path = [], tmp_path / "run"
+    slots = [path] if seeds == 1 else [path / "seed_0", path / "seed_1"]
+
+    def full(one: Any, state: Any, meta: dict[str, Any], name: str) -> None:
+        if meta["step"] == 8:
+            raise FlatironsError("the disk is full")
+        handle.save_policies(one, state, meta, name)
+
+    with monkeypatch.context() as at_the_end:
+        at_the_end.setattr(loop, "save_policies", full)
+        with pytest.raises(FlatironsError, match="the disk is full"):
+            go(tmp_path, seeds=seeds, total_steps=8)
+    assert fi.load(slots[-1], system=STUB).step == 0
+    said = capfd.readouterr().err
+    assert f"is of 0 decisions and its newest checkpoint of 8, for a save was cut short; go on with `flatirons resume {path}`" in said
+    with folder.held(path):  # a run that trains saves it in a moment
+        fi.load(slots[-1], system=STUB)
+    assert capfd.readouterr().err == ""
+    monkeypatch.setattr(train.Run, "plot", lambda run: drawn.append(run.path))
+    fi.resume(path, system=STUB)
+    said = capfd.readouterr()
+    assert "is finished: 8 of 8" in said.out and "was missing or older than its checkpoint" in said.out and said.err == ""
+    assert drawn == [path] and json.loads((path / "summary.json").read_text())["finished"] is True
+    params = checkpoint.load_latest(path / "checkpoints", go(tmp_path, name="whole", seeds=seeds, total_steps=8)._state).tree.params
+    for i, slot in enumerate(slots):
+        assert json.loads((slot / "summary.json").read_text())["step"] == 8
+        assert_equal(fi.load(slot, system=STUB).actor, params if seeds == 1 else params[i])
+    # What a person put there afterwards stays, and a policy that is lost is written again.
+    checkpoint.save_policy(slots[-1] / "policy", params if seeds == 1 else params[-1], {"step": 4})
+    fi.resume(path, system=STUB, quiet=True)
+    assert checkpoint.policy_meta(slots[-1] / "policy")["step"] == 4 and capfd.readouterr().err == ""
+    shutil.rmtree(slots[0] / "policy")
+    fi.resume(path, system=STUB, quiet=True)
+    assert checkpoint.policy_meta(slots[0] / "policy")["step"] == 8
+
+
+def test_a_run_that_could_save_nothing_is_trained_again(tmp_path, monkeypatch):
+    for name, task, seeds in (("run", CARTPOLE, 1), ("group", "CartPole-v1", 2)):
+        with monkeypatch.context() as full:
+            full.setattr(checkpoint, "disk_free", lambda path: 10)
+            with pytest.raises(FlatironsError, match="nothing was saved before it, free some space and start again with --overwrite"):
+                go(tmp_path, task, name=name, seeds=seeds, total_steps=8)
+    with pytest.raises(FlatironsError, match="exists, and nothing was saved in it yet; choose another --out or pass --overwrite"):
+        go(tmp_path, total_steps=8)
+    with pytest.raises(FlatironsError, match="has no checkpoint, for nothing was saved yet; train again with --overwrite"):
+        fi.resume(tmp_path / "run", system=STUB)
+    assert go(tmp_path, total_steps=8, overwrite=True).step == 8
+    # Of seeds that are trained each by itself the folder around them goes on, also where none of them has saved anything.
+    with pytest.raises(FlatironsError, match="exists; resume it with"):
+        go(tmp_path, "CartPole-v1", name="group", seeds=2)
+    assert [run.step for run in fi.resume(tmp_path / "group", system=STUB, quiet=True).runs] == [8, 8]
 
 
 def test_lines_that_are_none_of_ours_are_passed_over(tmp_path):

@@ -437,6 +437,57 @@ def test_numbers_that_a_cast_would_spoil_are_refused() -> None:
             handle._one_row(spec, given, "obs")
 
 
+def asked_by(spec: Any) -> handle.Run:
+    """A Run that can be asked whether an observation is one of `spec`; it has no policy."""
+    run = object.__new__(handle.Run)
+    run._acting, run._deciders, run.system, run.config = types.SimpleNamespace(spec=Spec(spec, Discrete(2))), {}, STUB, Config()
+    return run
+
+
+def batch_of_one(obs: Any) -> Any:
+    if isinstance(obs, dict):
+        return {name: batch_of_one(part) for name, part in obs.items()}
+    return tuple(batch_of_one(part) for part in obs) if isinstance(obs, tuple) else [obs]
+
+
+UNBOUNDED, STATES, MANY = ArraySpec((2,)), ArraySpec((), "int32", 0, 47), ArraySpec((), "int32", 0, 99_999)
+PARTS = (ArraySpec((), "int32", 0, 2), {"pair": ArraySpec((2,), "int32", 0, 4, start=(0, 3))})
+
+
+@pytest.mark.parametrize(
+    ("spec", "obs", "message"),
+    [
+        *((UNBOUNDED, [0.0, bad], "NaN or infinite") for bad in (math.nan, math.inf, -math.inf, 1e39)),
+        (ArraySpec((2,), low=-1.0, high=1.0), np.array([0.0, np.nan], np.float32), "NaN or infinite"),
+        (STATES, math.nan, "NaN or infinite"),
+        (STATES, 48, "holds 48, and the task's go from 0 to 47"),
+        (STATES, -1, "holds -1, and the task's go from 0 to 47"),
+        (MANY, 100_000, "holds 100000, and the task's go from 0 to 99999"),
+        (PARTS, (3, {"pair": [0, 3]}), "holds 3, and the task's go from 0 to 2"),
+        (PARTS, (2, {"pair": [5, 3]}), "holds 5, and the task's go from 0 to 4"),
+        (PARTS, (2, {"pair": [4, 2]}), "holds 2, and the task's go from 3 to 7"),
+    ],
+)
+def test_what_no_observation_holds_is_refused_however_it_is_asked(spec: Any, obs: Any, message: str) -> None:
+    run = asked_by(spec)
+    for ask in (run.policy, lambda obs: run.predict(batch_of_one(obs)), lambda obs: run.uncertainty(obs, rate=0.1)):
+        with pytest.raises(FlatironsError, match=message):
+            ask(obs)
+
+
+def test_what_an_observation_may_hold_is_taken() -> None:
+    for spec, obs in (
+        (UNBOUNDED, [-1e30, 1e30]),
+        (STATES, 47),
+        (MANY, 99_999),
+        (ArraySpec((), "int32"), -7),
+        (ArraySpec((2, 2, 1), "uint8", 0, 255), np.full((2, 2, 1), 255)),
+    ):
+        np.testing.assert_array_equal(asked_by(spec)._timestep(obs, None, first=True).obs, np.asarray([obs], spec.dtype))
+    state, parts = asked_by(PARTS)._timestep((2, {"pair": [4, 7]}), None, first=True).obs
+    assert state.tolist() == [2] and parts["pair"].tolist() == [[4, 4]]
+
+
 def test_policy_takes_one_raw_observation(tmp_path):
     run = go(tmp_path)
     action = run.policy([0.1, 0.2, 0.3, 0.4])
@@ -498,7 +549,7 @@ def test_a_policy_speaks_the_environments_own_numbers(tmp_path, space):
     for policy in policies:
         assert policy.policy(13) in space and all(action in space for action in policy.predict([10, 13]))
         assert policy._timestep(13, None, first=True).obs.tolist() == [3]
-        with pytest.raises(FlatironsError, match=r"an observation is \[3\], and the task's begin at \[10\]"):
+        with pytest.raises(FlatironsError, match="an observation holds 3, and the task's go from 10 to 13: pass it as"):
             policy.policy(3)
     if not isinstance(space, gymnasium.spaces.Box):
         # With and without a mask in turn.
@@ -664,6 +715,22 @@ def test_a_full_disk_costs_a_log_line_not_the_run(tmp_path, capfd):
     assert capfd.readouterr().err == "", "said once a file"
 
 
+def test_a_line_that_a_full_disk_cut_short_takes_no_other_with_it(tmp_path, capfd):
+    resource = pytest.importorskip("resource")
+    lines = tmp_path / "metrics.jsonl"
+    # Long, so that what is said on stderr, which is a file here, stays below the limit.
+    folder.append_line(lines, {"step": 1, "name": "x" * 100_000})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (lines.stat().st_size + 5, before[1]))
+    try:
+        folder.append_line(lines, {"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    folder.append_line(lines, {"step": 3})
+    assert "could not be written (File too large)" in capfd.readouterr().err
+    assert [row["step"] for row in folder.read_lines(lines)] == [1, 3] and lines.read_text().endswith('\n{"step": 3}\n')
+
+
 def test_a_damaged_config_is_taken_from_the_checkpoint_and_said(tmp_path, capfd):
     run = go(tmp_path, total_steps=8)
     good = (run.path / "config.json").read_text()
@@ -804,6 +871,15 @@ def test_warm_start(tmp_path):
     assert start._state.updates == 2
     with pytest.raises(FlatironsError, match=r"params of .* do not fit"):
         go(tmp_path, name="third", widths=(7,), from_run=first.path)
+
+
+def test_warm_start_from_one_seed_of_a_program(tmp_path):
+    group = go(tmp_path, name="group", seeds=2, total_steps=16)
+    one = go(tmp_path, total_steps=8, from_run=group.path / "seed_1")
+    begun = checkpoint.load(one.path / "checkpoints" / "step_000000000000", one._state).tree
+    assert_equal(begun.params, group.runs[1].actor)
+    with pytest.raises(FlatironsError, match=r"group holds several seeds; start from one of them, as in --from .*group/seed_0$"):
+        go(tmp_path, name="another", from_run=group.path)
 
 
 def test_warm_start_takes_what_dqn_learned_and_not_its_progress(tmp_path):

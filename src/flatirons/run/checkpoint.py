@@ -26,6 +26,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -52,6 +53,9 @@ _PARITY = "parity"
 _STEP = re.compile(r"step_(\d{12,})(\.old)?")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_LOOKS = 10
+_BETWEEN_RENAMES = 0.05
+"""Seconds in which whoever puts a new folder in the place of an old one has done so."""
 
 
 class Loaded(NamedTuple):
@@ -170,7 +174,7 @@ def save(
             for path in added:
                 path.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise _not_saved(what, folder, error, needed, _previous(folder)) from error
+            raise _not_saved(what, folder, error, needed, _previous(folder), "start again with --overwrite") from error
         raise
     _prune(folder, final, keep)
     return final
@@ -194,7 +198,7 @@ def load(path: Path | str, like: PyTree) -> Loaded:
     """Load this one checkpoint (`.../step_<step>`), as `load_latest` does. Raises `FlatironsError` when it is damaged, with no fallback."""
     path = Path(path)
     try:
-        return _load(path, like)
+        return _settled(path, lambda path: _load(path, like))
     except Damage as damage:
         raise FlatironsError(f"The checkpoint {path} is damaged: {damage}; use another one.") from None
 
@@ -204,6 +208,11 @@ def list_checkpoints(folder: Path | str) -> list[Path]:
     candidates = _candidates(Path(folder))
     finished = {path.name for path in candidates}
     return [path for path in reversed(candidates) if path.suffix != ".old" or path.stem not in finished]
+
+
+def newest_step(folder: Path | str) -> int | None:
+    """The step of the newest checkpoint of `folder`, unverified; None where there is none."""
+    return max((_step_of(path) for path in _candidates(Path(folder))), default=None)
 
 
 # ----------------------------------------------------------------------------------------------------------------------- policy
@@ -235,7 +244,7 @@ def save_policy(
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError):
-            raise _not_saved(what, folder.parent, error, needed, folder if folder.exists() else None) from error
+            raise _not_saved(what, folder.parent, error, needed, folder if folder.exists() else None, "try again") from error
         raise
     return folder
 
@@ -518,14 +527,17 @@ def _previous(folder: Path) -> Path | None:
     return existing[-1] if existing else None
 
 
-def _not_saved(what: str, folder: Path, error: OSError, needed: int, previous: Path | None) -> FlatironsError:
+def _not_saved(what: str, folder: Path, error: OSError, needed: int, previous: Path | None, anew: str) -> FlatironsError:
+    """`anew` says what to do where there is none to go on from."""
     kept = f"{previous.name} is intact" if previous else "nothing was saved before it"
     if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
         return FlatironsError(
             f"{what} was not saved, because the disk is full or a limit is reached ({error.strerror}): it needs {human_bytes(needed)} and "
-            f"{human_bytes(disk_free(folder))} are free at {folder}; {kept}, free some space and go on from it."
+            f"{human_bytes(disk_free(folder))} are free at {folder}; {kept}, free some space and "
+            f"{'go on from it' if previous else anew}."
         )
-    return FlatironsError(f"{what} was not saved to {folder}: {error.strerror or error}; {kept}, make the folder writable.")
+    otherwise = "" if previous else f" and {anew}"
+    return FlatironsError(f"{what} was not saved to {folder}: {error.strerror or error}; {kept}, make the folder writable{otherwise}.")
 
 
 # ---------------------------------------------------------------------------------------------------------------------- reading
@@ -545,16 +557,43 @@ def _candidates(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: (_step_of(path), path.suffix != ".old"), reverse=True)
 
 
-def _newest(folder: Path, read: Callable[[Path], Loaded]) -> Loaded:
-    damages: list[str] = []
-    for path in _candidates(folder):
+def _settled(path: Path, read: Callable[[Path], Loaded]) -> Loaded:
+    """`read(path)`, again where somebody put another folder in its place meanwhile: half of the one and half of the other look damaged.
+
+    Raises Damage that lies in one folder alone."""
+    for _ in range(_LOOKS):
+        before = _stamp(path)
         try:
-            loaded = read(path)
+            return read(path)
+        except Damage:
+            if before is None and path.with_name(f"{path.name}.old").exists():
+                time.sleep(_BETWEEN_RENAMES)
+            if _stamp(path) == before:
+                raise
+    return read(path)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What tells the folder at `path` from another that was or will be there."""
+    try:
+        status = os.stat(path / _MANIFEST)
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _newest(folder: Path, read: Callable[[Path], Loaded]) -> Loaded:
+    passed: dict[Path, str] = {}
+    # Listed anew each time: one that was pruned while it was read has left a newer one.
+    while (path := next((path for path in _candidates(folder) if path not in passed), None)) is not None:
+        try:
+            loaded = _settled(path, read)
         except Damage as damage:
-            damages.append(str(damage))
+            passed[path] = str(damage)
             continue
+        damages = [damage for other, damage in passed.items() if other.exists()]
         return loaded._replace(warnings=[*(f"{damage}; using {path.name} instead" for damage in damages), *loaded.warnings])
-    if damages:
+    if damages := list(passed.values()):
         raise FlatironsError(
             f"No checkpoint in {folder} is intact ({'; '.join(damages)}): put back a copy of the folder, or start a new run in another one."
         )
@@ -562,12 +601,13 @@ def _newest(folder: Path, read: Callable[[Path], Loaded]) -> Loaded:
 
 
 def _policy(folder: Path, read: Callable[[Path], Loaded]) -> Loaded:
-    if not folder.name.endswith(".old") and not folder.exists() and not folder.with_name(f"{folder.name}.old").exists():
+    old = folder.with_name(f"{folder.name}.old")
+    # Looked for twice, for the new one may come into its place while the old one goes.
+    if not folder.name.endswith(".old") and not any(place.exists() for place in (folder, old, folder)):
         raise NoPolicy(f"There is no policy in {folder}", ": name the policy folder of a run that has saved one.")
     try:
-        return read(folder)
+        return _settled(folder, read)
     except Damage as damage:
-        old = folder.with_name(f"{folder.name}.old")
         if not old.exists():
             raise NoPolicy(f"The policy in {folder} is damaged: {damage}", "; use the policy of another run or checkpoint.") from None
         try:

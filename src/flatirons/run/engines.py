@@ -240,8 +240,8 @@ class Engine:
             self._ask_gtp(f"komi {records.KOMI:g}")
             return
         assert self.program is not None
-        self.program.send(self.kind)
-        known = {line.split(" name ", 1)[1].split(" type ")[0].strip() for line in self._until(f"{self.kind}ok") if " name " in line}
+        greeting = self._ask_uci(self.kind, f"{self.kind}ok")
+        known = {line.split(" name ", 1)[1].split(" type ")[0].strip() for line in greeting if " name " in line}
         variant = {"gardner_chess": "gardner", "shogi": "shogi", "animal_shogi": "dobutsu"}.get(self.game.name)
         # Fairy-Stockfish names the option so in USI too.
         setting = next((name for name in ("USI_Variant", "UCI_Variant") if name in known), None)
@@ -258,18 +258,19 @@ class Engine:
                 raise FlatironsError(f"the engine {self.command!r} has no option {name!r}; it has {', '.join(sorted(known)[:12])}, …")
             self._set(name, value)
         self.program.send("usinewgame" if self.kind == "usi" else "ucinewgame")
-        self.program.send("isready")
-        self._until("readyok")
+        self._ask_uci("isready", "readyok")
 
     def _set(self, name: str, value: str) -> None:
         assert self.program is not None
         self.program.send(f"setoption name {name} value {value}")
 
-    def _until(self, word: str) -> list[str]:
+    def _ask_uci(self, command: str, word: str) -> list[str]:
+        """What it says to `command`, up to the line that begins with `word`."""
         assert self.program is not None
+        self.program.send(command)
         deadline, lines = time.monotonic() + self.timeout_s, collections.deque[str](maxlen=MOST_LINES)
         while True:
-            line = self.program.read(deadline, word).strip()
+            line = self.program.read(deadline, command).strip()
             lines.append(line)
             if line.split()[:1] == [word]:
                 return list(lines)
@@ -321,8 +322,7 @@ class Engine:
         limits = {name: self.options[name] for name in ("nodes", "movetime", "depth") if name in self.options} or {"movetime": "100"}
         if self.kind == "usi" and "movetime" in limits:
             limits = {"btime": "0", "wtime": "0", "byoyomi": limits["movetime"]}
-        self.program.send("go " + " ".join(f"{name} {value}" for name, value in limits.items()))
-        answer = self._until("bestmove")[-1].split()
+        answer = self._ask_uci(f"go {' '.join(f'{name} {value}' for name, value in limits.items())}", "bestmove")[-1].split()
         word = answer[1] if len(answer) > 1 else ""
         if word.lower() == "resign":
             return RESIGN

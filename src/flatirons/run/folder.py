@@ -71,12 +71,16 @@ class Unwritable(FlatironsError):
         super().__init__(f"the run folder {path} cannot be written ({error.strerror}); {advice}{otherwise}")
 
 
+_TRAINED = "is being trained by another process; stop it first"
+
+
 @contextlib.contextmanager
-def held(path: Path, otherwise: str = "") -> Iterator[None]:
+def held(path: Path, otherwise: str = "", *, busy: str = _TRAINED) -> Iterator[None]:
     """Hold an existing run folder: while this lasts nobody else can. The operating system lets go of it when the process ends, however it
     does. Where files cannot be locked (Windows, some network file systems) nothing is held.
 
-    Raises FlatironsError when it is held already, and Unwritable when it cannot be written; `otherwise` ends their sentences.
+    Raises FlatironsError when it is held already, which `busy` says, and Unwritable when it cannot be written; `otherwise` ends their
+    sentences.
     """
     try:
         file = open(path / LOCK, "a")  # noqa: SIM115 - its errors are not those of what is done while it is open
@@ -84,8 +88,17 @@ def held(path: Path, otherwise: str = "") -> Iterator[None]:
         raise Unwritable(path, error, otherwise) from None
     with file:
         if not _lock(file):
-            raise FlatironsError(f"{path} is being trained by another process; stop it first{otherwise}")
+            raise FlatironsError(f"{path} {busy}{otherwise}")
         yield
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds a folder right now, this one too. Where files cannot be locked, nobody does."""
+    try:
+        with open(path / LOCK) as file:
+            return not _lock(file)
+    except OSError:
+        return False
 
 
 def _lock(file: IO[str]) -> bool:
@@ -134,10 +147,20 @@ def _demand_replaceable(path: Path, *, overwrite: bool) -> None:
         return
     is_run = _is_run(path)
     empty = path.is_dir() and all(entry.name == LOCK for entry in path.iterdir())
-    if is_run and not overwrite:
+    record = _readable(path / CONFIG)
+    if is_run and record.get("part_of"):
         raise FlatironsError(
-            f"the run folder {path} exists; resume it with `flatirons resume {path}`, choose another --out or pass --overwrite"
+            f"{path} is one seed of a run that was trained as one program, so it cannot be replaced alone; name {path.parent}, or choose "
+            "another --out"
         )
+    if is_run and not overwrite:
+        # Of seeds that are trained each by itself the folder around them has no checkpoint, and goes on all the same.
+        apart = record.get("seeds", 1) != 1 and not record.get("vmapped")
+        if apart or any(entry.suffix != ".tmp" for entry in (path / CHECKPOINTS).glob("step_*")):
+            raise FlatironsError(
+                f"the run folder {path} exists; resume it with `flatirons resume {path}`, choose another --out or pass --overwrite"
+            )
+        raise FlatironsError(f"the run folder {path} exists, and nothing was saved in it yet; choose another --out or pass --overwrite")
     if not is_run and not empty:
         raise FlatironsError(f"{path} exists and is not a run folder, so it will not be written to; choose another --out")
 
@@ -200,10 +223,10 @@ def _json_text(value: Mapping[str, Any]) -> str:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON file whole or not at all. Raises FlatironsError where it cannot be written."""
-    _write_whole(path, _json_text(value))
+    write_whole(path, _json_text(value))
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """A temporary file, synced, renamed over the old one. Raises FlatironsError, and leaves the old one as it is, where it cannot be
     written."""
     temporary = path.with_name(path.name + ".tmp")
@@ -263,7 +286,7 @@ def cut_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in read_lines(path) if line["step"] <= step]
-    _write_whole(path, "".join(json.dumps(strict(line), allow_nan=False) + "\n" for line in kept))
+    write_whole(path, "".join(json.dumps(strict(line), allow_nan=False) + "\n" for line in kept))
 
 
 _CUT: set[Path] = set()
@@ -272,9 +295,19 @@ _CUT: set[Path] = set()
 
 def append_line(path: Path, line: Mapping[str, Any]) -> None:
     """Add one line to a .jsonl file. A full disk costs the line, never the run: it is said on stderr, once a file."""
+    rest = (json.dumps(strict(line), allow_nan=False) + "\n").encode()
     try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(strict(line), allow_nan=False) + "\n")
+        # Unbuffered, so that nothing is left to be written once it has failed.
+        with open(path, "ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+            except OSError:
+                # The next line would be glued to half of this one, and lost with it.
+                with contextlib.suppress(OSError):
+                    file.truncate(before)
+                raise
     except OSError as error:
         if path not in _CUT:
             _CUT.add(path)
@@ -300,7 +333,7 @@ def record_text(record: Mapping[str, Any]) -> str:
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Write a run's config.json. Raises FlatironsError where it cannot be written."""
-    _write_whole(path / CONFIG, record_text(record))
+    write_whole(path / CONFIG, record_text(record))
 
 
 def read_record(path: Path) -> dict[str, Any]:

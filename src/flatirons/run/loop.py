@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -373,12 +373,7 @@ def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable
         whole = seconds()
         timing["other"] = timing.get("other", 0.0) + max(0.0, whole - before_seconds - (sum(timing.values()) - accounted))
         run.timing, run._facts = timing, {"seconds": whole, "timing": timing, "best": best, "evaluation_owed": owed}
-        finished = step >= job.config.total_steps
-        summary = {"step": step, "finished": finished, "seconds": whole, "timing": timing, "best": best}
-        for i, slot in enumerate(slots(job)):
-            folder.write_json(slot / folder.SUMMARY, {**summary, "best": best[i]})
-        if job.seeds > 1:
-            folder.write_json(job.path / folder.SUMMARY, summary)
+        finished = write_summaries(job, {"step": step, **run._facts})
         run._settle()
         if signals.caught is not None:
             raise Interrupted(signals.caught, job.path, f"saved at {step:_} {counted(job.system)}")
@@ -390,6 +385,17 @@ def drive(job: Job, task: Task, state: Any, meta: dict[str, Any], warm: Callable
                 f"stopped at {step:_} of {job.config.total_steps:_} {counted(job.system)}; go on with: flatirons resume {job.path}"
             )
     return run
+
+
+def write_summaries(job: Job, meta: Mapping[str, Any]) -> bool:
+    """Write how a run stands, by the meta of its checkpoint, for each seed of it as well; returns whether it is finished."""
+    finished = meta["step"] >= job.config.total_steps
+    summary = {"step": meta["step"], "finished": finished, **{name: meta[name] for name in ("seconds", "timing", "best")}}
+    for i, slot in enumerate(slots(job)):
+        folder.write_json(slot / folder.SUMMARY, {**summary, "best": summary["best"][i]})
+    if job.seeds > 1:
+        folder.write_json(job.path / folder.SUMMARY, summary)
+    return finished
 
 
 def _start_lower(job: Job) -> str:

@@ -7,6 +7,7 @@ the match stops: what was finished stays on record, and the rest is void too.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -38,6 +39,8 @@ _TOO_MANY = 3
 UNFINISHED = "the match was stopped before the game ended"
 NOT_BEGUN = "the match was stopped before the game began"
 INTERRUPTED = "it was interrupted"
+_HELD: dict[Path, contextlib.ExitStack] = {}
+"""The folders that matches of this process will be saved into. What is held when it ends the operating system lets go of."""
 _Z = 1.959964
 """The normal quantile of a 95 % interval."""
 
@@ -179,15 +182,18 @@ def play(
 
     The match stops where three games or more, and half of those that go on side by side, are void, and after three or more on end of which
     none that began together was finished: the remaining games are void then too. So it does at a KeyboardInterrupt, and where a player
-    raises something once games were finished. Raises FlatironsError where games is odd or below 2, and what a player raised before.
+    raises something once games were finished. Raises FlatironsError where games is odd or below 2 and where at_once is
+    below 2, and what a player raised before.
     """
     if games < 2 or games % 2:
         raise FlatironsError(f"games is {games}: each opening is played with both colours, so give an even number from 2 up")
+    if at_once < 2:
+        raise FlatironsError(f"at_once is {at_once}: each opening is played with both colours side by side, so give at least 2")
     lines = openings(game, games // 2, opening_plies, seed)
     pairs = [(number, line, first) for number, line in enumerate(lines) for first in (True, False)]
     played: list[Played] = []
     key = jax.random.key(seed)
-    size = max(2, at_once - at_once % 2)
+    size = at_once - at_once % 2
     stopped, in_vain = "", 0
     for begin in range(0, games, size):
         done = len(played)
@@ -286,7 +292,13 @@ def _ask(
 
 
 def save(match: Match, game: Game, place: Path, seconds: float) -> Path:
-    """Write every game's record and match.json into the folder `place`; returns it. Raises FlatironsError where it cannot be written."""
+    """Write every game's record and match.json into the folder `place`, and let go of it; returns it. Raises FlatironsError where it cannot
+    be written."""
+    with _HELD.pop(place.resolve(), contextlib.ExitStack()):
+        return _write(match, game, place, seconds)
+
+
+def _write(match: Match, game: Game, place: Path, seconds: float) -> Path:
     date = datetime.now(UTC).strftime("%Y.%m.%d")
     texts = []
     for number, one in enumerate(match.played, 1):
@@ -303,9 +315,9 @@ def save(match: Match, game: Game, place: Path, seconds: float) -> Path:
         texts.append(records.write(game, records.Record(game.name, one.actions, result, names, "", (*facts, *ends))))
     try:
         place.mkdir(parents=True, exist_ok=True)
-        (place / f"games{records.suffix(game.name)}").write_text("".join(texts), encoding="utf-8")
     except OSError as error:
         raise FlatironsError(f"{place} cannot be written ({error.strerror}); choose another --out") from None
+    folder.write_whole(place / f"games{records.suffix(game.name)}", "".join(texts))
     facts_of = [{"opening": one.opening, "a_first": one.first, "result": one.result, "plies": len(one.actions), "fault": one.fault or None}
                 for one in match.played]  # fmt: skip
     folder.write_json(
@@ -319,25 +331,44 @@ def save(match: Match, game: Game, place: Path, seconds: float) -> Path:
 
 
 def demand_place(place: Path, *, overwrite: bool) -> None:
-    """See before a match that its records can be written into the folder `place`, which is made. Raises FlatironsError where they cannot,
-    and where another match's are there and `overwrite` is not given."""
-    if (place / "match.json").exists() and not overwrite:
-        raise FlatironsError(f"{place} holds a match already; choose another --out, or give --overwrite")
+    """See before a match that its records can be written into the folder `place`, which is made, and hold it until they are saved or the
+    process ends. Raises FlatironsError where they cannot be written, where another process is to write into it, and where another match's
+    are there and `overwrite` is not given."""
+    _demand_free(place, overwrite=overwrite)
     try:
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
         raise FlatironsError(f"{place} cannot be written ({error.strerror}); choose another --out") from None
+    if place.resolve() not in _HELD:
+        with contextlib.ExitStack() as holding:
+            holding.enter_context(
+                folder.held(place, ", or choose another --out", busy="is in use by another process, a match or a run; wait for it")
+            )
+            # Once more: another match may have ended here since.
+            _demand_free(place, overwrite=overwrite)
+            _HELD[place.resolve()] = holding.pop_all()
+
+
+def _demand_free(place: Path, *, overwrite: bool) -> None:
+    if (place / "match.json").exists() and not overwrite:
+        raise FlatironsError(f"{place} holds a match already; choose another --out, or give --overwrite")
 
 
 def default_place(game: str, a: str, b: str) -> Path:
-    """`matches/GAME-A-B`, with a counter behind it when that exists."""
+    """`matches/GAME-A-B`, with a counter behind it when that exists. It is made, so that a match begun at the same time gets another."""
     base = Path("matches") / folder.slug(f"{game}-{a}-{b}")[:120]
     place, count = base, 2
-    while place.exists():
-        place, count = base.with_name(f"{base.name}-{count}"), count + 1
-    return place
+    while True:
+        try:
+            place.mkdir(parents=True)
+        except FileExistsError:
+            place, count = base.with_name(f"{base.name}-{count}"), count + 1
+        except OSError:  # `demand_place` says it
+            return place
+        else:
+            return place
 
 
 def in_words(match: Match) -> str:

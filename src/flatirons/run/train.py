@@ -24,7 +24,7 @@ from jax.tree_util import GetAttrKey
 from flatirons import studies, systems
 from flatirons.run import checkpoint, folder, metrics, ranges, resources
 from flatirons.run.devices import count, demand
-from flatirons.run.handle import Run
+from flatirons.run.handle import Run, save_policies
 from flatirons.run.job import (
     Job,
     Options,
@@ -52,7 +52,7 @@ from flatirons.run.job import (
     write_records,
 )
 from flatirons.run.listing import what_was_measured
-from flatirons.run.loop import EVALUATION_SEED, Interrupted, Signals, StopTraining, drive, turns_function
+from flatirons.run.loop import EVALUATION_SEED, Interrupted, Signals, StopTraining, drive, turns_function, write_summaries
 from flatirons.systems import counted
 from flatirons.types import FlatironsError, Network, Task
 
@@ -230,7 +230,8 @@ def resume(
 
     In-graph the result equals the uninterrupted run bit for bit. On a host the environments start new episodes. `env`, `network`,
     `system` and `eval_env` must be passed again where the run was started with objects instead of names. `devices` replaces the run's own.
-    Says so when the run is finished, for which its folder need not be writable.
+    Says so when the run is finished, for which its folder need not be writable; what its end could not write, of policy, summary and
+    learning curve, is then written from the checkpoint.
     Raises FlatironsError when there is no run, no intact checkpoint, when an object is missing, or when another process trains the run.
     """
     demand_whole("workers", workers, 1)
@@ -276,6 +277,8 @@ def _go_on(job: Job, *, in_group: bool) -> Run:
             like = state_like(job, made)
             # Before the newest checkpoint is looked for: whoever trains here could write a newer one.
             unwritable = _hold(holding, job.path)
+            if not checkpoint.list_checkpoints(job.path / folder.CHECKPOINTS):
+                raise FlatironsError(f"{job.path} has no checkpoint, for nothing was saved yet; train again with --overwrite")
             loaded = checkpoint.load_latest(job.path / folder.CHECKPOINTS, like)
             for warning in loaded.warnings:
                 folder.warn(warning)
@@ -289,6 +292,8 @@ def _go_on(job: Job, *, in_group: bool) -> Run:
                 )
                 folder.say([said], quiet=job.quiet)
             if done or (behind and in_group):
+                if unwritable is None:
+                    _complete(job, loaded)
                 return load(job.path, env=job.source, network=vars(job.config).get("network"), system=job.system)
             if behind:
                 raise FlatironsError(
@@ -316,12 +321,47 @@ def _go_on(job: Job, *, in_group: bool) -> Run:
                 made.close()
 
 
+def _complete(job: Job, loaded: checkpoint.Loaded) -> None:
+    """Write what is missing of a run that has got to its end, or to its stop: its last save, or what follows on that, was cut short."""
+    if any(_is_stale(slot, _policy_step(slot), loaded.meta["step"]) for slot in slots(job)):
+        save_policies(job, loaded.tree, loaded.meta, folder.POLICY)
+        folder.say([f"the policy of {job.path} was missing or older than its checkpoint; it was written anew from that"], quiet=job.quiet)
+    if any(_summary_step(slot) < loaded.meta["step"] for slot in slots(job)):
+        write_summaries(job, {"seconds": 0.0, "timing": {}, "best": [None] * job.seeds, **loaded.meta})
+    if not (job.path / folder.CURVE).exists():
+        folder.tolerate(Run(job).plot, "drawing the learning curve")
+
+
+def _is_stale(slot: Path, policy: int, newest: int) -> bool:
+    """Whether a run's policy, of step `policy`, is not the one of its newest checkpoint for want of a whole save. The summary comes last:
+    where it tells of that checkpoint a person has put an older policy there, the best one say."""
+    return policy < 0 or (policy < newest and _summary_step(slot) < newest)
+
+
+def _policy_step(slot: Path) -> int:
+    """The step of the last policy; -1 where none can be read."""
+    try:
+        return checkpoint.policy_meta(slot / folder.POLICY).get("step", 0)
+    except FlatironsError:
+        return -1
+
+
+def _summary_step(slot: Path) -> int:
+    """The step that a summary tells of; -1 where there is none."""
+    try:
+        step = folder.read_json(slot / folder.SUMMARY).get("step")
+    except FlatironsError:
+        return -1
+    return step if isinstance(step, int) else -1
+
+
 def load(path: str | os.PathLike[str], env: Any = None, network: Network | None = None, *, system: Any = None, best: bool = False) -> Run:
     """The run in a folder, with its last policy: for acting, evaluating and looking at. Nothing is trained.
 
-    A damaged policy is replaced, loudly, by the newest intact checkpoint's. `best` takes the policy of the best evaluation instead of the
-    last one; its `save` would write that one as the last. Raises FlatironsError when no policy can be read, and for `best` where the run
-    was never evaluated while it trained.
+    A damaged policy is replaced, loudly, by the newest intact checkpoint's; of one that is older than that, because a save was cut short,
+    a warning tells, unless the run is being trained right now. `best` takes the policy of the best evaluation instead of the last one; its
+    `save` would write that one as the last. Raises FlatironsError when no policy can be read, and for `best` where the run was never
+    evaluated while it trained.
     """
     job = reopen(Path(path), env=env, network=network, system=system, acting_only=True)
     if job.seeds > 1:
@@ -339,11 +379,24 @@ def load(path: str | os.PathLike[str], env: Any = None, network: Network | None 
             folder.warn(warning)
         actor = loaded.tree
         step = loaded.meta.get("step", 0)
+        if not best:
+            _warn_of_stale(job, step)
     except FlatironsError as error:
         if best:  # the newest checkpoint's is another policy
             raise
         actor, step = _actor_of_checkpoint(job, error)
     return Run(job, actor=jax.tree.map(owned, actor), step=step)
+
+
+def _warn_of_stale(job: Job, step: int) -> None:
+    whole = job.path.absolute().parent if job.recorded.get("part_of") else job.path
+    newest = checkpoint.newest_step(whole / folder.CHECKPOINTS)
+    # Whoever trains saves its checkpoint first, and the policy in a moment.
+    if newest is not None and _is_stale(job.path, step, newest) and not folder.is_held(whole):
+        folder.warn(
+            f"the policy of {job.path} is of {step:_} {counted(job.system)} and its newest checkpoint of {newest:_}, for a save was cut "
+            f"short; go on with `flatirons resume {whole}`"
+        )
 
 
 def _actor_of_checkpoint(job: Job, error: FlatironsError) -> tuple[Any, int]:
@@ -404,16 +457,19 @@ def _warm_start(job: Job, like: Any) -> Callable[[Any], Any]:
     Raises FlatironsError where one does not fit."""
     path = Path(job.from_run or "")
     # A system of one's own is not found by its name.
-    same = path.is_dir() and read_record(path)["system"] == job.name
-    other = reopen(path, env=job.source, network=vars(job.config).get("network"), system=job.system if same else None)
-    if other.seeds > 1:
-        raise FlatironsError(f"{other.path} holds several seeds; start from one trained alone")
+    record = read_record(path) if path.is_dir() else {}
+    same, part = record.get("system") == job.name, record.get("part_of")
+    # A seed of several that were trained as one program has its State in theirs.
+    whole = path.absolute().parent if part else path
+    other = reopen(whole, env=job.source, network=vars(job.config).get("network"), system=job.system if same else None)
+    if other.seeds > 1 and not part:
+        raise FlatironsError(f"{path} holds several seeds; start from one of them, as in --from {path / f'seed_{other.seed}'}")
     before = getattr(job.system, "STARTS_FROM", ())
     if other.name not in (job.name, *before):
         takes = " or ".join((*before, job.name))
-        raise FlatironsError(f"{other.path} was trained with {other.name}, so {job.name} cannot start from it; give a run of {takes}")
+        raise FlatironsError(f"{path} was trained with {other.name}, so {job.name} cannot start from it; give a run of {takes}")
     if other.name != job.name:
-        return _handed_on(job, other, like)
+        return _handed_on(job, dataclasses.replace(other, path=path), like)
     made = other.make(other.config.num_envs, seed=other.seed, training=True)
     try:
         loaded = checkpoint.load_latest(other.path / folder.CHECKPOINTS, state_like(other, made))
@@ -422,10 +478,11 @@ def _warm_start(job: Job, like: Any) -> Callable[[Any], Any]:
             made.close()
     for warning in loaded.warnings:
         folder.warn(warning)
+    learned_before = jax.tree.map(lambda x: x[record["seed"] - other.seed], loaded.tree) if part else loaded.tree
     one = like if job.seeds == 1 else jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), like)
     taken: dict[str, list[Any]] = {}
     for name in like._fields:
-        (ours, layout), (theirs, their_layout) = (jax.tree_util.tree_flatten_with_path(getattr(s, name)) for s in (one, loaded.tree))
+        (ours, layout), (theirs, their_layout) = (jax.tree_util.tree_flatten_with_path(getattr(s, name)) for s in (one, learned_before))
         if name in PROGRESS or _is_counter(ours):
             continue
         learned = [not any(isinstance(part, GetAttrKey) and part.name in PROGRESS for part in where) for where, _ in ours]
@@ -433,10 +490,10 @@ def _warm_start(job: Job, like: Any) -> Callable[[Any], Any]:
             is_learned and (a.shape, a.dtype) != (b.shape, b.dtype)
             for is_learned, (_, a), (_, b) in zip(learned, ours, theirs, strict=True)
         ):
-            raise FlatironsError(f"the {name} of {other.path} do not fit {job.name} with these settings; use the same task and network")
+            raise FlatironsError(f"the {name} of {path} do not fit {job.name} with these settings; use the same task and network")
         if any(learned):
             taken[name] = [owned(leaf) if is_learned else None for is_learned, (_, leaf) in zip(learned, theirs, strict=True)]
-    folder.say([f"warm start from {other.path}: {', '.join(taken)}"], quiet=job.quiet)
+    folder.say([f"warm start from {path}: {', '.join(taken)}"], quiet=job.quiet)
 
     def put(fresh: Any, leaf: Any) -> Any:
         if leaf is None:
@@ -507,7 +564,7 @@ def _demand_repeatable(job: Job) -> None:
 def _one_seed(job: Job, seed: int) -> Run:
     """Train, or go on with, one seed of a group on a host."""
     path = job.path / f"seed_{seed}"
-    if (path / folder.CHECKPOINTS).exists():
+    if checkpoint.list_checkpoints(path / folder.CHECKPOINTS):
         one = reopen(path, env=job.source, network=vars(job.config).get("network"), system=job.system, eval_env=job.eval_source)
         one.quiet, one.callbacks, one.stop_at = job.quiet, job.callbacks, job.stop_at
         one.config = dataclasses.replace(one.config, total_steps=job.config.total_steps)
