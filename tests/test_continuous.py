@@ -381,7 +381,9 @@ def test_the_rate_falls_to_zero_where_it_is_told_to(module: Any) -> None:
 
 def test_sac_noise_that_lasts_leaves_each_action_its_distribution() -> None:
     config = sac.Config(**SMALL, noise_correlation=0.8)
-    whole = sac.actor(sac.init(config, PENDULUM, jax.random.key(0)))
+    state = sac.init(config, PENDULUM, jax.random.key(0))
+    whole = sac.actor(state)
+    assert state.collector.carry.shape == sac.policy(config, PENDULUM, whole, greedy=False).reset(1).shape == (1, 1)
     obs, first = jnp.zeros((3, 3)), jnp.arange(20_000)[:, None] % jnp.array([[20_000, 20_000, 10]]) == 0
     pi = sac.distribution(config, PENDULUM, whole.params, obs)
 

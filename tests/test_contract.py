@@ -65,7 +65,7 @@ SMALL: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "ddpg": ("jax:Pendulum-v1", OFF_POLICY | {"noise": "ou", "twin": True, "policy_delay": 2, "target_noise": 0.2, "action_layer": 1}),
-    "sac": ("jax:Pendulum-v1", OFF_POLICY),
+    "sac": ("jax:Pendulum-v1", OFF_POLICY | {"noise_correlation": 0.9}),
     "mc_dropout": (rows(), {"num_envs": 1, "gradient_steps": 20, "batch_size": 8, "hidden": (8,), "total_steps": 200}),
     "alphago-sl": ("pgx:tic_tac_toe", ALPHAGO | {"num_steps": 2, "expert_moves": 8, "expert_simulations": 2} | ALPHAGO_LEARNS),
     "alphago-rl": ("pgx:tic_tac_toe", ALPHAGO | {"num_steps": 10, "pool_size": 2, "optimiser": "adam"}),

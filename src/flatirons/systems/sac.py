@@ -320,7 +320,7 @@ def init(config: Config, task: Task, key: Key) -> State:
         target=jax.tree.map(jnp.copy, params["value" if config.value_network else "critics"]),
         opt_state={part: _optimiser().init(x) for part, x in params.items()},
         replay=memory.create(task.spec, task.num_envs, config.buffer_size),
-        collector=data.start(task, (), key_collect),
+        collector=data.start(task, _last_noise(config, task, task.num_envs), key_collect),
         key=key,
         turns=jnp.int32(0),
         updates=jnp.int32(0),
@@ -346,13 +346,17 @@ def warmed(state: State) -> State:
     return state._replace(behind=offpolicy.copied(_acting(state)) if state.behind else ())
 
 
+def _last_noise(config: Config, task: Task, num_envs: int) -> Any:
+    return () if config.noise_correlation is None else jnp.zeros((num_envs, len(_box(task).low)))
+
+
 def policy(config: Config, task: Task, actor: Actor, *, greedy: bool) -> Policy:
     """Samples from pi; greedy takes tanh of the mean. Extras are `()`, and so is the carry but where noise lasts: then it is the last noise
     `[B, d]`."""
     correlation = None if greedy else config.noise_correlation
 
     def reset(num_envs: int) -> Any:
-        return () if correlation is None else jnp.zeros((num_envs, len(_box(task).low)))
+        return () if greedy else _last_noise(config, task, num_envs)
 
     def act(key: Key, timestep: TimeStep, carry: Any) -> tuple[jax.Array, Any, Any]:
         pi = distribution(config, task, actor.params, encoder.seen(config, task, {"encoder": actor.encoder}, timestep.obs))
