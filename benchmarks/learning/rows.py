@@ -114,6 +114,7 @@ ROWS: dict[str, Row] = {
     "ddpg-halfcheetah": Row(system="ddpg", task="HalfCheetah-v5", budget=100_000, seeds=5, reach=3800, aim=4340),
     # Small, and from what is seen alone.
     "ddpg-pixels-pendulum": Row(system="ddpg", task="pixels:Pendulum-v1", budget=20_000, seeds=3),
+    "ddpg-pixels-inverted-pendulum": Row(system="ddpg", task="pixels:InvertedPendulum-v5", budget=20_000, seeds=3, reach=500, aim=950),
     # What the DDPG paper begins with: seven joints cut in three are 2,187 actions for DQN.
     "ddpg-pusher": Row(system="ddpg", task="Pusher-v5", budget=50_000, seeds=3),
     "dqn-pusher-cut": Row(system="dqn", task="discrete:Pusher-v5", budget=50_000, seeds=3),
@@ -121,6 +122,7 @@ ROWS: dict[str, Row] = {
     "ddpg-paper-inverted-pendulum": Row(system="ddpg-paper", task="InvertedPendulum-v5", budget=100_000, seeds=5),
     "ddpg-paper-halfcheetah": Row(system="ddpg-paper", task="HalfCheetah-v5", budget=100_000, seeds=5),
     "sac-pendulum": Row(system="sac", task="Pendulum-v1", budget=20_000, seeds=5, reach=-160, aim=-150),
+    "sac-mountain-car": Row(system="sac", task="MountainCarContinuous-v0", budget=30_000, seeds=5, reach=90, aim=93.8),
     "sac-inverted-pendulum": Row(
         system="sac", task="InvertedPendulum-v5", budget=25_000, seeds=5, reach=1000, aim=1000, rule="4 of 5", aim_rule="5 of 5"
     ),

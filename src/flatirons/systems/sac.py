@@ -155,6 +155,11 @@ PRESETS = {
         config={"total_steps": 20_000, "learning_starts": 200, "random_steps": 200, "learning_rate": 1e-3, "buffer_size": 20_000},
         tasks=("Pendulum-v*", "jax:Pendulum-v*"),
     ),
+    "sac-mountain-car": Preset(
+        doc="Tuned for MountainCarContinuous: noise that lasts, for without it the car never comes to the flag.",
+        config={"total_steps": 30_000, "learning_starts": 1_000, "random_steps": 1_000, "learning_rate": 1e-3, "noise_correlation": 0.95},
+        tasks=("MountainCarContinuous-v*", "jax:MountainCarContinuous-v*"),
+    ),
     "sac-halfcheetah": Preset(
         doc="Tuned for HalfCheetah on a laptop: learning begins early, with larger steps, smaller minibatches and a quicker target.",
         config={"learning_starts": 1_000, "random_steps": 5_000, "learning_rate": 1e-3, "batch_size": 128, "tau": 0.01},
