@@ -204,6 +204,12 @@ PRESETS = {
         config=SEEN | {"total_steps": 20_000, "buffer_size": 20_000, "gamma": 0.9},
         tasks=("pixels:Pendulum-v*",),
     ),
+    "ddpg-pixels-inverted-pendulum": Preset(
+        doc="For InvertedPendulum from what is seen alone: a decision each step, for the pole falls within ten; little noise, a falling rate.",
+        config=SEEN | {"total_steps": 20_000, "buffer_size": 20_000, "gamma": 0.99, "noise_std": 0.1, "anneal_learning_rate": True},
+        tasks=("pixels:InvertedPendulum-v*",),
+        env={"repeat": 1},
+    ),
     "ddpg-pixels": Preset(
         doc="As ddpg-pixels-pendulum, for other tasks that are seen: 100,000 decisions, whose pictures take 0.4 GB.",
         config=SEEN | {"total_steps": 100_000, "buffer_size": 100_000},
