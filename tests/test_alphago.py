@@ -310,6 +310,10 @@ def test_a_leaf_is_mixed() -> None:
         seen.append(float(z[1]))
     # An even policy finds the win every other time; otherwise the board fills up.
     assert set(seen) == {0.0, 1.0} and 8 < sum(seen) < 32
+    # Many games from each leaf, and their mean.
+    many = dataclasses.replace(config, rollouts=400, mix=1.0)
+    z = np.asarray(quick(lambda key: alphago.evaluator(many, game)(params, key, both).value)(jax.random.key(0)))
+    assert z[0] == 0.0 and abs(z[1] - 0.5) < 0.08, "four deviations of a mean of 400"
     # P = p_sigma^beta, whichever side the board was looked at from.
     unturned = dataclasses.replace(config, leaf_symmetries=False, mix=0.0)
 
@@ -415,6 +419,7 @@ def test_what_cannot_run_is_refused() -> None:
     refused(alphago_value, VALUE | {"last_ply": 10}, "last_ply=10 is not before the end")
     refused(alphago_value, VALUE | {"buffer_size": 7}, "buffer_size=7 must be at least 8")
     refused(alphago, PLAYER | {"mix": 1.5}, "mix=1.5 must lie between 0")
+    refused(alphago, PLAYER | {"rollouts": 0}, "rollouts=0 must be at least 1")
 
 
 def test_presets_may_run() -> None:

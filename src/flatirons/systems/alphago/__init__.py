@@ -45,6 +45,8 @@ class Config:
     """Simulations of a search (the paper searches for five seconds)."""
     mix: float = 0.5
     """lambda: 0 asks the value network alone, 1 rollouts alone."""
+    rollouts: int = 1
+    """Games to the end from each leaf, whose mean result is z. The paper plays one."""
     prior: Literal["sl", "rl"] = "sl"
     """Whose moves the search tries: p_sigma's, or p_rho's."""
     beta: float = 0.67
@@ -71,10 +73,10 @@ class Config:
 
 PRESETS = {
     "alphago-othello": Preset(
-        doc="Othello on a laptop.",
+        doc="Othello on a laptop: eight rollouts a leaf, which are worth about as much as v_theta then; little weight on the prior.",
         config={
-            "total_steps": 2 * 66, "num_steps": 66, "num_simulations": 64, "c_puct": 1.5, "expand_after": 1, "temperature_plies": 8,
-            "blocks": 2, "channels": 32,
+            "total_steps": 2 * 66, "num_steps": 66, "num_simulations": 64, "rollouts": 8, "c_puct": 0.7, "expand_after": 1,
+            "temperature_plies": 8, "blocks": 2, "channels": 32,
         },
         tasks=("pgx:othello",),
     ),
@@ -163,7 +165,7 @@ def evaluator(config: Config, game: BoardGame) -> mcts.Evaluate:
         # One that does not count costs nothing either.
         v = jax.lax.cond(config.mix < 1.0, lambda _: networks.values(config, game, params.value, seen), nothing, ())
         by_pi = networks.chooser(game, functools.partial(networks.rollout_logits, params.rollout), greedy=False)
-        z = jax.lax.cond(config.mix > 0.0, lambda _: networks.play_out(game, by_pi, key_play, states), nothing, ())
+        z = jax.lax.cond(config.mix > 0.0, lambda _: networks.play_out(game, by_pi, key_play, states, config.rollouts), nothing, ())
         return mcts.Evaluation(config.beta * logits, (1.0 - config.mix) * v + config.mix * z)
 
     return evaluate
@@ -251,7 +253,7 @@ def check(config: Config, task: Task) -> None:
     demand_game(task, "alphago")
     mcts.demand_mctx()
     networks.demand_board(task, "alphago")
-    networks.demand_least(config, num_steps=1, num_simulations=1, expand_after=1, blocks=1, channels=1)
+    networks.demand_least(config, num_steps=1, num_simulations=1, rollouts=1, expand_after=1, blocks=1, channels=1)
     if not 0.0 <= config.mix <= 1.0:
         raise FlatironsError(f"mix={config.mix} must lie between 0 (the value network alone) and 1 (rollouts alone)")
 

@@ -105,8 +105,9 @@ def chooser(game: BoardGame, logits_of: Callable[[Any], Any], *, greedy: bool) -
     return choose
 
 
-def play_out(game: BoardGame, choose: Callable[[Key, Any], Any], key: Key, states: Any) -> jax.Array:
-    """Play `states [B]` to their ends; z float32 `[B]`, +1 where the player to move in them won."""
+def play_out(game: BoardGame, choose: Callable[[Key, Any], Any], key: Key, states: Any, games: int = 1) -> jax.Array:
+    """Play `states [B]` to their ends, each in so many games; z float32 `[B]`, the mean of +1 where the player to move in them won."""
+    mover = jax.vmap(game.player)(states)
 
     def one_ply(c: tuple[Any, ...]) -> tuple[Any, ...]:
         ply, states, _ = c
@@ -114,9 +115,10 @@ def play_out(game: BoardGame, choose: Callable[[Key, Any], Any], key: Key, state
         after, _, over = jax.vmap(game.step, in_axes=(None, 0, 0))(key_step, states, choose(key_move, states))
         return ply + 1, after, jnp.all(over)
 
-    _, ends, _ = jax.lax.while_loop(lambda c: (c[0] < game.longest) & ~c[2], one_ply, (jnp.int32(0), states, jnp.array(False)))
-    outcome = jax.vmap(game.outcome)(ends)
-    return jnp.where(jax.vmap(game.player)(states) == 0, outcome, -outcome)
+    starts = jax.tree.map(lambda x: jnp.repeat(x, games, axis=0), states)
+    _, ends, _ = jax.lax.while_loop(lambda c: (c[0] < game.longest) & ~c[2], one_ply, (jnp.int32(0), starts, jnp.array(False)))
+    outcome = jnp.mean(jax.vmap(game.outcome)(ends).reshape(-1, games), axis=1)
+    return jnp.where(mover == 0, outcome, -outcome)
 
 
 def sides(game: BoardGame, key: Key, num: int) -> tuple[jax.Array, jax.Array]:
