@@ -486,6 +486,7 @@ def test_a_module_before_the_colon_registers_its_environments(own_module: str, m
     ("task", "words"),
     [
         ("ownword:My-v0", r"names the module ownword, which is not installed; put its folder on PYTHONPATH"),
+        ("uci:yacht", r"names the module uci, which is not installed; did you mean data:uci-yacht"),
         ("ownworld.inner:My-v0", r"names the module ownworld.inner, which is not installed"),
         ("pixel:My-v0", r"names the module pixel, which is not installed; did you mean pixels\?"),
         ("ownneeds:My-v0", r"ownneeds:My-v0 needs the package no_such_simulator, .* pip install no_such_simulator"),

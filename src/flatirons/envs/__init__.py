@@ -280,7 +280,8 @@ def _import_own(task: str, module: str) -> None:
         if isinstance(error, ModuleNotFoundError) and error.name:
             if not f"{module}.".startswith(f"{error.name}."):
                 raise _missing(task, error.name) from None
-            offer = _nearest(module, _PREFIXES) or "; put its folder on PYTHONPATH"
+            ours = [name for name in names() if name.startswith(("data:", "meta:"))]
+            offer = _nearest(module, _PREFIXES) or _nearest(task, ours) or "; put its folder on PYTHONPATH"
             raise FlatironsError(f"the task {task!r} names the module {error.name}, which is not installed{offer}") from None
         print(traceback.format_exc(), file=sys.stderr, end="")
         said = " ".join(str(error).split())
