@@ -73,9 +73,9 @@ class Config:
 
 PRESETS = {
     "alphago-othello": Preset(
-        doc="Othello on a laptop: eight rollouts a leaf, which are worth about as much as v_theta then; little weight on the prior.",
+        doc="Othello on a laptop: four rollouts a leaf, which are worth about as much as v_theta then.",
         config={
-            "total_steps": 2 * 66, "num_steps": 66, "num_simulations": 64, "rollouts": 8, "c_puct": 0.7, "expand_after": 1,
+            "total_steps": 2 * 66, "num_steps": 66, "num_simulations": 64, "rollouts": 4, "c_puct": 1.5, "expand_after": 1,
             "temperature_plies": 8, "blocks": 2, "channels": 32,
         },
         tasks=("pgx:othello",),
