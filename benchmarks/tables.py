@@ -387,11 +387,11 @@ def best(r: dict[str, Any], learned: Sequence[dict[str, Any]]) -> str:
     head = ["benchmark", "seeds", "measured", "the best there is, from the same starts", "left open", "bar"]
     rows = []
     for row in learned:
-        seeds = [seed for seed in row["seeds"] if seed in r["seeds"]]
+        reached, there_is = (dict(zip(x["seeds"], x["means"], strict=True)) for x in (row, r))
+        seeds = sorted(reached.keys() & there_is.keys())
         if row["task"] != r["task"] or not seeds:
             continue
-        own = [row["means"][row["seeds"].index(seed)] for seed in seeds]
-        top = [r["means"][r["seeds"].index(seed)] for seed in seeds]
+        own, top = ([means[seed] for seed in seeds] for means in (reached, there_is))
         shown = [f"{number(sum(xs) / len(xs))} ({number(low)} to {number(high)})" for xs in (own, top) for low, high in [bootstrap(xs)]]
         left = sum(b - a for a, b in zip(own, top, strict=True)) / len(seeds)
         rows.append([f"`{row['name']}`", str(len(seeds)), *shown, number(left), number(row["reach"])])

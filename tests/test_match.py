@@ -374,15 +374,16 @@ def test_two_matches_at_once_have_a_folder_each(tmp_path: Path, monkeypatch: pyt
     place = tmp_path / "m"
     place.mkdir()
     for overwrite in (False, True):
-        with folder.held(place), pytest.raises(FlatironsError, match="is in use by another process, a match or a run; wait for it"):
-            match.demand_place(place, overwrite=overwrite)
-    match.demand_place(place, overwrite=False)
-    assert folder.is_held(place)
+        refused = pytest.raises(FlatironsError, match="is in use by another process, a match or a run; wait for it")
+        with folder.held(place), refused, match.held_place(place, overwrite=overwrite):
+            pass
     found = match.Match("tic_tac_toe", ("a", "b"), 0, (match.Played(0, True, 0.0, (0, 1)),))
-    match.save(found, game("tic_tac_toe"), place, 1.0)
+    with match.held_place(place, overwrite=False):
+        assert folder.is_held(place)
+        match.save(found, game("tic_tac_toe"), place, 1.0)
     assert not folder.is_held(place) and {entry.suffix for entry in place.iterdir()} == {"", ".json", records.suffix("tic_tac_toe")}
-    with pytest.raises(FlatironsError, match="holds a match already"):
-        match.demand_place(place, overwrite=False)
+    with pytest.raises(FlatironsError, match="holds a match already"), match.held_place(place, overwrite=False):
+        pass
 
 
 def test_records_are_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,21 +22,14 @@ from benchmarks.learning.run import seed_list
 from benchmarks.learning.summary import bootstrap
 from benchmarks.record import RESULTS, header, versions, write
 from flatirons import envs
+from flatirons.envs import classic
 from flatirons.run import evaluate
 from flatirons.types import Key, Policy, Task, TimeStep
 
 TASK, EPISODES, HORIZON = "Pendulum-v1", 20, 200
 ANGLES, SPEEDS = 601, 401
-MAX_SPEED, MAX_TORQUE = 8.0, 2.0
+PENDULUM, MAX_SPEED, MAX_TORQUE = classic.Pendulum(), 8.0, 2.0
 COARSE, FINE = jnp.linspace(-MAX_TORQUE, MAX_TORQUE, 41), jnp.linspace(-MAX_TORQUE, MAX_TORQUE, 401)
-
-
-def after(angle: Any, speed: Any, torque: Any) -> tuple[Any, Any, Any]:
-    """(angle, speed, reward) of a decision, as gymnasium's Pendulum has it: m = l = 1, g = 10, dt = 0.05, angle 0 upright."""
-    folded = jnp.mod(angle + jnp.pi, 2 * jnp.pi) - jnp.pi
-    reward = -(folded**2 + 0.1 * speed**2 + 0.001 * torque**2)
-    speed = jnp.clip(speed + (15.0 * jnp.sin(angle) + 3.0 * torque) * 0.05, -MAX_SPEED, MAX_SPEED)
-    return angle + 0.05 * speed, speed, reward
 
 
 def read(table: Any, angle: Any, speed: Any) -> Any:
@@ -51,7 +44,7 @@ def read(table: Any, angle: Any, speed: Any) -> Any:
 
 def worth(table: Any, angle: Any, speed: Any, torque: Any) -> Any:
     """The reward of a decision and what is left after it."""
-    angle, speed, reward = after(angle, speed, torque)
+    (angle, speed), reward, _ = PENDULUM.step(jax.random.key(0), jnp.stack([angle, speed]), (torque,))
     return reward + read(table, angle, speed)
 
 

@@ -762,7 +762,6 @@ def match(arguments: list[str]) -> int:
     game = notation.find(chosen.game or sorted(named)[0])
     a, b = (players.player(spec, game) for spec in (chosen.a, chosen.b))
     place = Path(chosen.out) if chosen.out else matches.default_place(game.name, chosen.a, chosen.b)
-    matches.demand_place(place, overwrite=chosen.overwrite)
     began, shown = monotonic(), [-1]
 
     def progress(done: int, games: int) -> None:
@@ -770,20 +769,28 @@ def match(arguments: list[str]) -> int:
             shown[0] = done
             print(f"\r{done} of {games} games, {monotonic() - began:.0f} s", end="", file=sys.stderr, flush=True)
 
-    with _terminated_as_interrupted() as status:
-        try:
-            found = matches.play(
-                game, a, b, chosen.games, seed=chosen.seed, opening_plies=chosen.opening_plies, at_once=chosen.at_once, progress=progress
-            )
-        finally:
-            a.close()
-            b.close()
     unsaved: Exception | None = None
-    try:
-        matches.save(found, game, place, monotonic() - began)
-    except Exception as error:
-        # Its result is said all the same.
-        unsaved = error
+    with matches.held_place(place, overwrite=chosen.overwrite):
+        with _terminated_as_interrupted() as status:
+            try:
+                found = matches.play(
+                    game,
+                    a,
+                    b,
+                    chosen.games,
+                    seed=chosen.seed,
+                    opening_plies=chosen.opening_plies,
+                    at_once=chosen.at_once,
+                    progress=progress,
+                )
+            finally:
+                a.close()
+                b.close()
+        try:
+            matches.save(found, game, place, monotonic() - began)
+        except Exception as error:
+            # Its result is said all the same.
+            unsaved = error
     faults = Counter(one.fault for one in found.played if one.fault)
     if found.stopped:
         cut = sum(faults.pop(fault, 0) for fault in (matches.UNFINISHED, matches.NOT_BEGUN))

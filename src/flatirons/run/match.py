@@ -13,7 +13,7 @@ import functools
 import json
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,6 @@ _TOO_MANY = 3
 UNFINISHED = "the match was stopped before the game ended"
 NOT_BEGUN = "the match was stopped before the game began"
 INTERRUPTED = "it was interrupted"
-_HELD: dict[Path, contextlib.ExitStack] = {}
-"""The folders that matches of this process will be saved into. What is held when it ends the operating system lets go of."""
 _Z = 1.959964
 """The normal quantile of a 95 % interval."""
 
@@ -292,13 +290,7 @@ def _ask(
 
 
 def save(match: Match, game: Game, place: Path, seconds: float) -> Path:
-    """Write every game's record and match.json into the folder `place`, and let go of it; returns it. Raises FlatironsError where it cannot
-    be written."""
-    with _HELD.pop(place.resolve(), contextlib.ExitStack()):
-        return _write(match, game, place, seconds)
-
-
-def _write(match: Match, game: Game, place: Path, seconds: float) -> Path:
+    """Write every game's record and match.json into the folder `place`; returns it. Raises FlatironsError where it cannot be written."""
     date = datetime.now(UTC).strftime("%Y.%m.%d")
     texts = []
     for number, one in enumerate(match.played, 1):
@@ -330,10 +322,12 @@ def _write(match: Match, game: Game, place: Path, seconds: float) -> Path:
     return place
 
 
-def demand_place(place: Path, *, overwrite: bool) -> None:
-    """See before a match that its records can be written into the folder `place`, which is made, and hold it until they are saved or the
-    process ends. Raises FlatironsError where they cannot be written, where another process is to write into it, and where another match's
-    are there and `overwrite` is not given."""
+@contextlib.contextmanager
+def held_place(place: Path, *, overwrite: bool) -> Iterator[None]:
+    """See before a match that its records can be written into the folder `place`, which is made, and hold it while this lasts.
+
+    Raises FlatironsError where they cannot be written, where somebody else is to write into it, and where another match's are there and
+    `overwrite` is not given."""
     _demand_free(place, overwrite=overwrite)
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -341,14 +335,10 @@ def demand_place(place: Path, *, overwrite: bool) -> None:
             pass
     except OSError as error:
         raise FlatironsError(f"{place} cannot be written ({error.strerror}); choose another --out") from None
-    if place.resolve() not in _HELD:
-        with contextlib.ExitStack() as holding:
-            holding.enter_context(
-                folder.held(place, ", or choose another --out", busy="is in use by another process, a match or a run; wait for it")
-            )
-            # Once more: another match may have ended here since.
-            _demand_free(place, overwrite=overwrite)
-            _HELD[place.resolve()] = holding.pop_all()
+    with folder.held(place, ", or choose another --out", busy="is in use by another process, a match or a run; wait for it"):
+        # Once more: another match may have ended here since.
+        _demand_free(place, overwrite=overwrite)
+        yield
 
 
 def _demand_free(place: Path, *, overwrite: bool) -> None:
@@ -365,7 +355,7 @@ def default_place(game: str, a: str, b: str) -> Path:
             place.mkdir(parents=True)
         except FileExistsError:
             place, count = base.with_name(f"{base.name}-{count}"), count + 1
-        except OSError:  # `demand_place` says it
+        except OSError:  # `held_place` says it
             return place
         else:
             return place
