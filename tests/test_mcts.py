@@ -56,11 +56,11 @@ SIMULATIONS = 128
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _find(game: Any, evaluate: Any, kind: str, num_simulations: int, states: Any, key: Any) -> Any:
+def _find(game: Any, evaluate: Any, kind: str, num_simulations: int, states: Any, key: Any, before: Any = None) -> Any:
     if kind == "gumbel":
-        return mcts.gumbel_search(game, evaluate, PARAMS, key, states, num_simulations=num_simulations, scale=0.0)
+        return mcts.gumbel_search(game, evaluate, PARAMS, key, states, num_simulations=num_simulations, scale=0.0, before=before)
     noise = (0.3, 0.25) if kind == "noisy" else None
-    return mcts.search(game, evaluate, PARAMS, key, states, num_simulations=num_simulations, noise=noise)
+    return mcts.search(game, evaluate, PARAMS, key, states, num_simulations=num_simulations, noise=noise, before=before)
 
 
 # X (who begins) has 0 and 1 or the like; the last number is the only right move. "fork": nothing helps any more.
@@ -111,8 +111,9 @@ class Node:
 LINES = [(0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4, 8), (2, 4, 6)]
 
 
-def reference(simulations: int) -> tuple[dict[int, int], dict[int, float]]:
-    """AlphaZero's search on an empty tic-tac-toe board, with dictionaries. Boards are seen by the player to move: 1 mine, -1 theirs."""
+def reference(simulations: int, root: Node | None = None) -> Node:
+    """AlphaZero's search on an empty tic-tac-toe board, or from a node of an earlier one, with dictionaries. Boards are seen by the player
+    to move: 1 mine, -1 theirs."""
     p, v = np.asarray(PARAMS["p"], np.float64), np.asarray(PARAMS["v"], np.float64)
 
     def judge(node: Node) -> float:
@@ -126,8 +127,9 @@ def reference(simulations: int) -> tuple[dict[int, int], dict[int, float]]:
         node.prior = dict(zip(legal, weights / weights.sum(), strict=True))
         return math.tanh(planes @ v)
 
-    root = Node((0,) * 9)
-    root.total, root.visits = judge(root), 1
+    if root is None:
+        root = Node((0,) * 9)
+        root.total, root.visits = judge(root), 1
     for _ in range(simulations):
         path = [root]
         while True:
@@ -154,22 +156,24 @@ def reference(simulations: int) -> tuple[dict[int, int], dict[int, float]]:
         for node in reversed(path):
             node.visits, node.total = node.visits + 1, node.total + value
             value = -value
-    return (
-        {a: child.visits for a, child in root.children.items()},
-        {a: -child.total / child.visits for a, child in root.children.items()},
-    )
+    return root
+
+
+def assert_same(found: Any, index: int, root: Node) -> None:
+    """The Analysis' N and Q are the node's."""
+    children = [root.children.get(a) for a in range(9)]
+    np.testing.assert_array_equal(found.visits[index], [child.visits if child else 0 for child in children])
+    np.testing.assert_allclose(found.q[index], [-child.total / child.visits if child else 0.0 for child in children], atol=1e-5)
 
 
 def test_puct_equals_the_pseudocode() -> None:
     # In a batch, beside another position.
     both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), position(TTT, [0, 3, 1, 4]), position(TTT, []))
     found, tree = jax.device_get(_find(TTT, opinionated, "puct", 64, both, jax.random.key(0)))
-    visits, q = reference(64)
-    np.testing.assert_array_equal(found.visits[1], [visits.get(a, 0) for a in range(9)])
-    np.testing.assert_allclose(found.q[1], [q.get(a, 0.0) for a in range(9)], atol=1e-5)
+    assert_same(found, 1, reference(64))
     np.testing.assert_allclose(found.total, found.visits * found.q)
     np.testing.assert_allclose(found.policy, found.visits / 64.0)
-    assert int(found.action[1]) == max(visits, key=lambda a: visits[a])
+    assert int(found.action[1]) == int(np.argmax(found.visits[1]))
     line = np.asarray(mcts.principal_variation(tree, 30))[1]
     assert line[0] == found.action[1] and line[-1] == -1 and (line[:2] >= 0).all()
 
@@ -337,6 +341,65 @@ def test_gumbel_spends_its_simulations_by_halving() -> None:
     weights = found.prior * np.exp(sigma - sigma.max())
     np.testing.assert_allclose(found.policy, weights / weights.sum(), rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(found.value, (found.policy * found.q).sum(), rtol=1e-3)
+
+
+def test_what_was_found_is_gone_on_from() -> None:
+    """Two plies later the search is the same plain program, called on the node that the game has come to."""
+    both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), position(TTT, []), position(TTT, [8]))
+    _, tree = _find(TTT, opinionated, "puct", 64, both, jax.random.key(0))
+    first, reply = (int(a) for a in np.asarray(mcts.principal_variation(tree, 2))[0])
+    now = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), position(TTT, [first, reply]), position(TTT, [3]))
+    found, grown = jax.device_get(_find(TTT, opinionated, "puct", 64, now, jax.random.key(0), tree))
+    node = reference(64).children[first].children[reply]
+    assert node.visits > 20
+    assert_same(found, 0, reference(64, node))
+    assert found.visits[0].sum() == node.visits - 1
+    # The other game came to where the search had not been: begun anew.
+    anew, _ = jax.device_get(_find(TTT, opinionated, "puct", 64, now, jax.random.key(0)))
+    np.testing.assert_array_equal(found.visits[1], anew.visits[1])
+    np.testing.assert_array_equal(found.q[1], anew.q[1])
+    np.testing.assert_array_equal(found.prior, anew.prior)
+    assert_whole(grown)
+
+
+def assert_whole(tree: Any) -> None:
+    """Parents come before their children and know them; an edge was tried where there is a child."""
+    for b, (parents, actions) in enumerate(zip(tree.parents, tree.action_from_parent, strict=True)):
+        nodes = np.flatnonzero(tree.node_visits[b] > 0)
+        assert nodes[0] == 0 and parents[0] == -1
+        assert (parents[nodes[1:]] < nodes[1:]).all() and (parents[nodes[1:]] >= 0).all()
+        np.testing.assert_array_equal(tree.children_index[b, parents[nodes[1:]], actions[nodes[1:]]], nodes[1:])
+        np.testing.assert_array_equal(tree.children_index[b, nodes] >= 0, tree.children_visits[b, nodes] > 0)
+        assert (tree.children_index[b, nodes] >= 0).sum() == len(nodes) - 1
+
+
+@pytest.mark.parametrize("kind", ["puct", "gumbel"])
+def test_no_more_is_kept_than_there_is_room_for(kind: str) -> None:
+    begin = position(TTT, [4])
+    _, tree = _find(TTT, blank, kind, SIMULATIONS, begin, jax.random.key(0))
+    reply = int(np.asarray(mcts.principal_variation(tree, 1))[0, 0])
+    found, grown = jax.device_get(_find(TTT, blank, kind, 8, position(TTT, [4, reply]), jax.random.key(0), tree))
+    known = int(tree.node_visits[0, tree.children_index[0, 0, reply]])
+    assert known > 9, "more than there is room for"
+    assert grown.node_visits.shape == (1, 17) and (grown.node_visits > 0).sum() <= 17
+    # What was tried and still has its node, and eight more.
+    assert 8 <= found.visits.sum() <= known - 1 + 8 and (found.visits[~found.legal] == 0).all()
+    assert_whole(grown)
+    # From a search of nobody it is as without one.
+    nobody = mcts.unsearched(begin, 9, 8)
+    again, first = (_find(TTT, blank, kind, 8, begin, jax.random.key(0), *before) for before in ((nobody,), ()))
+    jax.tree.map(np.testing.assert_array_equal, again[0], first[0])
+    assert jax.tree.map(jnp.shape, again[1].replace(extra_data=None)) == jax.tree.map(jnp.shape, nobody)
+
+
+def test_halving_goes_by_the_new_simulations() -> None:
+    _, tree = _find(TTT, opinionated, "gumbel", SIMULATIONS, position(TTT, []), jax.random.key(0))
+    line = [int(a) for a in np.asarray(mcts.principal_variation(tree, 2))[0]]
+    now = position(TTT, line)
+    found, grown = jax.device_get(_find(TTT, opinionated, "gumbel", SIMULATIONS, now, jax.random.key(0), tree))
+    before = grown.extra_data.visits[0]
+    assert before.sum() > 0 and (found.visits[0] - before).sum() == SIMULATIONS
+    assert ((found.visits[0] - before)[found.legal[0]] > 0).all(), "seven moves are fewer than sixteen: each is tried again"
 
 
 def test_without_simulations_the_network_alone_answers() -> None:

@@ -55,11 +55,18 @@ PLAY = {name: value for name, value in alphazero.PRESETS["alphazero-connect-four
 
 
 def network(run: Any, num_simulations: int) -> Player:
-    """The trained network with that many simulations."""
+    """The trained network with that many simulations a move; the tree of a game's last move is gone on from."""
     task, config = envs.make("pgx:connect_four", 1), dataclasses.replace(run.config, **PLAY)
+    if num_simulations == 0 or not config.play_keep_tree:
+        return lambda states, key: np.asarray(
+            alphazero.analyse(config, task, run.actor, states, key, num_simulations=num_simulations).action
+        )
+    tree: Any = None
 
     def choose(states: Any, key: Any) -> np.ndarray:
-        return np.asarray(alphazero.analyse(config, task, run.actor, states, key, num_simulations=num_simulations).action)
+        nonlocal tree
+        found, tree = alphazero.go_on(config, task, run.actor, states, key, num_simulations=num_simulations, before=tree)
+        return np.asarray(found.action)
 
     return choose
 

@@ -181,15 +181,27 @@ def judge(game: Rules, evaluate: Evaluate, params: Any, key: Key, states: Any) -
 
 def grow(
     game: Rules, evaluate: Evaluate, params: Any, key: Key, states: Any, root: Evaluation, legal: Any, *, num_simulations: int,
-    select: Select, root_select: Select | None = None, extra: Any = None, max_depth: int | None = None,
+    select: Select, root_select: Select | None = None, extra: Callable[[Tree], Any] | None = None, max_depth: int | None = None,
+    before: Tree | None = None,
 ) -> Tree:  # fmt: skip
     """The tree after `num_simulations` simulations from `states [B, ...]`, whose judgement `root` and mask `legal` are given.
 
     Each simulation chooses edges by `select` (at the root by `root_select`, where that is another) down to a new one, plays it, judges the
     position it leads to, and adds that value to every edge on the way, its sign turned wherever the player changes. What follows an end
-    counts for nothing. `extra [B, ...]` is `tree.extra_data`.
+    counts for nothing. `extra` gives `tree.extra_data [B, ...]`, of the tree as it is before the first simulation.
+
+    before: a tree of an earlier search. Where `states[b]` is one of its positions, what was found below that is kept, as many nodes as
+    there are simulations, and the new ones go on from there.
     """
     mctx = demand_mctx()
+    room = 1 if before is None else num_simulations + 1
+
+    def loop(start: int, end: int, body: Any, begun: tuple[Key, Tree]) -> Any:
+        key, fresh = begun
+        # mctx gives simulation i the node i + 1: those before are for what was kept.
+        tree = fresh if before is None else jax.vmap(functools.partial(kept, room=room))(before, fresh)
+        tree = tree if extra is None else tree.replace(extra_data=extra(tree))
+        return jax.lax.fori_loop(start + room - 1, end, body, (key, tree))
 
     def expand(params: Any, key: Key, action: Any, states: Any) -> tuple[Any, Any]:
         key_step, key_evaluate = jax.random.split(key)
@@ -208,11 +220,72 @@ def grow(
         recurrent_fn=expand,
         root_action_selection_fn=lambda key, tree, node: at_root(key, tree, node, 0),
         interior_action_selection_fn=select,
-        num_simulations=num_simulations,
+        num_simulations=room - 1 + num_simulations,
         max_depth=max_depth,
         invalid_actions=(~legal).astype(jnp.float32),
-        extra_data=extra,
+        loop_fn=loop,
     )
+
+
+def unsearched(states: Any, num_actions: int, num_simulations: int) -> Tree:
+    """For positions `[B, ...]` the tree of nobody's search, in the shape of one that went on from another with `num_simulations`."""
+    mctx, nodes = demand_mctx(), 2 * num_simulations + 1
+    embeddings = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (x.shape[0], nodes, *x.shape[1:])), states)
+    batch = jax.tree.leaves(states)[0].shape[0]
+    whole, edge = functools.partial(jnp.zeros, (batch, nodes)), functools.partial(jnp.zeros, (batch, nodes, num_actions))
+    return mctx.Tree(
+        node_visits=whole(jnp.int32),
+        raw_values=whole(),
+        node_values=whole(),
+        parents=whole(jnp.int32),
+        action_from_parent=whole(jnp.int32),
+        children_index=edge(jnp.int32),
+        children_prior_logits=edge(),
+        children_values=edge(),
+        children_visits=edge(jnp.int32),
+        children_rewards=edge(),
+        children_discounts=edge(),
+        embeddings=embeddings,
+        root_invalid_actions=jnp.zeros((batch, num_actions)),
+        extra_data=None,
+    )
+
+
+def kept(before: Tree, fresh: Tree, *, room: int) -> Tree:
+    """`fresh`, ONE tree that is but its root, with what `before` holds at and below the same position: `room` nodes at most, the oldest.
+    `fresh` itself where `before` has not been there."""
+    nodes = before.node_visits.shape[0]
+    equal = [
+        jnp.all(there == here[:1], axis=tuple(range(1, there.ndim)))
+        for there, here in zip(jax.tree.leaves(before.embeddings), jax.tree.leaves(fresh.embeddings), strict=True)
+    ]
+    same = functools.reduce(jnp.logical_and, equal, before.node_visits > 0)
+    root = jnp.argmax(same)
+    # A node comes after its parent.
+    is_below = lambda n, below: below.at[n].set((n == root) | ((before.parents[n] >= 0) & below[before.parents[n]]))  # noqa: E731
+    below = jax.lax.fori_loop(0, nodes, is_below, jnp.zeros(nodes, jnp.bool_))
+    place = jnp.where(below & (jnp.cumsum(below) <= room), jnp.cumsum(below) - 1, -1)
+    source = jnp.nonzero(place >= 0, size=room, fill_value=0)[0]
+    used = (jnp.arange(room) < jnp.sum(place >= 0)) & jnp.any(same)
+
+    def moved(new: jax.Array, old: jax.Array) -> jax.Array:
+        return new.at[:room].set(jnp.where(used.reshape(room, *(1,) * (old.ndim - 1)), old, new[:room]))
+
+    child = before.children_index[source]
+    index = jnp.where(child >= 0, place[child], -1)
+    return fresh.replace(
+        **{
+            name: jax.tree.map(lambda new, old: moved(new, old[source]), getattr(fresh, name), getattr(before, name))
+            for name in (
+                "node_visits", "raw_values", "node_values", "action_from_parent", "children_prior_logits", "children_values",
+                "children_rewards", "children_discounts", "embeddings",
+            )
+        },
+        parents=moved(fresh.parents, jnp.where(source == root, -1, place[before.parents[source]])),
+        children_index=moved(fresh.children_index, index),
+        # What found no room is as if it had not been tried.
+        children_visits=moved(fresh.children_visits, jnp.where(index >= 0, before.children_visits[source], 0)),
+    )  # fmt: skip
 
 
 def read(tree: Tree, root: Evaluation, legal: Any, action: Any, policy: Any) -> Analysis:
@@ -233,7 +306,7 @@ def look(game: Rules, evaluate: Evaluate, params: Any, key: Key, states: Any) ->
 
 def search(
     game: Rules, evaluate: Evaluate, params: Any, key: Key, states: Any, *, num_simulations: int, select: Select | None = None,
-    noise: tuple[Any, Any] | None = None, temperature: Any = 0.0, max_depth: int | None = None,
+    noise: tuple[Any, Any] | None = None, temperature: Any = 0.0, max_depth: int | None = None, before: Tree | None = None,
 ) -> tuple[Analysis, Tree]:  # fmt: skip
     """AlphaZero's search (Silver et al. 2018): `select` is PUCT, the policy is the shares of visits, the move is drawn from it at a
     `temperature`.
@@ -254,15 +327,23 @@ def search(
         num_simulations=num_simulations,
         select=select or puct(),
         max_depth=max_depth,
+        before=before,
     )
     visits = tree.children_visits[:, 0]
     policy = visits / jnp.sum(visits, axis=-1, keepdims=True).astype(jnp.float32)
     return read(tree, root, legal, choose(key_choose, visits, temperature), policy), tree
 
 
+class Halving(NamedTuple):
+    """What the root's choice of a Gumbel search goes by, `[B, A]`: the noise, and the visits there were before it began."""
+
+    root_gumbel: Any
+    visits: Any
+
+
 def gumbel_search(
     game: Rules, evaluate: Evaluate, params: Any, key: Key, states: Any, *, num_simulations: int, scale: Any = 1.0,
-    max_considered: int = 16, c_visit: Any = 50.0, c_scale: Any = 1.0, max_depth: int | None = None,
+    max_considered: int = 16, c_visit: Any = 50.0, c_scale: Any = 1.0, max_depth: int | None = None, before: Tree | None = None,
 ) -> tuple[Analysis, Tree]:  # fmt: skip
     """The search of "Policy improvement by planning with Gumbel" (Danihelka et al. 2022), good with few simulations.
 
@@ -280,24 +361,31 @@ def gumbel_search(
 
     def at_root(key: Key, tree: Tree, node: Any, depth: Any) -> Any:
         del depth
+        # Halving divides the new simulations, whatever was known before; Q is of all.
         return mctx.gumbel_muzero_root_action_selection(
-            key, tree, node, num_simulations=num_simulations, max_num_considered_actions=considered, qtransform=sigma
+            key,
+            tree.replace(children_visits=tree.children_visits.at[node].add(-tree.extra_data.visits)),
+            node,
+            num_simulations=num_simulations,
+            max_num_considered_actions=considered,
+            qtransform=lambda _, node: sigma(tree, node),
         )
 
     # An illegal move scores 0 in it and the best legal one more, as legal scores sum to 1 / (1 + N).
     select = functools.partial(mctx.gumbel_muzero_interior_action_selection, qtransform=sigma)
     tree = grow(
         game, evaluate, params, key_grow, states, root, legal, num_simulations=num_simulations, select=select, root_select=at_root,
-        extra=mctx.GumbelMuZeroExtraData(root_gumbel=noise), max_depth=max_depth,
+        extra=lambda tree: Halving(noise, tree.children_visits[:, 0]), max_depth=max_depth, before=before,
     )  # fmt: skip
-    visits = tree.children_visits[:, 0]
+    visits = tree.children_visits[:, 0] - tree.extra_data.visits
     improved = root.logits + jax.vmap(sigma, in_axes=(0, None))(tree, 0)
     last = legal & (visits == jnp.max(visits, axis=-1, keepdims=True))
     action = jnp.argmax(jnp.where(last, noise + improved, -jnp.inf), axis=-1).astype(jnp.int32)
     policy = jax.nn.softmax(jnp.where(legal, improved, -jnp.inf), axis=-1)
     found = read(tree, root, legal, action, policy)
     # Halving tries every move it considers; their plain mean would be the value of playing like that.
-    weights = jnp.where(visits > 0, policy, 0.0) + jnp.where(visits > 0, jnp.finfo(jnp.float32).tiny, 0.0)
+    tried = found.visits > 0
+    weights = jnp.where(tried, policy, 0.0) + jnp.where(tried, jnp.finfo(jnp.float32).tiny, 0.0)
     return found._replace(value=jnp.sum(weights * found.q, axis=-1) / jnp.sum(weights, axis=-1)), tree
 
 

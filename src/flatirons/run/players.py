@@ -13,6 +13,7 @@ usi:COMMAND             over USI (shogi)
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import json
@@ -39,6 +40,10 @@ _TREE_BYTES = 512_000_000
 # A run's search keeps six words an edge (mctx's tree) and the position at each node: 100 MB for one game of chess at 800 simulations.
 _EDGE_BYTES = 24
 _SEARCH_BYTES = 2_000_000_000
+# Trees that are kept are twice as large: two of them, one that is grown, and what is picked from one for it.
+_KEPT_TREES = 8
+_PLIES_ON = 4
+"""Plies between two moves of the same player, passes counted, at most."""
 MOST_SIMULATIONS = 1_000_000
 _FAILURES_ON_END = 3
 """After so many an engine is not asked again in the same call: each that hangs costs its whole time-out."""
@@ -328,6 +333,9 @@ class Trained:
         if simulations is not None:
             self.simulations = simulations
         self._config, self._actor = on_device(config), run.actor
+        self._keeps_trees = vars(config).get("play_keep_tree", False)
+        # Of the last two batches, for in a match one half of the games has the move, then the other.
+        self._trees: collections.deque[tuple[dict[tuple[int, ...], int], Any]] = collections.deque(maxlen=2)
 
     @property
     def simulations(self) -> int:
@@ -349,9 +357,11 @@ class Trained:
         return _analyse(self.run.system.analyse, self._task.resized(batch), simulations, self._config, self._actor, model, key)
 
     def choose(self, states: GameState, key: Key, histories: Sequence[Sequence[int]] = ()) -> Chosen:
-        """See Player."""
+        """See Player. In games whose `histories` are given the search goes on from what it found there before, where there is memory."""
         batch = states.legal.shape[0]
         each = (self.simulations + 1) * (trees.num_bytes(states) // batch + _EDGE_BYTES * self.game.num_actions)
+        if histories and self._keeps_trees and self.simulations and _KEPT_TREES * batch * each <= _SEARCH_BYTES:
+            return Chosen(self._go_on(states, key, [tuple(history) for history in histories]))
         parts = _parts(batch, each, _SEARCH_BYTES)
         if len(parts) == 1:
             return Chosen(np.asarray(self.analyse(states, key, self.simulations).action, np.int32))
@@ -360,6 +370,22 @@ class Trained:
             some = jax.tree.map(lambda x, rows=rows: x[rows], states)
             chosen.append(np.asarray(self.analyse(some, jax.random.fold_in(key, part), self.simulations).action, np.int32))
         return Chosen(np.concatenate(chosen)[:batch])
+
+    def _go_on(self, states: GameState, key: Key, histories: Sequence[tuple[int, ...]]) -> np.ndarray:
+        """Moves int32 `[B]` in games that have come to `histories`, from the trees of the moves before, where they are known."""
+        batch, nodes, before = states.legal.shape[0], 2 * self.simulations + 1, None
+        ago = range(1, _PLIES_ON + 1)
+        for games, tree in self._trees:
+            rows = [next((games[history[:-n]] for n in ago if history[:-n] in games), -1) for history in histories]
+            # All games of a batch were in one of the two, or none was.
+            if max(rows) >= 0 and tree.node_visits.shape[1] == nodes:
+                before = _rows(tree, np.maximum(np.array(rows + [0] * (batch - len(rows)), np.int32), 0))
+        model = EnvState(states, states.plies, states.plies == 0)
+        found, tree = self.run.system.go_on(
+            self._config, self._task.resized(batch), self._actor, model, key, num_simulations=self.simulations, before=before
+        )
+        self._trees.append(({history: row for row, history in enumerate(histories)}, tree))
+        return np.asarray(found.action, np.int32)
 
     def think(self, state: GameState, key: Key, simulations: int) -> Thought:
         """See Thinker."""
@@ -420,6 +446,11 @@ def simulations_range(thinker: Thinker) -> tuple[int, int]:
     if isinstance(thinker, Trained):
         return 0, MOST_SIMULATIONS if thinker.searches else 0
     return min(1, thinker.simulations), MOST_SIMULATIONS
+
+
+@jax.jit
+def _rows(batch: Any, rows: Any) -> Any:
+    return jax.tree.map(lambda x: x[rows], batch)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

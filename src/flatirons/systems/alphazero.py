@@ -113,6 +113,9 @@ class Config:
     play_see_losses: bool = False
     """see_wins, when it plays for good: try all replies to all moves too, and leave out moves that lose at once; for games with very few
     moves."""
+    play_keep_tree: bool = True
+    """When it plays a game for good: what the search found below the position that came about is kept, and gone on from, as AlphaGo Zero
+    does; in self-play a tree is grown anew for every move."""
     gate_every: int = 0
     """Turns between two matches of the newest network against the best; 0: the newest plays (AlphaZero)."""
     gate_games: int = 400
@@ -295,13 +298,14 @@ def search(
 
 
 def grow(
-    config: Config, game: BoardGame, params: Any, key: Key, states: Any, *, num_simulations: int, exploring: Any = False
-) -> tuple[mcts.Analysis, mcts.Tree]:
-    """The same with the tree, None where there are no simulations."""
+    config: Config, game: BoardGame, params: Any, key: Key, states: Any, *, num_simulations: int, exploring: Any = False,
+    before: mcts.Tree | None = None,
+) -> tuple[mcts.Analysis, mcts.Tree]:  # fmt: skip
+    """The same with the tree, None where there are no simulations; `before` is the tree of the move before, from which it goes on."""
     explores = exploring is not False
     if num_simulations == 0:
         return mcts.look(game, evaluator(config, game), params, key, states), None
-    found, tree = _searched(config, game, params, key, states, num_simulations, exploring)
+    found, tree = _searched(config, game, params, key, states, num_simulations, exploring, before)
     if config.see_wins and not explores:  # who asks for the network's own opinion is not told that of the rules
         own = mcts.look(game, evaluator(config, game), params, key, states)
         found = found._replace(prior=own.prior, network_value=own.network_value)
@@ -309,7 +313,7 @@ def grow(
 
 
 def _searched(
-    config: Config, game: BoardGame, params: Any, key: Key, states: Any, num_simulations: int, exploring: Any
+    config: Config, game: BoardGame, params: Any, key: Key, states: Any, num_simulations: int, exploring: Any, before: mcts.Tree | None
 ) -> tuple[mcts.Analysis, mcts.Tree]:
     evaluate, explores = evaluator(config, game), exploring is not False
     if config.see_wins:
@@ -319,13 +323,14 @@ def _searched(
         considered = config.max_considered if explores else config.play_max_considered or config.max_considered
         return mcts.gumbel_search(
             game, evaluate, params, key, states, num_simulations=num_simulations, scale=temperature, max_considered=considered,
-            c_visit=config.c_visit, c_scale=config.c_scale if explores else config.play_c_scale,
+            c_visit=config.c_visit, c_scale=config.c_scale if explores else config.play_c_scale, before=before,
         )  # fmt: skip
     noise = (config.dirichlet_alpha, config.dirichlet_fraction) if explores else None
     select = mcts.puct(config.c_init, config.c_base)
     return mcts.search(
-        game, evaluate, params, key, states, num_simulations=num_simulations, select=select, noise=noise, temperature=temperature
-    )
+        game, evaluate, params, key, states, num_simulations=num_simulations, select=select, noise=noise, temperature=temperature,
+        before=before,
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------- the system
@@ -601,6 +606,25 @@ def analyse(config: Config, task: Task, actor: Actor, model: Any, key: Key, *, n
     alone thinks."""
     states = model.inner if isinstance(model, EnvState) else model
     return _analyse(config, _game(task), actor.params, states, key, num_simulations)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 5))
+def _go_on(
+    config: Config, game: BoardGame, params: Any, states: Any, key: Key, num_simulations: int, before: mcts.Tree
+) -> tuple[mcts.Analysis, mcts.Tree]:
+    found, tree = grow(config, game, params, key, states, num_simulations=num_simulations, before=before)
+    return found, tree.replace(extra_data=None)
+
+
+def go_on(
+    config: Config, task: Task, actor: Actor, model: Any, key: Key, *, num_simulations: int, before: mcts.Tree | None = None
+) -> tuple[mcts.Analysis, mcts.Tree]:
+    """`analyse`, with one simulation at least, and the tree to hand over at the next move: what `before`, the tree of an earlier move with
+    as many simulations, holds of positions `[B, ...]` is kept. None begins a game."""
+    states = model.inner if isinstance(model, EnvState) else model
+    game = _game(task)
+    before = mcts.unsearched(states, game.num_actions, num_simulations) if before is None else before
+    return _go_on(config, game, actor.params, states, key, num_simulations, before)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 5))
