@@ -7,7 +7,7 @@ import functools
 import os
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -160,6 +160,23 @@ def test_the_study_chooses_on_held_out_rows_and_never_on_test_rows() -> None:
     other = uci.study(dataclasses.replace(task, arrays=arrays), **settings)
     np.testing.assert_array_equal(other.validation[0], found.validation[0])
     assert other.rate[0] == found.rate[0] and other.rmse[0] > 100
+
+
+def test_the_study_judges_by_the_mean_of_some_networks() -> None:
+    task = line(noise=2.0, num_rows=120)
+    config = uci.updates(mc_dropout.Config(**SMALL), 60, 10)
+    rows = mc_dropout.Rows(task.arrays["x"].astype(np.float32), task.arrays["y"][:, None].astype(np.float32))
+    learn, held = (jax.tree.map(lambda x, part=part: x[None, part], rows) for part in (slice(60), slice(60, None)))
+    key, each = jax.random.key(3), []
+    for network in jax.random.split(key, 2):
+        key_fit, key_score = jax.random.split(network)
+        chosen = dataclasses.replace(config, dropout=0.1, tau=0.25)
+        one, other = (jax.tree.map(lambda x: x[0], part) for part in (learn, held))
+        fitted = mc_dropout.fit(chosen, cast(Any, None), one, 1, key_fit)
+        each.append(float(mc_dropout.quality(chosen, fitted, other, key_score, 20)["log_likelihood"]))
+    found = uci.search(config, (0.1,), (0.25,), 20, 2)(learn, held, key[None])
+    assert found.shape == (1, 1, 1) and abs(each[0] - each[1]) > 1e-3
+    np.testing.assert_allclose(found[0, 0, 0], np.mean(each), rtol=1e-4)
 
 
 def test_the_study_refuses_what_has_no_splits_or_no_grid() -> None:

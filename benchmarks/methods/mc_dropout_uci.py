@@ -75,7 +75,14 @@ def main() -> None:
         spent[name] = round(time.perf_counter() - since, 1)
         rows = rows_of(name, found)
         everything += rows
-        settings = {"epochs": args.epochs, "seed": args.seed, "rates": uci.RATES, "taus": uci.TAUS[task.name], "test_samples": 10_000}
+        settings = {
+            "epochs": args.epochs,
+            "seed": args.seed,
+            "rates": uci.RATES,
+            "taus": uci.TAUS[task.name],
+            "test_samples": 10_000,
+            "networks": uci.NETWORKS,
+        }
         values = {key: np.round(np.asarray(x, np.float64), 5).tolist() for key, x in found._asdict().items()}
         path = args.out / "uci" / f"mc-dropout-uci-{name}.json"
         one = opening | {"name": f"mc-dropout-uci-{name}"} | about

@@ -1,12 +1,12 @@
 """MC dropout on the UCI regressions (Gal and Ghahramani 2016, table 1): 20 given splits, rate and tau chosen within each training split.
 
     for each split
-        the last fifth of its training rows is held out; a network for every (rate, tau) of the grid learns from the rest
-        the pair of best held-out log likelihood is chosen; the test rows are not looked at
+        the last fifth of its training rows is held out; a few networks for every (rate, tau) of the grid learn from the rest
+        the pair of best mean held-out log likelihood is chosen; the test rows are not looked at
         a new network with it learns from the whole training split; RMSE and log likelihood of the test rows
 
-All splits and the whole grid are one program: `vmap` over splits, within it over rates, within it over tau. Networks of one split share
-their first weights and their random numbers, so that what is compared is rate and tau; those of different splits share nothing. With
+All splits and the whole grid are one program: `vmap` over splits, within it over rates, within it over tau. The n-th networks of one split
+share their first weights and their random numbers, so that what is compared is rate and tau; those of different splits share nothing. With
 several JAX devices (on a CPU: `XLA_FLAGS=--xla_force_host_platform_device_count=2`) the splits are dealt out among them.
 """
 
@@ -37,6 +37,8 @@ TAUS = {
 """The grids of the paper's authors (github.com/yaringal/DropoutUncertaintyExps)."""
 HELD_OUT = 0.2
 """Share of each training split on which rate and tau are chosen."""
+NETWORKS = 3
+"""Networks over which a held-out log likelihood is averaged: of one, chance chooses among neighbours of the grid, and for the worse."""
 
 
 class Found(NamedTuple):
@@ -76,10 +78,14 @@ def updates(config: Any, num_rows: int, epochs: int) -> Any:
 
 
 @functools.cache
-def search(config: Any, rates: tuple[float, ...], taus: tuple[float, ...], samples: int) -> Callable[..., Any]:
-    """`(learn, held, keys) -> log likelihood of the held-out rows [splits, rates, taus]`, Rows with a leading axis of splits."""
+def search(config: Any, rates: tuple[float, ...], taus: tuple[float, ...], samples: int, networks: int) -> Callable[..., Any]:
+    """`(learn, held, keys) -> log likelihood of the held-out rows [splits, rates, taus]`, the mean over networks; Rows with a leading axis
+    of splits."""
 
     def one(learn: Rows, held: Rows, key: Key) -> Any:
+        return jnp.mean(jax.vmap(lambda key: over_the_grid(learn, held, key))(jax.random.split(key, networks)), axis=0)
+
+    def over_the_grid(learn: Rows, held: Rows, key: Key) -> Any:
         key_fit, key_score = jax.random.split(key)
 
         def at(rate: Any, tau: Any) -> Any:
@@ -112,9 +118,11 @@ def study(
     rates: Sequence[float] = RATES,
     taus: Sequence[float] | None = None,
     samples: int = 10_000,
+    networks: int = NETWORKS,
     seed: int = 0,
 ) -> Found:
-    """The whole protocol on a `data:uci-...` task. `config` gives all but rate, tau and length; `samples` is T for the test rows.
+    """The whole protocol on a `data:uci-...` task. `config` gives all but rate, tau and length; `samples` is T for the test rows, and by so
+    many `networks` each (rate, tau) is judged.
 
     Raises FlatironsError for a task without splits, and where there is no grid for it and none is given."""
     if "train" not in getattr(task, "arrays", {}):
@@ -131,7 +139,7 @@ def study(
     def rows(which: np.ndarray) -> Rows:
         return Rows(x[which], y[which])
 
-    searched = search(updates(config, cut, epochs), tuple(rates), tuple(taus), min(samples, 200))(
+    searched = search(updates(config, cut, epochs), tuple(rates), tuple(taus), min(samples, 200), networks)(
         rows(train[:, :cut]), rows(train[:, cut:]), keys
     )
     validation = np.asarray(searched)
