@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
@@ -43,13 +45,32 @@ def few_mappings() -> Iterator[None]:
         jax.clear_caches()
 
 
+_quick = True
+
+
 @pytest.fixture(autouse=True)
 def quick_compiles(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compiling is most of the suite's time, and without optimisation a program is ready in 60 % of it. People run optimised ones: so do
-    the tests marked `optimised`, and whatever has a process of its own."""
-    jax.config.update("jax_disable_most_optimizations", "optimised" not in request.keywords)
+    the tests marked `optimised`, module fixtures, and whatever has a process of its own."""
+    global _quick
+    quick = "optimised" not in request.keywords
+    if quick != _quick:
+        # A program that was compiled the other way would be taken for the same.
+        jax.clear_caches()
+    _quick = quick
+    jax.config.update("jax_disable_most_optimizations", quick)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is fetched: with a network some data sets would be others than without."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise OSError("the tests ask no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ def test_four_devices_find_what_one_finds(tmp_path: Path) -> None:
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_cpu_multi_thread_eigen=false --xla_cpu_parallel_codegen_split_count=1",
     }
-    command = [sys.executable, "-W", "error", "-c", SCRIPT, str(tmp_path), json.dumps(CASES)]
+    command = [sys.executable, "-W", "error", "-W", "ignore:Error reading persistent", "-c", SCRIPT, str(tmp_path), json.dumps(CASES)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
