@@ -76,6 +76,16 @@ def test_resigning_and_illegal_moves_lose(bad: int) -> None:
     assert rewards == [0, 0, -1] and float(state.outcome) == -1
 
 
+@pytest.mark.parametrize("name", PLAYED)
+def test_who_resigns_moves_nothing(name: str) -> None:
+    game = games.make(name)
+    state, _ = play(name, [int(np.flatnonzero(np.asarray(game.init(jax.random.key(0)).legal))[-1])])
+    for bad in (games.RESIGN, game.num_actions):
+        after, reward, terminated = _step(name)(state, jnp.int32(bad))
+        assert terminated and float(reward) == -1.0 and int(after.player) == int(state.player)
+        jax.tree.map(np.testing.assert_array_equal, after.inner, state.inner)
+
+
 def test_a_game_that_has_ended_stays_as_it_is() -> None:
     ended, _ = play("tic_tac_toe", [0, 3, 1, 4, 2])
     after, reward, terminated = _step("tic_tac_toe")(ended, jnp.int32(8))

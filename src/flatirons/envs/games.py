@@ -173,7 +173,9 @@ class Game:
                 new = new.replace(_x=x, terminated=new.terminated | repeated)
             elif self.name == "shogi":
                 new = _without_pawn_mates(new)
-        lost = (action < 0) | ~state.legal[jnp.clip(action, 0, self.num_actions - 1)]
+            elif self.name == "animal_shogi":
+                new = _with_repetitions(new)
+        lost = (action < 0) | (action >= self.num_actions) | ~state.legal[jnp.clip(action, 0, self.num_actions - 1)]
         mover_lost = jnp.where(state.player == 0, jnp.float32(-1.0), jnp.float32(1.0))
         terminated = new.terminated | lost
         outcome = jnp.where(lost, mover_lost, jnp.where(terminated, new.rewards[0], 0.0)).astype(jnp.float32)
@@ -185,7 +187,14 @@ class Game:
             plies=state.plies + 1,
             inner=_own_fields(new),
         )
-        after = jax.tree.map(lambda now, then: jnp.where(state.terminated, now, then).astype(now.dtype), state, after)
+        gone = state.terminated | lost  # who resigns moves nothing
+        stays = {field: state.terminated for field in GameState._fields} | {"player": gone, "inner": gone}
+        after = GameState(
+            *(
+                jax.tree.map(lambda now, then, stay=stays[field]: jnp.where(stay, now, then).astype(now.dtype), now, then)
+                for field, now, then in zip(GameState._fields, state, after, strict=True)
+            )
+        )
         reward = jnp.where(state.terminated, 0.0, jnp.where(state.player == 0, outcome, -outcome))
         return after, reward, after.terminated
 
@@ -307,6 +316,34 @@ def shogi_drops(x: Any) -> Any:
     return x._replace(legal_action_mask=x.legal_action_mask.at[drop].set(legal))
 
 
+def animal_key(full: Any) -> jax.Array:
+    """A position of animal shogi, pgx's State, as two words that no other has, uint32 `[2]`: four bits a cell, two for how many of a kind
+    are in hand, two for the side to move."""
+    cells, held = (full._board + 1).astype(jnp.uint32), full._hand.reshape(-1).astype(jnp.uint32)
+    fours, twos = jnp.arange(0, 32, 4, dtype=jnp.uint32), jnp.arange(16, 28, 2, dtype=jnp.uint32)
+    side = (full._turn + 1).astype(jnp.uint32) << 28
+    return jnp.stack([jnp.sum(cells[:8] << fours), jnp.sum(cells[8:] << fours[:4]) + jnp.sum(held << twos) + side]).astype(jnp.uint32)
+
+
+def _with_repetitions(full: Any) -> Any:
+    """pgx's State of animal shogi after a move, drawn where its position occurs for the third time. pgx's own hash goes astray with every
+    capture and drop (it takes a captured piece from the wrong square, and counts hands otherwise than it uncounts them), so that a game
+    with one in between went on to the fifth."""
+    from pgx import animal_shogi as rules
+
+    key = animal_key(full)
+    history = full._hash_history.at[full._step_count].set(key)
+    before = jnp.sum(jnp.all(history == key[None], axis=1)).astype(jnp.int32) - 1
+    # Whose lion stands on the farthest row, or who left no move, has won; the board is seen by the other.
+    won = ~jnp.any(full.legal_action_mask) | jnp.any(full._board[jnp.array([3, 7, 11])] == rules.KING + 5)
+    return full.replace(
+        _hash_history=history,
+        _rep_history=full._rep_history.at[0].set(before),
+        terminated=won | (before >= 2) | (full._step_count >= rules.MAX_TERMINATION_STEPS),
+        rewards=jnp.where(won, jnp.ones(2).at[full.current_player].set(-1.0), jnp.zeros(2)),
+    )
+
+
 def _without_pawn_mates(full: Any) -> Any:
     """pgx's State of shogi with `shogi_drops`; who has no other move has lost."""
     from pgx._src.games import shogi as rules
@@ -324,6 +361,8 @@ def _template(name: str) -> Any:
 
     def start_of(key: Any) -> Any:
         full = env._init(key)
+        if name == "animal_shogi":
+            return full.replace(_hash_history=full._hash_history.at[0].set(animal_key(full)))
         return full.replace(_x=chess_history(full._x)) if name == "chess" else full
 
     # Compiled by hand: under somebody's trace nothing else is eager, and operation by operation animal shogi takes 11 seconds.
