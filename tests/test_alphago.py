@@ -398,6 +398,14 @@ def test_the_stages_one_after_another(tmp_path: Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, alphago.actor(player), value.actor)
     found = alphago.analyse(config, task(), alphago.actor(player), after(4), jax.random.key(0), num_simulations=5)
     assert int(found.visits.sum()) == 5 and found.visits.shape == (1, 9) and not found.legal[0, 4]
+    # It goes on from its last tree, here with positions that are stayed at.
+    waits, key = dataclasses.replace(config, expand_after=2), jax.random.key(0)
+    _, tree = alphago.go_on(waits, task(), alphago.actor(player), after(4), key, num_simulations=20)
+    child = tree.children_index[0, 0]
+    reply = int(jnp.argmax(jnp.where(jnp.arange(10) < 9, tree.children_visits[0, 0], 0)))
+    on, _ = alphago.go_on(waits, task(), alphago.actor(player), after(4, reply), key, num_simulations=20, before=tree)
+    known = tree.children_visits[0, child[reply], :9]
+    assert known.sum() > 0 and (on.visits[0] >= known).all() and int(on.visits.sum()) == int(known.sum()) + 20
     with pytest.raises(FlatironsError, match="plays without a search"):
         alphago_sl.analyse(sl.config, task(), sl.actor, after(4), jax.random.key(0), num_simulations=5)
     look = alphago_sl.analyse(sl.config, task(), sl.actor, after(4), jax.random.key(0), num_simulations=0)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -66,6 +67,15 @@ def test_gtp_plays_refuses_and_takes_back() -> None:
         assert session.answer("undo") == "=\n\n"
     assert session.answer("undo") == "? cannot undo\n\n"
     assert session.answer("quit") == "=\n\n" and session.over
+
+
+def test_gtp_ends_no_game_by_a_pass_that_nobody_said() -> None:
+    session = Gtp(Uniform(games.make("go_9x9")))
+    assert session.answer("play b pass") == "=\n\n"
+    refused = "? black has passed and it is white's turn: a second pass would end the game; undo, or play white's move\n\n"
+    for line in ("play b E5", "genmove b", "reg_genmove b", "play b pass"):
+        assert session.answer(line) == refused and session.table.words == ["pass"], line
+    assert session.answer("play w E5") == "=\n\n" and session.answer("play b D5") == "=\n\n"
 
 
 def test_gtp_scores_by_area() -> None:
@@ -251,25 +261,86 @@ def test_uci_keeps_to_movetime_and_one_search_at_a_time() -> None:
 
 
 class Growing(Uniform):
-    """Each search takes a fifth of a second for each of its simulations."""
+    """Each search takes so many seconds for each of its simulations; it says which there were, and when they ended."""
+
+    def __init__(self, game: games.Game, each: float = 0.2) -> None:
+        super().__init__(game)
+        self.each = each
+        self.asked: list[int] = []
+        self.ended: list[int] = []
 
     def think(self, state: Any, key: Any, simulations: int) -> players.Thought:
-        time.sleep(0.2 * simulations)
+        self.asked.append(simulations)
+        time.sleep(self.each * simulations)
+        self.ended.append(simulations)
         return super().think(state, key, simulations)
+
+    def wait(self, *asked: int) -> None:
+        """Until these searches have begun."""
+        until = time.monotonic() + 20.0
+        while self.asked[: len(asked)] != list(asked):
+            assert time.monotonic() < until, self.asked
+            time.sleep(0.002)
 
 
 def test_a_search_that_takes_too_long_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thinking.Pace, "expected", lambda self, simulations: 0.0)  # nobody foresees it
     session = Session("animal_shogi", usi=True)
-    session.uci.thinker = slow = Growing(games.make("animal_shogi"))
+    session.uci.thinker = slow = Growing(games.make("animal_shogi"), each=0.5)
     began = time.monotonic()
-    session.say("position startpos", "go movetime 300")
+    session.say("position startpos", "go movetime 800")
     session.wait("bestmove")
-    # The search of one simulation has ended by then, that of four goes on until the whole second is over.
-    assert 0.25 < time.monotonic() - began < 0.8
+    # The search of one simulation has ended by then, that of four goes on until two and a half seconds are over.
+    assert 0.7 < time.monotonic() - began < 2.2
     began = time.monotonic()
-    thinking.think(slow, notation.table(slow.game).state, 0, Limit(seconds=0.3), thinking.Pace())
-    assert 0.25 < time.monotonic() - began < 0.8
+    thinking.think(slow, notation.table(slow.game).state, 0, Limit(seconds=0.8), thinking.Pace())
+    assert 0.7 < time.monotonic() - began < 2.2
+
+
+def test_a_move_does_not_wait_for_a_search_that_nobody_wants() -> None:
+    session = Session("animal_shogi", usi=True)
+    session.uci.thinker = slow = Growing(games.make("animal_shogi"), each=0.15)
+    session.say("position startpos", "go infinite")
+    slow.wait(1, 4, 16)
+    session.say("stop")
+    session.heard.clear()
+    began = time.monotonic()
+    session.say("go movetime 300")
+    session.wait("bestmove")
+    # It answers from the smallest search; a larger one would have begun beside the one that goes on for 2.4 seconds.
+    assert time.monotonic() - began < 1.5 and slow.ended == [1, 4, 1]
+    assert session.uci.thinking is not None
+    session.uci.thinking.join()
+    assert slow.asked == [1, 4, 16, 1] and slow.ended == [1, 4, 1, 16], "who waits for the last waits for those before it too"
+
+
+def test_larger_searches_come_after_one_that_nobody_wants() -> None:
+    session = Session("animal_shogi", usi=True)
+    session.uci.thinker = slow = Growing(games.make("animal_shogi"), each=0.08)
+    session.say("position startpos", "go infinite")
+    slow.wait(1, 4, 16)
+    session.say("stop", "go infinite")
+    slow.wait(1, 4, 16, 1, 4)
+    assert slow.ended == [1, 4, 1, 16]
+    session.say("stop")
+    assert session.uci.thinking is not None
+    session.uci.thinking.join()
+
+
+def test_an_endless_analysis_begins_no_search_that_ends_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(thinking, "LONGEST_S", 0.2)
+    slow = Growing(games.make("animal_shogi"), each=0.02)
+    pace, answers = thinking.Pace(), []
+    # What it takes to compile one does not count.
+    pace.note(1, 30.0)
+    found = thinking.Thinking(
+        slow, notation.table(slow.game).state, 0, Limit(endless=True), pace, lambda *_: None, lambda thought: answers.append(thought)
+    )
+    slow.wait(1, 4)
+    time.sleep(0.3)
+    assert slow.asked == slow.ended == [1, 4] and not found.answered
+    found.stop()
+    assert found.answered and len(answers) == 1
 
 
 def test_uci_moves_whatever_the_clock_says() -> None:
@@ -377,13 +448,21 @@ def test_an_engine_in_a_process_of_its_own() -> None:
     assert done.returncode == 0 and answers[0] == "= Flatirons" and answers[2][2:] in "1234567" and answers[3].startswith("? cannot score")
 
 
-def test_thinking_answers_in_time_from_the_last_search() -> None:
-    pace = thinking.Pace()
-    slow = Uniform(games.make("connect_four"), simulations=4, pause=0.05)
-    state = notation.table(slow.game).state
-    began = time.monotonic()
-    thinking.think(slow, state, 0, Limit(seconds=0.3), pace)
-    assert 0.05 <= time.monotonic() - began < 1.0 and len(pace.seen) >= 2
+class Clocked(Uniform):
+    """Each of its searches takes five seconds of a clock of its own."""
+
+    now = 0.0
+
+    def think(self, state: Any, key: Any, simulations: int) -> players.Thought:
+        self.now += 5.0
+        return super().think(state, key, simulations)
+
+
+def test_thinking_answers_in_time_from_the_last_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    pace, slow = thinking.Pace(), Clocked(games.make("connect_four"), simulations=4)
+    monkeypatch.setattr(thinking, "time", SimpleNamespace(monotonic=lambda: slow.now))
+    thinking.think(slow, notation.table(slow.game).state, 0, Limit(seconds=32.0), pace)
+    assert slow.now == 30.0 and pace.seen == {1, 4, 16, 64, 256, 1024}
     assert thinking.allot(60) == pytest.approx(2.0) and thinking.allot(60, 2.0) == pytest.approx(3.6) and thinking.allot(1, moves=1) == 0.5
 
 
@@ -522,6 +601,28 @@ def test_an_engine_over_usi_spells_as_it_likes(tmp_path: Path, answer: str, acti
     assert choose(command, "5", "usi", "animal_shogi") == expected
 
 
+def test_an_engine_over_usi_that_answers_twice_is_taken_at_its_first_word(tmp_path: Path) -> None:
+    body = USI.replace("import sys", "import sys\nmoves = ['2c2b\\nbestmove 2c2b', '1d1c']").replace(
+        '"bestmove{}"', '"bestmove " + moves.pop(0)'
+    )
+    engine, start = engines.Engine("usi", fake(tmp_path, body), games.make("animal_shogi"), {}), notation.table(games.make("animal_shogi"))
+    known = notation.moves(start.game, start.board, start.legal)
+    try:
+        assert engine.choose([]) == known["2c2b"]
+        assert engine.program is not None
+        for _ in range(1_000):  # until its second word has come
+            if engine.program.lines.qsize():
+                break
+            time.sleep(0.01)
+        assert engine.choose([]) == known["1d1c"]
+        # That it has gone is not thrown away.
+        engine.program.lines.put(None)
+        engine.program.discard()
+        assert engine.program.lines.get_nowait() is None
+    finally:
+        engine.close()
+
+
 def test_an_engine_over_gtp(tmp_path: Path) -> None:
     assert choose(fake(tmp_path, GOOD)) == 40
     assert choose(fake(tmp_path, GOOD.replace('"E5"', '"resign"'))) == games.RESIGN
@@ -582,10 +683,11 @@ def test_an_engine_behind_a_script_is_ended_with_it(tmp_path: Path, leader: str)
     began = time.monotonic()
     program.close()
     assert time.monotonic() - began < 8.0
-    with pytest.raises(ProcessLookupError):
+    pid = int((tmp_path / "pid").read_text())
+    with pytest.raises((ProcessLookupError, FileNotFoundError)):
         for _ in range(200):  # until whoever inherits it has buried it
-            os.kill(int((tmp_path / "pid").read_text()), 0)
-            if Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat").read_text().split()[2] == "Z":
+            os.kill(pid, 0)
+            if Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z":
                 raise ProcessLookupError
             time.sleep(0.01)
 

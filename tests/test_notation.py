@@ -156,6 +156,24 @@ def test_three_times_the_same_position_as_python_chess_counts(text: str, words: 
 
 
 @pytest.mark.parametrize(
+    ("text", "cycle"),
+    [
+        ("", "1d1c 3a3b 1c1d 3b3a"),
+        ("", "2c2b 2a1b 2b2a+ 1b2a C*2c C*2b"),
+        ("2c2b 1a2b", "1d1c 2a1a C*2a C*1d 1c1d 1a2a"),
+        ("sfen gle/1c1/1C1/ELG w - 7", "3a3b 1d1c 3b3a 1c1d"),
+    ],
+)
+def test_animal_shogi_is_drawn_by_a_third_occurrence(text: str, cycle: str) -> None:
+    """Captures and drops in between or not, from the start or from a position of one's own."""
+    here = table("animal_shogi", text)
+    for word in 2 * cycle.split():
+        assert not here.over
+        here.play(word)
+    assert here.over and here.outcome == 0.0
+
+
+@pytest.mark.parametrize(
     ("text", "why"),
     [
         ("8/8/8/8/8/8/8/8 w - - 0 1", "one king"),
@@ -171,6 +189,8 @@ def test_three_times_the_same_position_as_python_chess_counts(text: str, words: 
         ("4k3/8/8/8/8/8/4Q3/4K3 w - - 0 1", "could be taken"),
         ("4k3/8/8/8/8/8/8/4K3 w - e5 0 1", "passed"),
         ("4k3/8/8/8/8/8/8/4K3 w - - zero 1", "counts"),
+        ("4k3/8/8/8/8/8/8/4K3 w - - 2147483648 1", "it counts 2147483648 moves, and 100_000 is the most"),
+        ("4k3/8/8/8/8/8/8/4K3 w - - 0 100001", "it counts 100001 moves"),
     ],
 )
 def test_what_is_no_chess_position_is_refused(text: str, why: str) -> None:
@@ -258,6 +278,10 @@ def test_pgn_that_black_begins_and_an_old_draw() -> None:
         ("shogi", "lnsgkgsnl/1r5b1/ppppppppp/9/9/9/PPPPPPPPP/1B5R1/LNSGKGSNL b K 1", "cannot be in hand"),
         ("animal_shogi", "gle/1c1/1C1/EL b - 1", "row 4 has 2"),
         ("animal_shogi", "gle/1c1/1C1/ELG b 2 1", "no list of pieces"),
+        ("animal_shogi", "gle/1c1/1C1/ELG b - 2147483649", "it counts 2147483649 moves, and 100_000 is the most"),
+        ("shogi", f"lnsgkgsnl/1r5b1/ppppppppp/9/9/9/PPPPPPPPP/1B5R1/LNSGKGSNL b - {10**18 - 1}", "it counts 9+ moves"),
+        ("shogi", f"lnsgkgsnl/1r5b1/ppppppppp/9/9/9/PPPPPPPPP/1B5R1/LNSGKGSNL b {'9' * 30}P 1", "9 pieces P in hand are more than"),
+        ("gardner_chess", "4k/5/5/5/K4 w - - 9999999999 1", "it counts 9999999999 moves"),
         ("connect_four", "x/y", "not a legal move"),
     ],
 )
@@ -321,7 +345,7 @@ def test_animal_shogi_in_words() -> None:
 
 def test_positions_as_moves() -> None:
     assert table("connect_four", "4453").actions == table("connect_four", "startpos moves 4 4 5 3").actions == [3, 3, 4, 2]
-    assert table("othello", "f5d6c3").words == ["f5", "d6", "c3"]
+    assert table("othello", "f5d6c3").words == ["f5", "d6", "c3"] and table("othello", "F5D6").words == ["f5", "d6"]
     swapped = table("hex", "a2 swap")
     assert swapped.board.cells[0, 1] == -1 and swapped.board.cells[1, 0] == 0 and swapped.turn == 0
     with pytest.raises(FlatironsError, match=r"move 2 of the position: '9' is not a legal move"):

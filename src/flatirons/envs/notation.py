@@ -46,6 +46,8 @@ _STARTS = {
 }
 _GTP_COLUMNS = "ABCDEFGHJKLMNOPQRST"
 PAWN, KNIGHT, BISHOP, ROOK, QUEEN, KING = range(1, 7)
+MOST_MOVES = 100_000
+"""Of a FEN's and an SFEN's counts of moves."""
 
 
 class Board(NamedTuple):
@@ -453,6 +455,8 @@ def from_position_text(game: Game, text: str) -> GameState:
     numbers = rest[1:] if name in SHOGI else rest[2:]
     if any(not is_whole(number) for number in numbers):
         raise wrong(f"{' '.join(numbers)!r} should be counts of moves")
+    if many := [number for number in numbers if int(number) > MOST_MOVES]:
+        raise wrong(f"it counts {many[0]} moves, and {MOST_MOVES:_} is the most")
     state = _chess_state(game, cells, turn, rest, wrong) if name in CHESS else _shogi_state(game, cells, turn, rest, wrong)
     state = jax.tree.map(np.asarray, state)
     now = board(game, state)
@@ -570,6 +574,8 @@ def _shogi_state(game: Game, cells: np.ndarray, turn: int, rest: Sequence[str], 
         for count, letter in re.findall(r"(\d*)([A-Za-z])", held):
             if letter.upper() not in letters[:held_kinds]:
                 raise wrong(f"{letter!r} cannot be in hand")
+            if len(count) > 2:
+                raise wrong(f"{count} pieces {letter} in hand are more than the game has")
             hands[int(letter.islower()), letters.index(letter.upper())] += int(count or 1)
     start = game.init(jax.random.key(0))
     began = board(game, jax.device_get(start))
@@ -599,6 +605,7 @@ def _shogi_state(game: Game, cells: np.ndarray, turn: int, rest: Sequence[str], 
                 _board_history=(-jnp.ones_like(start.inner["_board_history"])).at[0].set(flat),
                 _hand_history=jnp.zeros_like(start.inner["_hand_history"]).at[0].set(hand.reshape(-1)),
             )  # fmt: skip
+            full = full.replace(_hash_history=jnp.zeros_like(full._hash_history).at[0].set(games.animal_key(full)))
             legal = jax.jit(small._legal_action_mask)(full)
             # A lion on the row where he wins has won as he came there.
             lost = ~jnp.any(legal) | jnp.any(flat.reshape(3, 4)[:, -1] == small.KING + half)
@@ -790,8 +797,8 @@ def table(game: Game, text: str = "") -> Table:
     if len(after) == 1 and after[0] not in ("pass", "swap"):
         # 4453 and f5d6c3: moves without spaces.
         cut = {"connect_four": r"[1-7]", "othello": r"[a-h][1-8]|pass", "tic_tac_toe": r"[a-c][1-3]"}.get(game.name)
-        if cut is not None and re.fullmatch(f"(?:{cut})+", after[0]):
-            after = re.findall(cut, after[0])
+        if cut is not None and re.fullmatch(f"(?:{cut})+", after[0], re.IGNORECASE):
+            after = re.findall(cut, after[0], re.IGNORECASE)
     for number, word in enumerate(after, 1):
         try:
             made.play(word)

@@ -126,6 +126,13 @@ class Program:
             raise self.died(f"it was asked {what!r}")
         return line
 
+    def discard(self) -> None:
+        """Throw away what has come already: it answers nothing that is yet to be asked."""
+        for _ in range(self.lines.qsize()):
+            if self.lines.get_nowait() is None:
+                self.lines.put_nowait(None)
+                return
+
     def died(self, when: str) -> EngineError:
         """What to raise once it has gone."""
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -322,6 +329,8 @@ class Engine:
         limits = {name: self.options[name] for name in ("nodes", "movetime", "depth") if name in self.options} or {"movetime": "100"}
         if self.kind == "usi" and "movetime" in limits:
             limits = {"btime": "0", "wtime": "0", "byoyomi": limits["movetime"]}
+        # An engine that answers twice has said its last move again, which may be legal here too.
+        self.program.discard()
         answer = self._ask_uci(f"go {' '.join(f'{name} {value}' for name, value in limits.items())}", "bestmove")[-1].split()
         word = answer[1] if len(answer) > 1 else ""
         if word.lower() == "resign":

@@ -152,9 +152,12 @@ class Gtp:
             raise Refused("the game has ended")
         if self.table.turn == colour:
             return
-        passing = self.game.num_actions - 1
+        passing, names = self.game.num_actions - 1, notation.colours(self.game.name)
         if not (self.is_go or self.game.name == "othello") or not self.table.legal[passing]:
-            raise Refused(f"it is {notation.colours(self.game.name)[self.table.turn]}'s turn")
+            raise Refused(f"it is {names[self.table.turn]}'s turn")
+        if self.table.actions[-1:] == [passing]:
+            mine, other = names[colour], names[1 - colour]
+            raise Refused(f"{mine} has passed and it is {other}'s turn: a second pass would end the game; undo, or play {other}'s move")
         self.table.play(passing)
         self.implied.add(len(self.table.actions) - 1)
         if self.table.over:

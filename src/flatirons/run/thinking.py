@@ -1,7 +1,8 @@
 """One search after another on ONE position, each larger than the one before, until a limit or someone's `stop`.
 
 A search is one compiled call and cannot be looked into while it runs. So thinking goes in growing searches: there is always a finished
-one to answer from, and an answer never waits for the one that runs.
+one to answer from, and an answer never waits for the one that runs. Nor does the next position wait for one whose result nobody wants
+any more: its first search runs beside that, and only the larger ones come after it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from flatirons.run.players import Thinker, Thought
 GROWTH = 4
 MOST = 16_384
 """Simulations of the largest search of an endless analysis."""
+LONGEST_S = 2.0
+"""Seconds that the largest search of an endless analysis is expected to take at most, compiling apart: once nobody wants it any more it
+holds up others, and on a machine of one core those wait for it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +58,14 @@ class Pace:
         """Seconds that a search will take, as far as is known."""
         if simulations in self.warm:
             return self.warm[simulations]
-        each = max((seconds / max(1, n) for n, seconds in self.warm.items()), default=0.0)
-        return each * simulations + (0.0 if simulations in self.seen else self.compiling)
+        return self.running(simulations) + (0.0 if simulations in self.seen else self.compiling)
+
+    def running(self, simulations: int) -> float:
+        """The same without compiling it."""
+        if simulations in self.warm:
+            return self.warm[simulations]
+        # Searches in other threads are noted meanwhile.
+        return simulations * max((seconds / max(1, n) for n, seconds in tuple(self.warm.items())), default=0.0)
 
 
 class Thinking:
@@ -74,7 +84,9 @@ class Thinking:
         after: Thinking | None = None,
     ) -> None:
         self._thinker, self._state, self._seed, self._limit, self._pace = thinker, state, seed, limit, pace
-        self._report, self._answer, self._after = report, answer, after
+        self._report, self._answer = report, answer
+        self._earlier = after._running() if after is not None else []
+        self._began = time.monotonic()
         self._stop, self._lock, self._answered = threading.Event(), threading.RLock(), False
         self._last: Thought | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -88,8 +100,9 @@ class Thinking:
                 self._give(self._last)
 
     def join(self) -> None:
-        """Wait for the thread, which may be in the middle of a search whose result nobody wants any more."""
-        self._thread.join()
+        """Wait for the thread and those before it, which may be in the middle of searches whose results nobody wants any more."""
+        for thread in self._running():
+            thread.join()
 
     @property
     def answered(self) -> bool:
@@ -102,10 +115,18 @@ class Thinking:
                 self._answered = True
                 self._answer(thought)
 
+    def _running(self) -> list[threading.Thread]:
+        return [thread for thread in (*self._earlier, self._thread) if thread.is_alive()]
+
+    def _alone(self) -> bool:
+        return not any(thread.is_alive() for thread in self._earlier)
+
+    def _wait_for_earlier(self) -> None:
+        # Who stops this in the meantime has the answer at once: the thread may be slower to notice.
+        while not self._alone() and not self._stop.is_set():
+            self._stop.wait(0.02)
+
     def _run(self) -> None:
-        if self._after is not None:
-            self._after.join()
-            self._after = None
         timer = None
         if self._limit.seconds is not None:
             # Of a search that takes longer than was foreseen the one before it is the answer.
@@ -125,27 +146,33 @@ class Thinking:
         # Without simulations there is nothing to deepen: a network says the same however long it is asked, and a policy network knows no
         # search at all.
         deepening = own > 0 and limit.simulations is None and (limit.endless or limit.seconds is not None)
-        began = time.monotonic()
         simulations = max(1, own // GROWTH) if deepening else limit.simulations if limit.simulations is not None else own
         while True:
-            started = time.monotonic()
+            started, alone = time.monotonic(), self._alone()
             thought = self._thinker.think(self._state, jax.random.key(self._seed), simulations)
             now = time.monotonic()
-            self._pace.note(simulations, now - started)
+            if alone:
+                self._pace.note(simulations, now - started)
             with self._lock:
                 if not self._answered:
                     self._last = thought
-                    self._report(thought, simulations, now - began)
-            more = simulations * GROWTH
-            late = limit.seconds is not None and now - began + self._pace.expected(more) > limit.seconds
-            if self._stop.is_set() or late:
-                break
-            if not deepening or more > MOST:
+                    self._report(thought, simulations, now - self._began)
+            simulations *= GROWTH
+            if not deepening or simulations > MOST or (limit.endless and self._pace.running(simulations) > LONGEST_S):
                 if limit.endless:
                     self._stop.wait()
                 break
-            simulations = more
+            if self._late(simulations):
+                break
+            self._wait_for_earlier()
+            if self._stop.is_set() or self._late(simulations):
+                break
         self._give(thought)
+
+    def _late(self, simulations: int) -> bool:
+        """Whether such a search would not end in time."""
+        seconds = self._limit.seconds
+        return seconds is not None and time.monotonic() - self._began + self._pace.expected(simulations) > seconds
 
 
 def think(thinker: Thinker, state: GameState, seed: int, limit: Limit, pace: Pace) -> Thought:

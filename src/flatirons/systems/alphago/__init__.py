@@ -58,6 +58,8 @@ class Config:
     """n_thr: visits that end at a position before the search goes beyond it. 1: none but the first."""
     leaf_symmetries: bool = True
     """Turn or mirror each position at random as the networks judge it."""
+    play_keep_tree: bool = True
+    """In matches: what the search found below the position that came about is kept, and gone on from."""
     temperature: float = 1.0
     """tau of the games against itself: at their start moves are drawn by N^(1/tau)."""
     temperature_plies: int = 30
@@ -224,20 +226,28 @@ def search(
     config: Config, game: BoardGame, params: Networks, key: Key, states: Any, *, num_simulations: int, temperature: Any = 0.0
 ) -> mcts.Analysis:
     """Search from `states [B, ...]`; without simulations, what the networks (and a rollout) say at sight."""
-    evaluate, select, actions = evaluator(config, game), apv(config.c_puct), game.num_actions
     if num_simulations == 0:
-        return mcts.look(game, evaluate, params, key, states)
-    options = {"num_simulations": num_simulations, "temperature": temperature}
+        return mcts.look(game, evaluator(config, game), params, key, states)
+    return grow(config, game, params, key, states, num_simulations=num_simulations, temperature=temperature)[0]
+
+
+def grow(
+    config: Config, game: BoardGame, params: Networks, key: Key, states: Any, *, num_simulations: int, temperature: Any = 0.0,
+    before: mcts.Tree | None = None,
+) -> tuple[mcts.Analysis, mcts.Tree]:  # fmt: skip
+    """The same with the tree; `before` is the tree of an earlier move, from which it goes on."""
+    evaluate, select, actions = evaluator(config, game), apv(config.c_puct), game.num_actions
+    options = {"num_simulations": num_simulations, "temperature": temperature, "before": before}
     if config.expand_after == 1:
-        return mcts.search(game, evaluate, params, key, states, select=select, **options)[0]
+        return mcts.search(game, evaluate, params, key, states, select=select, **options)
 
     def judged(params: Networks, key: Key, states: Any) -> mcts.Evaluation:
         found = evaluate(params, key, states)
         return found._replace(logits=jnp.pad(found.logits, ((0, 0), (0, 1))))
 
     select = patient(select, config.expand_after, actions)
-    found, _ = mcts.search(Patient(game), judged, params, key, states, select=select, **options)
-    return found._replace(**{name: getattr(found, name)[:, :actions] for name in ("visits", "q", "prior", "legal", "policy")})
+    found, tree = mcts.search(Patient(game), judged, params, key, states, select=select, **options)
+    return found._replace(**{name: getattr(found, name)[:, :actions] for name in ("visits", "q", "prior", "legal", "policy")}), tree
 
 
 # ------------------------------------------------------------------------------------------------------------- the system
@@ -355,6 +365,24 @@ def analyse(config: Config, task: Task, actor: Networks, model: Any, key: Key, *
     """What the search finds in positions `[B, ...]` (a batch of game states, or `TimeStep.model`); without simulations, the prior and the
     mixed value at sight."""
     return _analyse(config, _game(task), actor, model.inner if isinstance(model, EnvState) else model, key, num_simulations)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 5))
+def _go_on(
+    config: Config, game: BoardGame, params: Networks, states: Any, key: Key, num_simulations: int, before: mcts.Tree
+) -> tuple[mcts.Analysis, mcts.Tree]:
+    return grow(config, game, params, key, states, num_simulations=num_simulations, before=before)
+
+
+def go_on(
+    config: Config, task: Task, actor: Networks, model: Any, key: Key, *, num_simulations: int, before: mcts.Tree | None = None
+) -> tuple[mcts.Analysis, mcts.Tree]:
+    """`analyse`, with one simulation at least, and the tree to hand over at the next move: what `before`, the tree of an earlier move with
+    as many simulations, holds of positions `[B, ...]` is kept. None begins a game."""
+    states, game = model.inner if isinstance(model, EnvState) else model, _game(task)
+    if before is None:
+        before = mcts.unsearched(states, game.num_actions + (config.expand_after > 1), num_simulations)
+    return _go_on(config, game, actor, states, key, num_simulations, before)
 
 
 def player(config: Config, game: BoardGame, params: Networks) -> contest.Chooser:
