@@ -577,8 +577,9 @@ def test_a_run_goes_on_from_its_last_tree_of_the_same_game(monkeypatch: pytest.M
     def go_on(config: Any, task: Any, actor: Any, model: Any, key: Any, *, num_simulations: int, before: Kept | None) -> Any:
         batch = len(model.inner.player)
         seen.append(None if before is None else np.asarray(before.game).tolist())
-        nodes = np.ones((batch, 2 * num_simulations + 1), np.int32)
-        return SimpleNamespace(action=np.zeros(batch, np.int32)), Kept(nodes, 10 * len(seen) + np.arange(batch))
+        nodes, none, one = np.ones((batch, 2 * num_simulations + 1), np.int32), np.zeros((batch, 9)), np.zeros(batch)
+        found = mcts.Analysis(one.astype(np.int32), none, none, none, one, one, none > 0, none)
+        return found, Kept(nodes, 10 * len(seen) + np.arange(batch))
 
     run = SimpleNamespace(
         path=Path("runs/x"), system=SimpleNamespace(analyse=None, go_on=go_on), actor=0.5,
@@ -613,6 +614,18 @@ def test_a_run_goes_on_from_its_last_tree_of_the_same_game(monkeypatch: pytest.M
         less.setattr(players, "_SEARCH_BYTES", 1_000)
         one.choose(states, jax.random.key(0), [(0,)] * 3)
     assert len(seen) == count, "no games, and no memory"
+    # An engine follows one game, by searches of several sizes; who looks at positions does not.
+    state = game("tic_tac_toe").init(jax.random.key(0))
+    analysed: list[int] = []
+    nothing = go_on(None, None, None, SimpleNamespace(inner=players.one(state)), None, num_simulations=1, before=None)[0]
+    monkeypatch.setattr(players.Trained, "analyse", lambda self, states, key, simulations: (analysed.append(simulations), nothing)[1])
+    seen.clear()
+    one.think(state, jax.random.key(0), 5)
+    assert analysed == [5] and seen == []
+    one.follow_a_game()
+    for simulations in (5, 20, 5, 0):
+        one.think(state, jax.random.key(0), simulations)
+    assert analysed == [5, 0] and seen == [None, None, [10]]
 
 
 def test_a_run_may_play_with_other_settings(tmp_path: Path) -> None:

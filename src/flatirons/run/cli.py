@@ -868,6 +868,8 @@ def _engine(command: str, arguments: list[str]) -> int:
         if chosen.simulations is not None:
             _demand_simulations(chosen.simulations, 1)
             thinker.simulations = chosen.simulations
+        if isinstance(thinker, players.Trained):
+            thinker.follow_a_game()
         if command == "gtp":
             gtp_engine.serve(thinker, sys.stdin, spoken, chosen.seed)
         else:

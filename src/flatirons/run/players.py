@@ -336,6 +336,7 @@ class Trained:
         self._keeps_trees = vars(config).get("play_keep_tree", False)
         # Of the last two batches, for in a match one half of the games has the move, then the other.
         self._trees: collections.deque[tuple[dict[tuple[int, ...], int], Any]] = collections.deque(maxlen=2)
+        self._thoughts: dict[int, Any] | None = None
 
     @property
     def simulations(self) -> int:
@@ -359,9 +360,9 @@ class Trained:
     def choose(self, states: GameState, key: Key, histories: Sequence[Sequence[int]] = ()) -> Chosen:
         """See Player. In games whose `histories` are given the search goes on from what it found there before, where there is memory."""
         batch = states.legal.shape[0]
-        each = (self.simulations + 1) * (trees.num_bytes(states) // batch + _EDGE_BYTES * self.game.num_actions)
-        if histories and self._keeps_trees and self.simulations and _KEPT_TREES * batch * each <= _SEARCH_BYTES:
+        if histories and self._has_room(states, self.simulations):
             return Chosen(self._go_on(states, key, [tuple(history) for history in histories]))
+        each = self._bytes(states, self.simulations)
         parts = _parts(batch, each, _SEARCH_BYTES)
         if len(parts) == 1:
             return Chosen(np.asarray(self.analyse(states, key, self.simulations).action, np.int32))
@@ -370,6 +371,19 @@ class Trained:
             some = jax.tree.map(lambda x, rows=rows: x[rows], states)
             chosen.append(np.asarray(self.analyse(some, jax.random.fold_in(key, part), self.simulations).action, np.int32))
         return Chosen(np.concatenate(chosen)[:batch])
+
+    def _bytes(self, states: GameState, simulations: int) -> int:
+        """Of one game's tree."""
+        return (simulations + 1) * (trees.num_bytes(states) // len(states.legal) + _EDGE_BYTES * self.game.num_actions)
+
+    def _has_room(self, states: GameState, simulations: int) -> bool:
+        """Whether trees are to be kept, and can be."""
+        kept = _KEPT_TREES * len(states.legal) * self._bytes(states, simulations)
+        return self._keeps_trees and simulations > 0 and kept <= _SEARCH_BYTES
+
+    def _search_on(self, states: GameState, key: Key, simulations: int, before: Any) -> tuple[Any, Any]:
+        task, model = self._task.resized(len(states.legal)), EnvState(states, states.plies, states.plies == 0)
+        return self.run.system.go_on(self._config, task, self._actor, model, key, num_simulations=simulations, before=before)
 
     def _go_on(self, states: GameState, key: Key, histories: Sequence[tuple[int, ...]]) -> np.ndarray:
         """Moves int32 `[B]` in games that have come to `histories`, from the trees of the moves before, where they are known."""
@@ -380,16 +394,22 @@ class Trained:
             # All games of a batch were in one of the two, or none was.
             if max(rows) >= 0 and tree.node_visits.shape[1] == nodes:
                 before = _rows(tree, np.maximum(np.array(rows + [0] * (batch - len(rows)), np.int32), 0))
-        model = EnvState(states, states.plies, states.plies == 0)
-        found, tree = self.run.system.go_on(
-            self._config, self._task.resized(batch), self._actor, model, key, num_simulations=self.simulations, before=before
-        )
+        found, tree = self._search_on(states, key, self.simulations, before)
         self._trees.append(({history: row for row, history in enumerate(histories)}, tree))
         return np.asarray(found.action, np.int32)
 
+    def follow_a_game(self) -> None:
+        """From now on `think` goes on from what a search of as many simulations found before, where the position came of it."""
+        self._thoughts = {}
+
     def think(self, state: GameState, key: Key, simulations: int) -> Thought:
         """See Thinker."""
-        found = jax.tree.map(lambda x: np.asarray(x)[0], self.analyse(one(state), key, simulations))
+        states = one(state)
+        if self._thoughts is not None and self._has_room(states, simulations):
+            found, self._thoughts[simulations] = self._search_on(states, key, simulations, self._thoughts.get(simulations))
+        else:
+            found = self.analyse(states, key, simulations)
+        found = jax.tree.map(lambda x: np.asarray(x)[0], found)
         return Thought(int(found.action), found.visits, found.q, found.prior, float(found.value), float(found.network_value))
 
     def lines(self, state: GameState, key: Key, simulations: int, most: int) -> tuple[Thought, list[Line]]:

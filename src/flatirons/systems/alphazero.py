@@ -114,7 +114,7 @@ class Config:
     """see_wins, when it plays for good: try all replies to all moves too, and leave out moves that lose at once; for games with very few
     moves."""
     play_keep_tree: bool = True
-    """When it plays a game for good: what the search found below the position that came about is kept, and gone on from, as AlphaGo Zero
+    """In matches and engines: what the search found below the position that came about is kept, and gone on from, as AlphaGo Zero
     does; in self-play a tree is grown anew for every move."""
     gate_every: int = 0
     """Turns between two matches of the newest network against the best; 0: the newest plays (AlphaZero)."""

@@ -59,7 +59,7 @@ class Config:
     leaf_symmetries: bool = True
     """Turn or mirror each position at random as the networks judge it."""
     play_keep_tree: bool = True
-    """In matches: what the search found below the position that came about is kept, and gone on from."""
+    """In matches and engines: what the search found below the position that came about is kept, and gone on from."""
     temperature: float = 1.0
     """tau of the games against itself: at their start moves are drawn by N^(1/tau)."""
     temperature_plies: int = 30
