@@ -205,8 +205,9 @@ PRESETS = {
         tasks=("pixels:Pendulum-v*",),
     ),
     "ddpg-pixels-inverted-pendulum": Preset(
-        doc="For InvertedPendulum from what is seen alone: a decision each step, for the pole falls within ten; little noise.",
-        config=SEEN | {"total_steps": 20_000, "buffer_size": 20_000, "gamma": 0.99, "noise_std": 0.1, "anneal_learning_rate": True},
+        doc="For InvertedPendulum from what is seen alone: a decision each step, for the pole falls within ten; little noise, two critics.",
+        config=SEEN
+        | {"total_steps": 20_000, "buffer_size": 20_000, "gamma": 0.99, "noise_std": 0.1, "anneal_learning_rate": True, "twin": True},
         tasks=("pixels:InvertedPendulum-v*",),
         env={"repeat": 1},
     ),
