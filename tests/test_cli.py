@@ -290,7 +290,9 @@ def test_a_damaged_config_is_mended_by_whatever_looks_at_it(tmp_path: Path, caps
 
 def test_play_of_envpool_is_refused_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"env": "envpool:Ant-v5", "system": "sac"}))
-    with pytest.raises(FlatironsError, match="envpool:Ant-v5 cannot be drawn, as EnvPool's simulators give no pictures; `flatirons eval`"):
+    with pytest.raises(
+        FlatironsError, match="envpool:Ant-v5 cannot be drawn: the pictures of EnvPool's simulators are not read here; `flatirons eval`"
+    ):
         play.play(tmp_path)
 
 

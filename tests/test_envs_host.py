@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
 
 import gymnasium
 import jax
@@ -626,8 +628,74 @@ def test_envpool_resets_in_the_step_that_ends() -> None:
             assert np.abs(after.obs[index]).max() <= 0.05
             assert abs(outcome.next_obs[index, 2]) > 0.2 or abs(outcome.next_obs[index, 0]) > 2.4
     assert ended > 4
-    with pytest.raises(FlatironsError, match="did you mean CartPole-v1"):
+    with pytest.raises(FlatironsError, match="did you mean envpool:CartPole-v1"):
         envs.make("envpool:CartPol-v1")
+
+
+class Pool(NamedTuple):
+    """Settings of a pool, as EnvPool's."""
+
+    max_num_players: int = 1
+    max_episode_steps: int = 100
+    batch_size: int = 0
+    frame_skip: int = 1
+
+
+class AtariPool(NamedTuple):
+    """The same of an Atari game."""
+
+    max_num_players: int = 1
+    episodic_life: bool = False
+    repeat_action_probability: float = 0.0
+
+
+class Buttons:
+    """As much of a pool as is looked at before it is refused."""
+
+    observation_space = gs.Box(-1.0, 1.0, (2,), np.float32)
+    action_space = gs.Box(np.finfo(np.float64).tiny, np.finfo(np.float64).max, (3,), np.float64)
+    closed = 0
+
+    def close(self) -> None:
+        Buttons.closed += 1
+
+
+def test_what_envpool_cannot_do_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a stand-in of the package, which is large and seldom installed."""
+
+    def make_spec(task: str) -> Any:
+        if task == "Coinrun-v0":
+            raise ImportError("it needs the Qt 5 runtime")
+        return SimpleNamespace(config={"Go9x9-v1": Pool(max_num_players=2), "Pong-v5": AtariPool()}.get(task, Pool()))
+
+    def make_gymnasium(task: str, **options: Any) -> Any:
+        if task == "Sudoku-v0":
+            raise RuntimeError("failed to open the database")
+        assert task == "Basic-v1"
+        return Buttons()
+
+    names = ["Go9x9-v1", "Pong-v5", "Hopper-v5", "Coinrun-v0", "Sudoku-v0", "Basic-v1"]
+    pool = ModuleType("envpool")
+    vars(pool).update(list_all_envs=lambda: names, make_spec=make_spec, make_gymnasium=make_gymnasium)
+    monkeypatch.setitem(sys.modules, "envpool", pool)
+    for task, options, says in [
+        ("Hoper-v5", {}, "'envpool:Hoper-v5' is unknown; did you mean envpool:Hopper-v5"),
+        ("Go9x9-v1", {}, "for 2 players, and here one policy acts"),
+        ("Pong-v5", {}, "is Atari, which is `ALE/Pong-v5` here"),
+        ("Coinrun-v0", {}, "envpool:Coinrun-v0 cannot be made: it needs the Qt 5 runtime"),
+        ("Sudoku-v0", {"frame_skip": 2}, "envpool:Sudoku-v0 cannot be made with frame_skip=2: failed to open the database"),
+        ("Hopper-v5", {"batch_size": 2}, "the whole pool is stepped at once"),
+        ("Hopper-v5", {"from_pixels": True}, "`pixels:Hopper-v5` draws"),
+        ("Hopper-v5", {"frame_skp": 2}, "takes no option 'frame_skp'; did you mean frame_skip"),
+        ("Hopper-v5", {"max_episode_steps": 0}, "max_episode_steps is 0; it is a whole number of decisions from 1 up"),
+        ("Hopper-v5", {"max_episode_steps": "abc"}, "max_episode_steps is 'abc'"),
+        ("Basic-v1", {}, "give --env.use_combined_action true"),
+    ]:
+        with pytest.raises(FlatironsError, match=re.escape(says)):
+            envs.make(f"envpool:{task}", 2, **options)
+    assert Buttons.closed == 1
+    with pytest.raises(FlatironsError, match="discrete: wraps Gymnasium's tasks"):
+        envs.make("discrete:envpool:Hopper-v5", 2)
 
 
 @pytest.mark.parametrize("vectoriser", ["serial", "threads", "auto"])

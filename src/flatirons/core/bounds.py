@@ -8,9 +8,9 @@ import numpy as np
 
 from flatirons.types import Array, Box, FlatironsError, MultiDiscrete, Task
 
-LARGEST = 1e30
-"""A bound beyond this stands for none: float32's largest number, 3.4e38, is what people write who may not write infinity, and the width of
-such a Box overflows."""
+LARGEST = 1e9
+"""A bound beyond this stands for none: float32's largest number, 3.4e38, is what people write who may not write infinity, and 1e10 what
+MuJoCo says of an actuator without limits."""
 
 
 def demand_box(task: Task, system: str) -> Box:

@@ -547,6 +547,10 @@ def _from_wrapped(
 
     _, name = _behind_module(task, name)
     _register_robotics(task, name)
+    if name.startswith("envpool:"):
+        raise FlatironsError(
+            f"{task}: {task.partition(':')[0]}: wraps Gymnasium's tasks, and EnvPool's are steps in C++; leave one of them out"
+        )
     if name not in gymnasium.registry:
         raise FlatironsError(f"the task {task!r} is unknown{_nearest(name, gymnasium.registry)}")
     _demand_types(task, typing.get_type_hints(options_type), options)

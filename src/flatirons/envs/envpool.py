@@ -16,6 +16,11 @@ from flatirons.envs import robotics, spaces
 from flatirons.envs.host import EnvFault, HostBatch, Leaves, Stepped, warnings_as
 from flatirons.types import FlatironsError, Spec
 
+MOST_WORDS = 400
+"""Characters of an error of EnvPool's that are repeated; some list a whole signature."""
+ATARI = ("episodic_life", "repeat_action_probability")
+"""Settings that EnvPool's Atari has and no other of its families."""
+
 
 class EnvPoolEngine:
     """A pool of `num_envs` environments, stepped together."""
@@ -52,8 +57,11 @@ class EnvPoolEngine:
         try:
             with warnings_as([]):
                 self._env = envpool.make_gymnasium(self._task, num_envs=self._num_envs, seed=seed, **self._options)
-        except (TypeError, ValueError, AssertionError) as error:
-            raise FlatironsError(f"envpool:{self._task} does not take these options: {' '.join(str(error).split())}") from None
+        except Exception as error:
+            # Whatever a package raises that was not built for this: a library or a file that is missing, an option of a wrong type.
+            given = ", ".join(f"{key}={value!r}" for key, value in self._options.items())
+            why = " ".join(str(error).split()) or type(error).__name__
+            raise FlatironsError(f"envpool:{self._task} cannot be made{f' with {given}' if given else ''}: {why[:MOST_WORDS]}") from None
         self._seed = seed
 
     def _read(self, obs: Any, info: Any) -> Leaves:
@@ -81,6 +89,8 @@ class EnvPoolEngine:
         shown, reward, terminated, truncated, info = self._env.step(batch, self._all)
         order = np.argsort(np.asarray(info["env_id"]), kind="stable")
         final = self._read(shown, info)
+        if len(reward) != self._num_envs:
+            raise EnvFault(0, f"EnvPool answered with {len(reward)} rewards for {self._num_envs} environments")
         reward = np.asarray(reward, np.float64)[order]
         terminated, truncated = np.array(terminated, np.bool_)[order], np.array(truncated, np.bool_)[order]
         ended = np.flatnonzero(terminated | truncated).astype(np.int32)
@@ -121,9 +131,58 @@ def make_envpool(task: str, num_envs: int, *, seed: int = 0, timeout_s: float | 
 
     known = envpool.list_all_envs()
     if task not in known:
-        raise FlatironsError(f"the task 'envpool:{task}' is unknown{_nearest(task, known) or '; envpool.list_all_envs() names them'}")
-    engine = EnvPoolEngine(task, num_envs, seed, {key: value for key, value in options.items() if value is not None})
+        near = _nearest(task, known, "envpool:") or "; envpool.list_all_envs() names them"
+        raise FlatironsError(f"the task 'envpool:{task}' is unknown{near}")
+    options = {key: value for key, value in options.items() if value is not None}
+    _demand_usable(task, options)
+    engine = EnvPoolEngine(task, num_envs, seed, options)
+    try:
+        _demand_bounds(task, engine)
+    except FlatironsError:
+        engine.close()
+        raise
     rewarded = robotics.goal_reward(engine.settings)
     spec = Spec(spaces.obs_spec(engine.obs_space), spaces.action_spec(engine.action_space), engine.max_episode_steps, goal_reward=rewarded)
     notes = (f"vectoriser: envpool ({num_envs} environments in C++ threads)",)
     return HostBatch(f"envpool:{task}", engine, engine.obs_space, spec, num_envs, seed=seed, notes=notes, timeout_s=timeout_s)
+
+
+def _demand_usable(task: str, options: dict[str, Any]) -> None:
+    """Refuse what would not work, or not as it seems to. Raises FlatironsError."""
+    import envpool
+
+    from flatirons.envs import _nearest
+
+    try:
+        with warnings_as([]):
+            settings = envpool.make_spec(task).config
+    except Exception as error:
+        raise FlatironsError(f"envpool:{task} cannot be made: {' '.join(str(error).split())[:MOST_WORDS]}") from None
+    if settings.max_num_players > 1:
+        raise FlatironsError(
+            f"envpool:{task} is for {settings.max_num_players} players, and here one policy acts; board games of two are `pgx:NAME` "
+            "(`flatirons list`)"
+        )
+    if all(name in settings._fields for name in ATARI):
+        raise FlatironsError(
+            f"envpool:{task} is Atari, which is `ALE/{task}` here: its lives, pictures and presets are the papers', and it is in C++ too"
+        )
+    if "batch_size" in options:
+        raise FlatironsError("batch_size: the whole pool is stepped at once; leave it out")
+    if options.get("from_pixels"):
+        raise FlatironsError(f"from_pixels: EnvPool's pictures are not read here; `pixels:{task}` draws Gymnasium's task of that name")
+    taken = {*settings._fields, "render_mode", "from_pixels", "render_width", "render_height", "render_camera_id"}
+    for name in options:
+        if name not in taken:
+            raise FlatironsError(f"envpool:{task} takes no option {name!r}{_nearest(name, taken)}")
+    limit = options.get("max_episode_steps", 1)
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise FlatironsError(f"max_episode_steps is {limit!r}; it is a whole number of decisions from 1 up")
+
+
+def _demand_bounds(task: str, engine: EnvPoolEngine) -> None:
+    """Refuse a Box of buttons: EnvPool gives VizDoom's the least and the largest number there is as bounds, and 0, which releases a
+    button, is below them."""
+    low = np.asarray(getattr(engine.action_space, "low", 0.0))
+    if low.dtype.kind == "f" and ((low > 0.0) & (low < 1e-30)).any():
+        raise FlatironsError(f"envpool:{task} has buttons for actions; give --env.use_combined_action true, which makes them Discrete")

@@ -45,7 +45,7 @@ def play(path: Path, *, video: str | None = None, episodes: int = 1, seed: int =
         )
     if name.startswith("envpool:"):
         raise FlatironsError(
-            f"{name} cannot be drawn, as EnvPool's simulators give no pictures; `flatirons eval` scores its policy instead."
+            f"{name} cannot be drawn: the pictures of EnvPool's simulators are not read here; `flatirons eval` scores its policy instead."
         )
     run = train.load(path, best=best)
     title = f"{record.get('system', '')} on {name}" + (f", its best policy, after {run.step:_} decisions" if best else "")
