@@ -170,9 +170,9 @@ def _connect_four(r: dict[str, Any]) -> list[list[str]]:
     return [
         [
             f"{head}{name}",
-            f"{part['reach']:.0%}",
+            f"{part['reach']:.0%}" if "reach" in part else "–",
             f"{part['points']:.1%} ({part['wins']} won, {part['draws']} drawn, {part['losses']} lost)",
-            yes(part["reached"]),
+            yes(part["reached"]) if "reach" in part else "–",
         ]
         for name, part in r["matches"].items()
     ]

@@ -6,7 +6,8 @@
 Training stops for good where its own clock (what it spent in all pieces, compiling included) passes 90 minutes. Every match is over all
 49 openings of two plies, in both colours, 98 games: the network with 100 simulations against UCT of 1,000 random rollouts (c = 1.4) and
 against minimax of depth 5 (open lines, equal moves at random); the network alone (its likeliest move) against the same UCT; with 100
-simulations against alone. The bars below were set beforehand.
+simulations against alone. The bars below were set beforehand. Beside the last, where bitbully is installed, what the perfect player gets
+against the network alone.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from benchmarks.record import header, write
 from flatirons import envs
 from flatirons.envs import games
 from flatirons.plan import minimax, uct
+from flatirons.run import players
 from flatirons.systems import alphazero
+from flatirons.types import FlatironsError
 
 MINUTES = 90.0
 SIMULATIONS = 100
@@ -89,6 +92,19 @@ def looking_ahead(depth: int) -> Player:
     return choose
 
 
+def perfect() -> Player:
+    """Connect four as it is solved; raises FlatironsError where bitbully is not installed."""
+    solved = players.player("perfect", GAME)
+
+    def choose(states: Any, key: Any) -> np.ndarray:
+        going = np.flatnonzero(~np.asarray(states.terminated))
+        actions = np.zeros(len(states.terminated), np.int32)
+        actions[going] = solved.choose(jax.tree.map(lambda x: x[going], states), key).actions
+        return actions
+
+    return choose
+
+
 def openings() -> Any:
     """The 49 positions after two plies."""
     start = jax.tree.map(lambda x: jnp.broadcast_to(x, (49, *x.shape)), GAME.init(jax.random.key(0)))
@@ -122,11 +138,15 @@ def test(args: argparse.Namespace, path: Path) -> None:
         "network alone, mcts-1000": (alone, rollouts(1000)),
         "search, network alone": (mine, alone),
     }
+    try:
+        pairs["perfect, network alone"] = (perfect(), alone)
+    except FlatironsError as missing:
+        print(missing)
     head, rows = header("connect_four", "benchmarks.games.connect_four"), {}
     for number, (name, (first, second)) in enumerate(pairs.items()):
         began = time.perf_counter()
         row = match(first, second, jax.random.key(number))
-        rows[name] = row | pieces.verdict(row["points"], BARS[name])
+        rows[name] = row | (pieces.verdict(row["points"], BARS[name]) if name in BARS else {})
         print(name, rows[name], f"{time.perf_counter() - began:.0f} s", flush=True)
     write(args.out / "connect_four.json", head | pieces.result(run, path, args.seed, SIMULATIONS, rows) | {"play": PLAY})
 
