@@ -29,7 +29,7 @@ BARS: dict[str, tuple[Bar, Bar]] = {
     "wine": ((0.62, -0.93), (0.62, -0.93)),
     "yacht": ((1.11, -1.55), (0.67, -1.25)),
 }
-EPOCHS = 1_000
+EPOCHS, SEARCH_EPOCHS = 1_000, 500
 REACH_SECONDS, AIM_SECONDS = 20 * 60.0, 6 * 60.0
 
 
@@ -71,7 +71,7 @@ def main() -> None:
     for name in args.names or list(BARS):
         since = time.perf_counter()
         task: Any = envs.make(f"data:uci-{name}")
-        found = uci.study(task, epochs=args.epochs, seed=args.seed)
+        found = uci.study(task, epochs=args.epochs, search_epochs=min(SEARCH_EPOCHS, args.epochs), seed=args.seed)
         spent[name] = round(time.perf_counter() - since, 1)
         rows = rows_of(name, found)
         everything += rows

@@ -119,10 +119,11 @@ def study(
     taus: Sequence[float] | None = None,
     samples: int = 10_000,
     networks: int = NETWORKS,
+    search_epochs: int | None = None,
     seed: int = 0,
 ) -> Found:
     """The whole protocol on a `data:uci-...` task. `config` gives all but rate, tau and length; `samples` is T for the test rows, and by so
-    many `networks` each (rate, tau) is judged.
+    many `networks` each (rate, tau) is judged, after `search_epochs` passes (None: `epochs`).
 
     Raises FlatironsError for a task without splits, and where there is no grid for it and none is given."""
     if "train" not in getattr(task, "arrays", {}):
@@ -139,7 +140,7 @@ def study(
     def rows(which: np.ndarray) -> Rows:
         return Rows(x[which], y[which])
 
-    searched = search(updates(config, cut, epochs), tuple(rates), tuple(taus), min(samples, 200), networks)(
+    searched = search(updates(config, cut, search_epochs or epochs), tuple(rates), tuple(taus), min(samples, 200), networks)(
         rows(train[:, :cut]), rows(train[:, cut:]), keys
     )
     validation = np.asarray(searched)
