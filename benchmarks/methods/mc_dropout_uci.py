@@ -82,6 +82,7 @@ def main() -> None:
             "taus": uci.TAUS[task.name],
             "test_samples": 10_000,
             "networks": uci.NETWORKS,
+            "search_epochs": min(SEARCH_EPOCHS, args.epochs),
         }
         values = {key: np.round(np.asarray(x, np.float64), 5).tolist() for key, x in found._asdict().items()}
         path = args.out / "uci" / f"mc-dropout-uci-{name}.json"
