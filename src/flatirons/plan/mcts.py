@@ -364,7 +364,8 @@ def gumbel_search(
         # Halving divides the new simulations, whatever was known before; Q is of all.
         return mctx.gumbel_muzero_root_action_selection(
             key,
-            tree.replace(children_visits=tree.children_visits.at[node].add(-tree.extra_data.visits)),
+            # The root's row alone, which is all that is read of it: to change the whole would be a copy at every edge.
+            tree.replace(children_visits=(tree.children_visits[node] - tree.extra_data.visits)[None]),
             node,
             num_simulations=num_simulations,
             max_num_considered_actions=considered,
