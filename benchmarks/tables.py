@@ -426,7 +426,17 @@ def seconds_of_pairs(r: dict[str, Any]) -> float:
 def workers(r: dict[str, Any]) -> str:
     """A3C's speed-up: decisions per second, then the time to the reference score."""
     most = max(len(row["pairs"]) for row in r["throughput"])
-    head = ["method", "mode", "pairs", "one, steps/s", "two, steps/s", "ratio" if most == 1 else "ratio (median)", "to reach", "reached"]
+    head = [
+        "method",
+        "mode",
+        "environments a learner",
+        "pairs",
+        "one, steps/s",
+        "two, steps/s",
+        "ratio" if most == 1 else "ratio (median)",
+        "to reach",
+        "reached",
+    ]
     rows = []
     for row in r["throughput"]:
         pairs = row["pairs"]
@@ -439,7 +449,7 @@ def workers(r: dict[str, Any]) -> str:
         ]
         bar = f"{row['reach']}×" if "reach" in row else "–"
         verdict = yes(row["reached"]) if "reach" in row and len(pairs) >= FEWEST_PAIRS else "–"
-        rows.append([row["method"], row["mode"], *measured, bar, verdict])
+        rows.append([row["method"], row["mode"], str(row.get("envs", 1)), *measured, bar, verdict])
     text = table(head, rows)
     if r["time_to_score"]:
         head = ["method", "seed", f"one, minutes to {r['score']:g}", "two", "speed-up", "the paper, two threads"]

@@ -3,15 +3,17 @@ paper's Table 2, whose numbers for two threads are 2.1 for A3C, 2.7 for n-step a
 
 `python -m benchmarks.speed.a3c_workers [--methods a3c async-nstep-q async-q] [--task ALE/Pong-v5] [--score -17] [--budget 1_000_000]`
 
-Throughput: `--pairs` runs of `--seconds` after the start, one and two actor-learners in turn, in threads and in processes. Time to the
-score: until the mean of the last 30 training episodes passes it, the same seeds with one and with two. Every run is a process of its own
-and what is finished is kept in `--runs`, so it may be interrupted between runs. One actor-learner is pinned to one core, two to two.
+Throughput: `--pairs` runs of `--seconds` after the start, one and two actor-learners in turn, in threads and in processes, with the paper's
+one environment for each learner and with more (`--envs`). Time to the score: until the mean of the last 30 training episodes passes it,
+the same seeds with one and with two learners of `--score-envs` environments each. Every run is a process of its own and what is finished
+is kept in `--runs`, so it may be interrupted between runs. One actor-learner is pinned to one core, two to two.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import itertools
 import json
 import os
 import shutil
@@ -30,6 +32,8 @@ PAPER = {"a3c": 2.1, "async-nstep-q": 2.7, "async-q": 3.0}
 PRESETS = {"a3c": "a3c-paper", "async-nstep-q": "async-nstep-q", "async-q": "async-q"}
 LAST = 30
 """Episodes whose mean return is held against the score."""
+SCORE_SETTINGS = {"rmsprop_eps": 1e-5, "max_grad_norm": 0.5, "learning_rate": 1e-3, "anneal_learning_rate": False}
+"""How a learner of several environments learns within an hour; with the paper's epsilon of 0.1 its steps are too small."""
 EPSILON_STEPS = 200_000
 """Decisions over which the methods that learn Q come to their last exploration rates: the paper's million is longer than these runs."""
 
@@ -66,7 +70,9 @@ def one(job: dict[str, Any]) -> None:
         return job["seconds"] is None or spent < job["seconds"]
 
     workers = job["workers"]
-    settings: dict[str, Any] = {"num_envs": workers, "actor_learners": workers, "mode": job["mode"], "trajectories": 200}
+    settings: dict[str, Any] = {"num_envs": job["envs"] * workers, "actor_learners": workers, "mode": job["mode"], "trajectories": 200}
+    if job["score"] is not None:
+        settings |= SCORE_SETTINGS
     if job["method"] != "a3c":
         settings["epsilon_steps"] = EPSILON_STEPS
     fi.train(
@@ -112,6 +118,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(PRESETS), choices=list(PRESETS))
     parser.add_argument("--modes", nargs="+", default=["threads", "processes"], choices=["threads", "processes"])
     parser.add_argument("--task", default="ALE/Pong-v5")
+    parser.add_argument("--envs", type=int, nargs="+", default=[1, 16], help="environments of each learner, where throughput is measured")
+    parser.add_argument("--score-envs", type=int, default=16, help="and in the runs to the score")
     parser.add_argument("--pairs", type=int, default=3, help="measurements of throughput with one and with two")
     parser.add_argument("--seconds", type=float, default=40.0, help="how long one of them runs")
     parser.add_argument("--score", type=float, default=-17.0, help="the reference score")
@@ -124,30 +132,35 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "speed", help="folder of the result file")
     args = parser.parse_args()
     result = header("a3c_workers", "benchmarks.speed.a3c_workers")
-    result |= {"task": args.task, "cores": len(os.sched_getaffinity(0)), "score": args.score, "budget": args.budget}
+    result |= {
+        "task": args.task,
+        "cores": len(os.sched_getaffinity(0)),
+        "score": args.score,
+        "score_envs": args.score_envs,
+        "budget": args.budget,
+    }
     throughput, times, found = [], [], {}
-    for method in args.methods:
-        for mode in args.modes:
-            pairs = []
-            for pair in range(args.pairs):
-                both = []
-                for workers in (1, 2):
-                    label = f"throughput/{method}-{mode}-{workers}-{pair}"
-                    job = {"method": method, "mode": mode, "workers": workers, "seed": pair, "seconds": args.seconds, "score": None}
-                    found = kept(args, label, budget=80_000_000, **job)
-                    both.append(found["steps_per_second"])
-                pairs.append({"one": both[0], "two": both[1], "ratio": both[1] / both[0]})
-                print(f"{method} {mode}: {both[0]:,.0f} and {both[1]:,.0f} steps/s, {both[1] / both[0]:.2f}x", flush=True)
-            ratio = statistics.median(pair["ratio"] for pair in pairs)
-            bars = {"threads": 1.3, "processes": 1.6}
-            row = {"method": method, "mode": mode, "pairs": pairs, "ratio_median": ratio}
-            throughput.append(row | ({"reach": bars[mode], "reached": ratio >= bars[mode]} if method == "a3c" else {}))
+    for method, envs, mode in itertools.product(args.methods, args.envs, args.modes):
+        pairs = []
+        for pair in range(args.pairs):
+            both = []
+            for workers in (1, 2):
+                label = f"throughput/{method}-{envs}-{mode}-{workers}-{pair}"
+                job = {"method": method, "mode": mode, "workers": workers, "envs": envs, "seed": pair, "score": None}
+                found = kept(args, label, budget=80_000_000, seconds=args.seconds, **job)
+                both.append(found["steps_per_second"])
+            pairs.append({"one": both[0], "two": both[1], "ratio": both[1] / both[0]})
+            print(f"{method} {mode}, {envs}: {both[0]:,.0f} and {both[1]:,.0f} steps/s, {both[1] / both[0]:.2f}x", flush=True)
+        ratio = statistics.median(pair["ratio"] for pair in pairs)
+        bars = {"threads": 1.3, "processes": 1.6}
+        row = {"method": method, "mode": mode, "envs": envs, "pairs": pairs, "ratio_median": ratio}
+        throughput.append(row | ({"reach": bars[mode], "reached": ratio >= bars[mode]} if method == "a3c" else {}))
     for method in args.methods:
         for seed in args.seeds:
             both = []
             for workers in (1, 2):
-                job = {"method": method, "mode": args.score_mode, "workers": workers, "seed": seed, "seconds": None, "score": args.score}
-                found = kept(args, f"score/{method}-{workers}-{seed}", budget=args.budget, **job)
+                job = {"method": method, "mode": args.score_mode, "workers": workers, "envs": args.score_envs, "seed": seed}
+                found = kept(args, f"score/{method}-{workers}-{seed}", budget=args.budget, seconds=None, score=args.score, **job)
                 both.append({name: found[name] for name in ("reached_s", "reached_step", "seconds", "step", "curve")})
                 print(f"{method} seed {seed}, {workers}: {both[-1]['reached_s']} s at {both[-1]['reached_step']}", flush=True)
             done = all(side["reached_s"] is not None for side in both)
