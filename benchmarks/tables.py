@@ -452,7 +452,7 @@ def workers(r: dict[str, Any]) -> str:
         rows.append([row["method"], row["mode"], str(row.get("envs", 1)), *measured, bar, verdict])
     text = table(head, rows)
     if r["time_to_score"]:
-        head = ["method", "seed", f"one, minutes to {r['score']:g}", "two", "speed-up", "the paper, two threads"]
+        head = ["method", "seed", f"one, minutes to {r['score']:g} on {r['score_task']}", "two", "speed-up", "the paper, two threads"]
         shown = lambda side: "not reached" if side["reached_s"] is None else f"{side['reached_s'] / 60:.1f}"  # noqa: E731
         rows = [
             [
