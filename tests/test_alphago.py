@@ -103,6 +103,7 @@ def test_the_learners_own_moves() -> None:
 def test_record_files_may_be_in_capitals(tmp_path: Path) -> None:
     for name in ("A.SGF", "b.sgf", "c.Pgn", "notes.txt"):
         (tmp_path / name).touch()
+    (tmp_path / "folder.sgf").mkdir()
     assert [path.name for path in alphago_sl._record_files(str(tmp_path))] == ["A.SGF", "b.sgf", "c.Pgn"]
 
 

@@ -364,6 +364,10 @@ def test_what_cannot_run_is_refused() -> None:
         alphazero.check(dataclasses.replace(SMALL, symmetries=True, buffer_size=2**14), envs.make("pgx:gardner_chess", 8))
     with pytest.raises(FlatironsError, match="gate_games=3"):
         alphazero.check(dataclasses.replace(SMALL, gate_every=1, gate_games=3), task())
+    turns = SMALL.total_steps // alphazero.steps_per_turn(SMALL)
+    alphazero.check(dataclasses.replace(SMALL, gate_every=turns), task())
+    with pytest.raises(FlatironsError, match=f"gate_every={turns + 1}, and the run has {turns} turns .* no match would be held"):
+        alphazero.check(dataclasses.replace(SMALL, gate_every=turns + 1), task())
     with pytest.raises(FlatironsError, match=r"tries all moves .* counts 1225"):
         alphazero.check(dataclasses.replace(SMALL, see_wins=True), envs.make("pgx:gardner_chess", 8))
     with pytest.raises(FlatironsError, match="goes with see_wins"):

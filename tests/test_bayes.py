@@ -178,5 +178,10 @@ def test_bad_input_is_refused() -> None:
         bayes.predictive(lambda p, x: x, params, jnp.ones(1), jax.random.key(0), 0, rate=0.1)
     with pytest.raises(FlatironsError, match=r"rate is 1.0: it is the probability to drop"):
         bayes.predictive(lambda p, x: x, params, jnp.ones(1), jax.random.key(0), 10, rate=1.0)
+    for rate in (-0.1, 0.999_999, math.nan):
+        with pytest.raises(FlatironsError, match=r"from 0 to 1 - 1/65,536, beyond which none is kept"):
+            bayes.demand_rate(rate)
+    bayes.demand_rate(1.0 - 1.0 / 65_536)
+    assert bool(bayes.kept(jax.random.key(0), (1_000_000,), 1.0 - 1.0 / 65_536).any())
     with pytest.raises(FlatironsError, match="no leaf of these parameters is a weight"):
         bayes.predictive(lambda p, x: x, {"b": jnp.ones(3)}, jnp.ones(1), jax.random.key(0), 10, rate=0.1)

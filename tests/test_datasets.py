@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+import flatirons as fi
 from flatirons import envs
 from flatirons.envs import datasets
 from flatirons.run import job as jobs
-from flatirons.types import FlatironsError
+from flatirons.systems import mc_dropout
+from flatirons.types import ArraySpec, Box, Discrete, FlatironsError
 
 GIVEN = os.environ.get("FLATIRONS_DATA") or ""
 needs_data = pytest.mark.skipif(not Path(GIVEN, "uci").is_dir(), reason="FLATIRONS_DATA names no folder with the data sets")
@@ -224,3 +226,92 @@ def test_a_run_goes_on_with_the_same_files_only(tmp_path: Path) -> None:
 def test_idx_files() -> None:
     raw = bytes([0, 0, 8, 2]) + (2).to_bytes(4, "big") + (3).to_bytes(4, "big") + bytes(range(6))
     np.testing.assert_array_equal(datasets._idx(gzip.compress(raw)), np.arange(6).reshape(2, 3))
+
+
+# ------------------------------------------------------------------------------------------------------------ files of one's own
+
+
+def table(path: Path, text: str) -> str:
+    path.write_text(text)
+    return f"data:{path}"
+
+
+def test_a_table_of_ones_own(tmp_path: Path) -> None:
+    rows = "\n".join(f"{i};{2 * i};{10 * i}" for i in range(20))
+    made = envs.make(table(tmp_path / "a.csv", f"rooms;price;area\n{rows}\n"), target="price", splits=3, test_share=0.2)
+    assert isinstance(made, datasets.DataTask) and made.spec.obs.shape == (2,) and isinstance(made.spec.action, Box)
+    np.testing.assert_array_equal(made.arrays["x"], [[i, 10 * i] for i in range(20)])
+    np.testing.assert_array_equal(made.arrays["y"], 2.0 * np.arange(20))
+    assert made.arrays["train"].shape == (3, 16) and made.arrays["test"].shape == (3, 4)
+    for train, test in zip(made.arrays["train"], made.arrays["test"], strict=True):
+        assert sorted([*train, *test]) == list(range(20))
+    assert len({tuple(test) for test in made.arrays["test"]}) == 3
+    without_names = envs.make(table(tmp_path / "b.csv", rows.replace(";", ",")), target="1")
+    np.testing.assert_array_equal(without_names.arrays["y"], np.arange(20.0))
+
+
+def test_words_are_classes(tmp_path: Path) -> None:
+    made = envs.make(table(tmp_path / "a.csv", "\n".join(f"{i},{'big' if i > 5 else 'small'}" for i in range(12))))
+    assert made.spec.action == Discrete(2) and made.notes == ("2 classes: big, small",)
+    np.testing.assert_array_equal(made.arrays["y"], [1] * 6 + [0] * 6)
+    learned = mc_dropout.rows_of(mc_dropout.Config(), made)
+    assert learned.y.dtype == np.int32 and learned.y.shape == (11,)
+
+
+def test_arrays_of_ones_own(tmp_path: Path) -> None:
+    pictures, labels = np.arange(12 * 4, dtype=np.uint8).reshape(12, 2, 2), np.repeat([7, 3, 5], 4)
+    np.savez(tmp_path / "a.npz", x=pictures, y=labels)
+    made = envs.make(f"data:{tmp_path / 'a.npz'}", classes=True)
+    assert made.spec.obs == ArraySpec((2, 2), "uint8", 0, 255) and made.spec.action == Discrete(3)
+    np.testing.assert_array_equal(made.arrays["y"], np.repeat([2, 0, 1], 4))
+    assert mc_dropout.rows_of(mc_dropout.Config(), made, "test").x.dtype == np.uint8
+    np.savez(tmp_path / "b.npz", train_images=pictures, train_labels=labels % 3, test_images=pictures, test_labels=labels % 3)
+    split = envs.make(f"data:{tmp_path / 'b.npz'}")
+    assert mc_dropout.rows_of(mc_dropout.Config(), split).x.shape == (12, 2, 2) and split.spec.action == Discrete(3)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a,b\n1,2\n3,\n", "row 3 .* has nothing in the column 'b'"),
+        ("a,b\n1,2\nred,4\n", "row 3 .* has 'red' in the column 'a'"),
+        ("a,b\n1,2\n3,4,5\n", "row 3 .* has 3 columns, where the first has 2"),
+        ("1\n2\n3\n", "has one column"),
+        ("", "is empty"),
+        ("a,b\n1,2\n3,4\n", "too few to learn from"),
+        ("a,b\n1,nan\n3,4\n", "has 'nan' in the column 'b'"),
+    ],
+)
+def test_a_faulty_table_is_named(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(FlatironsError, match=said):
+        envs.make(table(tmp_path / "a.csv", text))
+
+
+def test_faulty_files_and_options_are_named(tmp_path: Path) -> None:
+    good = table(tmp_path / "a.csv", "\n".join(f"{i},{i}" for i in range(9)))
+    for options, said in (
+        ({"target": "price"}, "no column 'price'; target is one of 1, 2"), ({"tarrget": "1"}, "no option 'tarrget'"),
+        ({"test_share": 1.0}, "must lie between 0 and 1"), ({"splits": 0}, "be at least 1"),
+    ):  # fmt: skip
+        with pytest.raises(FlatironsError, match=said):
+            envs.make(good, **options)
+    with pytest.raises(FlatironsError, match="cannot be read"):
+        envs.make(f"data:{tmp_path / 'none.csv'}")
+    (tmp_path / "a.npz").write_text("no archive")
+    with pytest.raises(FlatironsError, match="file of plain arrays"):
+        envs.make(f"data:{tmp_path / 'a.npz'}")
+    np.savez(tmp_path / "b.npz", x=np.zeros((4, 2)), y=np.zeros(3))
+    with pytest.raises(FlatironsError, match="do not fit"):
+        envs.make(f"data:{tmp_path / 'b.npz'}")
+
+
+def test_a_run_finds_its_own_file_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table(tmp_path / "a.csv", "\n".join(f"{i},{i}" for i in range(40)))
+    monkeypatch.chdir(tmp_path)
+    fi.train("mc_dropout", "data:a.csv", out="run", total_steps=100, hidden=(4,), samples=8, quiet=True)
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    assert fi.resume("../run", total_steps=200, quiet=True).step == 200
+    table(tmp_path / "a.csv", "\n".join(f"{i},{i + 1}" for i in range(40)))
+    with pytest.raises(FlatironsError, match="are not those that"):
+        fi.resume("../run", total_steps=300, quiet=True)

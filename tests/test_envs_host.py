@@ -63,6 +63,13 @@ class Counter(gymnasium.Env):
         return self._obs(), float(self.steps), self.steps >= self.length, False, {}
 
 
+class Pursuing(Counter):
+    """The goal is reached by the action 1; what it says of that in the middle of an episode nobody asks."""
+
+    def step(self, action: Any) -> Any:
+        return *super().step(action)[:4], {"is_success": np.bool_(action == 1)}
+
+
 class Reusing(gymnasium.Env):
     """Writes every observation into one buffer, aligned so that nothing but a copy can protect it."""
 
@@ -345,6 +352,20 @@ def test_slow_environments_get_processes_and_fast_ones_do_not(monkeypatch: pytes
     assert "serial" in envs.make("CartPole-v1", 2).notes[0]
     with pytest.raises(FlatironsError, match="not importable"):
         envs.make(lambda: Counter(), 2, vectoriser="processes")
+
+
+@pytest.mark.parametrize("vectoriser", ["serial", "threads", "processes"])
+def test_whether_a_goal_was_reached_is_kept_of_an_episodes_last_step(vectoriser: str) -> None:
+    task: Any = envs.make(Pursuing, 3, vectoriser=vectoriser)
+    for action in ([0, 2, 0], [2, 0, 0], [0, 2, 0], [2, 0, 2], [0, 2, 0]):
+        task.step(np.array(action))
+    np.testing.assert_array_equal(task.reached, [1.0, 0.0, 1.0])
+    task.close()
+    silent: Any = envs.make(Counter, 2, vectoriser=vectoriser)
+    for _ in range(4):
+        silent.step(np.zeros(2, int))
+    assert np.isnan(silent.reached).all()
+    silent.close()
 
 
 class OfMujoco(gymnasium.Env):

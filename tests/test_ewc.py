@@ -14,11 +14,11 @@ import pytest
 from small_data import pictures
 
 import flatirons as fi
-from flatirons import envs, studies
+from flatirons import envs, studies, systems
 from flatirons.core import continual, fisher
 from flatirons.data import replay as memory
 from flatirons.envs import datasets
-from flatirons.run import checkpoint, job
+from flatirons.run import checkpoint, job, metrics
 from flatirons.studies import ewc_dqn
 from flatirons.systems import dqn, ewc
 from flatirons.types import FlatironsError, Network
@@ -305,6 +305,14 @@ def test_nothing_holds_until_the_first_task_ends() -> None:
     assert all(metrics["penalty"] == 0.0 for metrics in plain)
     np.testing.assert_allclose(found[1]["loss"], plain[1]["loss"], rtol=1e-5)
     assert not np.array_equal(_flat(held[4].params), _flat(free[4].params))
+
+
+def test_a_report_has_no_mean_over_tasks_of_what_stands_for_a_moment() -> None:
+    config, task = ewc.Config(**SETTINGS), pictures()
+    found = jax.eval_shape(lambda key: ewc.step(config, task, ewc.init(config, task, key))[1], jax.random.key(0))
+    means = {name for name in found if not metrics.is_level(name, systems.levels(ewc))}
+    assert means == {"loss", "train_accuracy", "penalty", "grad_norm"}
+    assert systems.levels(ewc_dqn) == ("game",) and systems.levels(dqn) == ()
 
 
 def test_the_step_size_falls_to_nothing_over_each_task() -> None:

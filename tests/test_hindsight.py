@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -148,10 +149,25 @@ def test_tasks_without_goals_are_refused_in_a_sentence() -> None:
 
 def test_success_is_left_out_where_a_wrapper_hides_the_goal() -> None:
     whole, flat = (Threshold(), gymnasium.wrappers.FlattenObservation(Threshold()))
-    last = np.array([0.0, -1.0])
-    assert evaluate._success(envs.make(whole), last) == {"success": 0.5}
+    last, unsaid = np.array([0.0, -1.0]), np.full(2, np.nan)
+    assert evaluate._success(envs.make(whole), last, unsaid) == {"success": 0.5}
     made = envs.make(flat)
-    assert made.spec.goal_reward is not None and evaluate._success(made, last) == {}
+    assert made.spec.goal_reward is not None and evaluate._success(made, last, unsaid) == {}
+    assert evaluate._success(made, last, np.array([1.0, 1.0])) == {"success": 1.0}, "which the environment itself says"
+
+
+def test_a_last_reward_stands_for_a_goal_reached_only_where_it_can_be_nothing_else() -> None:
+    task, unsaid = envs.make(Line(), 1), np.full(2, np.nan)
+
+    def success(rule: Any, *last: float) -> dict[str, float]:
+        held: Any = SimpleNamespace(spec=dataclasses.replace(task.spec, goal_reward=rule))
+        return evaluate._success(held, np.array(last), unsaid)
+
+    sparse = task.spec.goal_reward
+    assert success(sparse, 0.0, -1.0) == {"success": 0.5}
+    assert success(sparse, -0.01, -1.01) == {}, "actions cost, so that 0 is never earned"
+    assert success(lambda achieved, desired: -jnp.abs(achieved - desired)[..., 0], -0.01, 0.0) == {}, "dense"
+    assert success(lambda achieved, desired: jnp.zeros(len(desired)), 0.0, 0.0) == {}, "the same everywhere"
 
 
 class Threshold(gymnasium.Env):

@@ -7,6 +7,7 @@ import functools
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -613,6 +614,15 @@ def test_pictures_that_a_cast_would_blacken_are_refused() -> None:
     ):
         with pytest.raises(FlatironsError, match=said):
             adapting.given(task, (pictures, answers))
+
+
+def test_a_direction_that_is_none_is_refused() -> None:
+    direction, velocity = (SimpleNamespace(name=name, env=env) for name, env in meta.HOST.items())
+    for wrong in (5.0, 0.0, -0.5):
+        with pytest.raises(FlatironsError, match=rf"the direction to adapt to is {wrong:g}: give 1 \(forward\) or -1 \(backward\)"):
+            adapting.given(direction, wrong)
+    assert [float(adapting.given(direction, way)) for way in (-1, 1.0)] == [-1.0, 1.0]
+    assert adapting.given(velocity, 5.0) == 5.0, "faster than any in training, and a pace all the same"
 
 
 def test_distributions_of_ones_own_are_checked() -> None:

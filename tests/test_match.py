@@ -20,6 +20,7 @@ import pytest
 import flatirons as fi
 from flatirons import envs
 from flatirons.__main__ import main
+from flatirons.core import resources
 from flatirons.envs import evaluation, games, notation, records
 from flatirons.plan import mcts, minimax, uct
 from flatirons.run import analyse, folder, match, players
@@ -543,6 +544,11 @@ def test_a_run_sits_down_to_a_game(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as less:
         less.setattr(players, "_SEARCH_BYTES", 1)
         assert one.choose(three, jax.random.key(0)).actions.tolist() == [7, 7, 7] and sizes == [1, 1, 1]
+    with monkeypatch.context() as less:
+        less.setattr(players, "_SEARCH_BYTES", 1)
+        less.setattr(resources, "memory_available", lambda: 10)
+        with pytest.raises(FlatironsError, match=r"Not enough memory for a search with 3 simulations in tic_tac_toe \(give fewer\)"):
+            whole(players.one(state), jax.random.key(0), 3)
     edges = 800 * 4672 * players._EDGE_BYTES  # chess
     assert 10 < len(players._parts(128, edges, players._SEARCH_BYTES)[0]) < 32
     # A policy network: its settings name no simulations.

@@ -334,6 +334,30 @@ def test_host_sum_equals_plain_sum():
     assert total.read() == {"episodes": 0, "episode_return": None, "episode_length": None, "loss": 2.0}
 
 
+def test_host_sum_holds_the_last_value_of_a_level():
+    total = metrics.HostSum(("task", "accuracy*"))
+    for turn in range(3 * metrics.LAG):
+        found = {"accuracy_0": turn / 4, "loss": float(turn)}
+        total.add(total.pack({name: jnp.float32(value) for name, value in found.items()}) | {"task": turn // 5})
+    assert total.read() == {"accuracy_0": (3 * metrics.LAG - 1) / 4, "loss": (3 * metrics.LAG - 1) / 2, "task": (3 * metrics.LAG - 1) // 5}
+    total.add({"task": 7, "loss": 1.0})
+    assert total.read() == {"task": 7.0, "loss": 1.0}
+
+
+@pytest.mark.parametrize("task", [CARTPOLE, "CartPole-v1"])
+def test_a_report_holds_the_last_turns_value_of_what_a_system_names_so(tmp_path, monkeypatch, task):
+    monkeypatch.setattr(STUB, "LATEST", ("tur?",), raising=False)
+    run = go(tmp_path, task, total_steps=800)
+    assert len(run.metrics) < 100, "some rows are of several turns"
+    assert [row["turn"] for row in run.metrics] == [row["step"] / 8 - 1 for row in run.metrics]
+
+
+def test_every_seed_has_its_own_last_values(tmp_path, monkeypatch):
+    monkeypatch.setattr(STUB, "LATEST", ("turn",), raising=False)
+    for run in go(tmp_path, total_steps=80, seeds=2).runs:
+        assert run.metrics[-1]["turn"] == 9.0
+
+
 def test_not_finite_stops_the_run_and_keeps_the_good_checkpoint(tmp_path):
     for task in (CARTPOLE, "CartPole-v1"):
         name = task.replace(":", "-")
@@ -386,6 +410,23 @@ def test_every_environment_gives_its_share_of_episodes():
     returns = evaluate.evaluate(STUB, Config(), task, jnp.zeros(3), 10, 0)["returns"]
     alone = [evaluate.evaluate(STUB, Config(), envs.make(Lengths, 4, training=False), jnp.zeros(3), n, 0)["returns"] for n in (4,)]
     assert len(returns) == 10 and alone[0] == [returns[0], returns[3], returns[6], returns[8]]
+
+
+class Said(Lengths):
+    """Says of each step whether the goal is reached, which it is after an even number of steps; rewards do not tell."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.taken = 0
+        return super().reset(seed=seed)
+
+    def step(self, action: Any) -> Any:
+        self.taken += 1
+        return *super().step(action)[:4], {"is_success": np.float32(self.taken % 2 == 0)}
+
+
+def test_success_is_what_the_environment_says_in_an_episodes_last_step():
+    result = evaluate.evaluate(STUB, Config(), envs.make(Said, 4, training=False), jnp.zeros(3), 12, 0)
+    assert 0.0 < result["success"] < 1.0 and result["success"] == np.mean([length % 2 == 0 for length in result["lengths"]])
 
 
 def test_endless_episodes_are_cut_and_said_so(monkeypatch, capfd):
@@ -871,6 +912,35 @@ def test_warm_start(tmp_path):
     assert start._state.updates == 2
     with pytest.raises(FlatironsError, match=r"params of .* do not fit"):
         go(tmp_path, name="third", widths=(7,), from_run=first.path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """An environment that counts its steps where another of the same spaces does not."""
+
+    counts: bool
+    obs_spec: ArraySpec = ArraySpec((1,), "float32", -1.0, 1.0)
+    action_spec: Discrete = Discrete(2)
+    max_episode_steps: int | None = 5
+
+    def init(self, key):
+        return {"shown": jnp.float32(0.5), **({"n": jnp.int32(0)} if self.counts else {})}
+
+    def step(self, key, state, action):
+        return {name: x + 1 if name == "n" else x for name, x in state.items()}, jnp.float32(action), jnp.bool_(False)
+
+    def observe(self, state):
+        return state["shown"][None]
+
+    def legal(self, state):
+        return ()
+
+
+def test_warm_start_on_an_environment_that_has_changed(tmp_path):
+    first = fi.train(STUB, Shown(False), out=tmp_path / "first", total_steps=64, quiet=True)
+    second = fi.train(STUB, Shown(True), out=tmp_path / "second", total_steps=8, learning_rate=0.0, from_run=first.path, seed=9, quiet=True)
+    begun = checkpoint.load(second.path / "checkpoints" / "step_000000000000", second._state).tree
+    assert_equal(begun.params, first._state.params)
 
 
 def test_warm_start_from_one_seed_of_a_program(tmp_path):

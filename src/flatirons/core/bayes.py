@@ -26,9 +26,13 @@ from flatirons.types import Array, FlatironsError, Key, PyTree
 # ------------------------------------------------------------------------------------------------------------ stochastic passes
 
 
+GRAIN = 65_536
+"""Rates that masks tell apart: half the random bits of a uniform number."""
+
+
 def kept(key: Key, shape: tuple[int, ...], rate: float | Array) -> jax.Array:
-    """Bool `shape`, False with probability `rate` in [0, 1), to the nearest 1/65,536: half the random bits of a uniform number."""
-    threshold = jnp.round(jnp.asarray(rate, jnp.float32) * 65_536.0).astype(jnp.uint32)
+    """Bool `shape`, False with probability `rate` in [0, 1 - 1/65,536], to the nearest 1/65,536."""
+    threshold = jnp.round(jnp.asarray(rate, jnp.float32) * GRAIN).astype(jnp.uint32)
     return jax.random.bits(key, shape, jnp.uint16).astype(jnp.uint32) >= threshold
 
 
@@ -91,9 +95,12 @@ def predictive(
 
 
 def demand_rate(rate: float | Array, name: str = "rate") -> None:
-    """Raises FlatironsError where a probability to drop is a number outside [0, 1); what is traced is let pass."""
-    if isinstance(rate, int | float) and not 0.0 <= rate < 1.0:
-        raise FlatironsError(f"{name} is {rate}: it is the probability to drop an input, from 0 to below 1")
+    """Raises FlatironsError where a probability to drop is a number below 0, or so near to 1 that masks would keep nothing; what is traced
+    is let pass."""
+    if isinstance(rate, int | float) and not 0.0 <= rate <= 1.0 - 1.0 / GRAIN:
+        raise FlatironsError(
+            f"{name} is {rate}: it is the probability to drop an input, from 0 to 1 - 1/{GRAIN:,}, beyond which none is kept"
+        )
 
 
 def demand_draws(n: int, name: str = "n") -> None:

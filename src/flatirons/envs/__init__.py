@@ -4,8 +4,9 @@ Names: `CartPole-v1` (any Gymnasium id), `mymodule:My-v0` (one that a module reg
 through ale-py's vector environment), `envpool:HalfCheetah-v5`, `jax:CartPole-v1`, `pgx:minatar-breakout`, `pgx:connect_four` (a board
 game), `mdp:FrozenLake-v1`, `probe:constant-reward` (these four prefixes are in-graph), `pixels:Pendulum-v1` (what is seen of it),
 `discrete:Pusher-v5` (its Box of actions cut into a Discrete choice), `no-velocity:CartPole-v1` and `no-velocity:jax:CartPole-v1` (its
-velocities hidden), `data:mnist` (data to learn from, without an environment), `sequence:TASK,TASK` (in-graph tasks to be learned in turn),
-`meta:navigation` (a distribution over tasks, to learn to learn from). Simulators are imported when one is asked for.
+velocities hidden), `data:mnist` and `data:houses.csv` (data to learn from, without an environment; a file of one's own),
+`sequence:TASK,TASK` (in-graph tasks to be learned in turn), `meta:navigation` (a distribution over tasks, to learn to learn from).
+Simulators are imported when one is asked for.
 """
 
 from __future__ import annotations
@@ -343,10 +344,17 @@ def _board_game(task: str, name: str, num_envs: int, options: dict[str, Any]) ->
 
 
 def _data(task: str, name: str, num_envs: int, options: dict[str, Any]) -> Task:
-    from flatirons.envs import datasets
+    from flatirons.envs import datasets, own_data
 
+    if own_data.is_file(name):
+        for option in options:
+            if option not in own_data.OPTIONS:
+                raise FlatironsError(f"{task} has no option {option!r}; it has {', '.join(own_data.OPTIONS)}")
+        _demand_types(task, own_data.OPTIONS, options)
+        return own_data.make(name, num_envs, **options)
     if name not in datasets.SETS:
-        raise FlatironsError(f"the task {task!r} is unknown{_nearest(name, datasets.SETS) or f'; data: has {chr(44).join(datasets.SETS)}'}")
+        offer = _nearest(name, datasets.SETS) or f"; data: has {', '.join(datasets.SETS)}, and files: data:FILE.csv, data:FILE.npz"
+        raise FlatironsError(f"the task {task!r} is unknown{offer}")
     for option in options:
         if option != "data_dir":
             raise FlatironsError(f"{task} has no option {option!r}; it has data_dir")

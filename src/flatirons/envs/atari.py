@@ -57,6 +57,7 @@ class AtariEngine:
     """
 
     legal = None
+    reached = None
 
     def __init__(self, game: str, num_envs: int, options: AtariOptions) -> None:
         from ale_py import AtariVectorEnv

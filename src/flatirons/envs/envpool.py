@@ -26,6 +26,7 @@ class EnvPoolEngine:
     """A pool of `num_envs` environments, stepped together."""
 
     legal = None
+    reached = None
 
     def __init__(self, task: str, num_envs: int, seed: int, options: dict[str, Any]) -> None:
         self._task, self._num_envs, self._options = task, num_envs, options

@@ -42,6 +42,8 @@ START_LIMIT_S = 180.0
 """How long the making of an environment may take at least: a simulator that starts up is slower than any of its steps."""
 MASK = "action_mask"
 """Where Gymnasium's own environments (Taxi) and others keep the mask of legal actions, in `info`."""
+REACHED = "is_success"
+"""Where environments that pursue goals (Gymnasium-Robotics) say in `info` whether the goal is reached."""
 CARTPOLE_VECTOR_FROM = 6
 """From this many environments on, Gymnasium's vector CartPole (about 40 us a batch) beats stepping them one by one (about 7 us each)."""
 
@@ -79,10 +81,14 @@ class Bounds(NamedTuple):
 class Engine(Protocol):
     """What steps a batch of environments. Every array it gives out is new.
 
-    `legal` is the mask bool `[B, n]` of the observations that it gave out last, or None where its environments have none."""
+    `legal` is the mask bool `[B, n]` of the observations that it gave out last, or None where its environments have none. `reached`
+    `[B]` is 1.0 or 0.0 as the last `info` of the newest episode that ended in each says that its goal was reached, NaN where it does not
+    say; None where no environment is asked. It is rewritten in place, and only where an episode ends: looking at every step would cost."""
 
     @property
     def legal(self) -> np.ndarray | None: ...  # noqa: D102
+    @property
+    def reached(self) -> np.ndarray | None: ...  # noqa: D102
     def reset(self, seeds: Sequence[int | None]) -> Leaves: ...  # noqa: D102
     def step(self, actions: np.ndarray) -> Stepped: ...  # noqa: D102
     def busy_with(self) -> int: ...  # noqa: D102
@@ -104,7 +110,8 @@ class Rows:
     """Some environments of a batch, stepped one after the other by whoever calls: the loop that all engines but the vector ones share.
 
     `first` is the batch index of the first one. `limits[i]` truncates environment i after that many steps (None: it does so itself).
-    `legal` holds their masks after each call, where they name one at their reset (`info["action_mask"]`), else None.
+    `legal` holds their masks after each call, where they name one at their reset (`info["action_mask"]`), else None; `reached` is as an
+    `Engine` has it.
     """
 
     def __init__(self, envs: Sequence[gymnasium.Env], limits: Sequence[int | None], first: int = 0) -> None:
@@ -129,6 +136,7 @@ class Rows:
         self._parts = [0, *itertools.accumulate(choices)][:-1]
         self._masked: bool | None = None
         self.legal: np.ndarray | None = None
+        self.reached = np.full(len(self.envs), np.nan)
 
     def fresh(self) -> Leaves:
         """New arrays for the observations of these environments."""
@@ -180,6 +188,7 @@ class Rows:
                 terminated[row] = over
                 truncated[row] = cut
                 if over or cut:
+                    self.reached[row] = _reached(info)
                     finals.append((row, [array[row].copy() for array in out]))
                     self._reset(row, None, out)
                 elif masked:
@@ -271,9 +280,7 @@ class Rows:
             )
 
     def _number(self, row: int, value: Any) -> float:
-        if isinstance(value, (int, float, np.number, np.bool_)) or (
-            isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "fiub"
-        ):
+        if _is_number(value):
             return float(value)
         what = f"an array of shape {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
         raise EnvFault(self.first + row, f"the reward is {what}; return one float")
@@ -293,6 +300,18 @@ class Rows:
         for env in self.envs:
             with contextlib.suppress(Exception):
                 env.close()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number, np.bool_)) or (
+        isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "fiub"
+    )
+
+
+def _reached(info: Any) -> float:
+    """1.0 or 0.0 as an `info` says that the goal is reached, NaN where it does not say."""
+    said: Any = info.get(REACHED) if isinstance(info, dict) else None
+    return float(said > 0) if _is_number(said) else np.nan
 
 
 def _kinds(spec: ArraySpec) -> str:
@@ -381,6 +400,11 @@ class SerialEngine:
         """The masks, or None."""
         return self.rows.legal
 
+    @property
+    def reached(self) -> np.ndarray:
+        """Whether goals were reached."""
+        return self.rows.reached
+
     def busy_with(self) -> int:
         """The environment that is being stepped."""
         return self.rows.at
@@ -446,6 +470,11 @@ class ThreadEngine:
         """The masks, or None."""
         return all_masks([(part.first, part.legal) for part in self.rows])
 
+    @property
+    def reached(self) -> np.ndarray:
+        """Whether goals were reached."""
+        return np.concatenate([part.reached for part in self.rows])
+
     def busy_with(self) -> int:
         """The environment that the first thread is stepping."""
         return self.rows[0].first + self.rows[0].at
@@ -494,6 +523,7 @@ class CartPoleEngine:
     """
 
     legal = None
+    reached = None
 
     def __init__(self, num_envs: int, max_episode_steps: int, sutton_barto_reward: bool = False) -> None:
         from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
@@ -650,6 +680,11 @@ class HostBatch:
         self._num_steps += 1
         self.current = TimeStep(after, self.engine.legal if self._masked else (), first, ())
         return Outcome(reward.astype(np.float32, copy=False), next_obs, terminated, truncated), self.current
+
+    @property
+    def reached(self) -> np.ndarray | None:
+        """Whether the goal was reached where an episode has ended, as `Engine` has it: for a look after the step that ends one."""
+        return self.engine.reached
 
     def render(self) -> np.ndarray | None:
         """The frame of environment 0, uint8 `[H, W, 3]` (render_mode="rgb_array"), or None where a window shows it ("human")."""

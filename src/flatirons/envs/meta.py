@@ -64,6 +64,15 @@ class Acted(Protocol):
         ...
 
 
+@runtime_checkable
+class Chosen(Protocol):
+    """A distribution some of whose numbers are no tasks, as where there are only a few."""
+
+    def demand_task(self, task: PyTree) -> None:
+        """Raises FlatironsError where `draw` never gives this one task."""
+        ...
+
+
 # --------------------------------------------------------------------------------------------------------------- H = 1
 
 
@@ -392,6 +401,11 @@ class Cheetah:
         if self.pace:
             return jax.random.uniform(key, (num,), maxval=2.0)
         return jnp.where(jax.random.bernoulli(key, shape=(num,)), 1.0, -1.0)
+
+    def demand_task(self, task: PyTree) -> None:
+        """Raises FlatironsError where a direction is neither. Any pace can be asked for."""
+        if not self.pace and float(task) not in (-1.0, 1.0):
+            raise FlatironsError(f"the direction to adapt to is {float(task):g}: give 1 (forward) or -1 (backward)")
 
     def reward(self, tasks: np.ndarray, velocity: np.ndarray, action: np.ndarray) -> np.ndarray:
         """What is earned, float32 `[B]`."""

@@ -50,6 +50,7 @@ class Shared:
         parts: list[tuple[tuple[int, ...], str]] = [((num_envs, *shape), dtype) for shape, dtype in obs] * 2
         parts += [((num_envs,), "float64"), ((num_envs,), "bool"), ((num_envs,), "bool")]
         parts += [((num_envs, *action_shape), action_dtype), ((num_workers,), "int64"), ((num_envs, sum(spaces.choices(action))), "bool")]
+        parts += [((num_envs,), "float64")]
         # 64-byte steps keep two workers from writing one cache line.
         sizes = [-(-max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize) // 64) * 64 for shape, dtype in parts]
         if handle is None:
@@ -64,7 +65,7 @@ class Shared:
             offset += size
         count = len(obs)
         self.obs, self.final = arrays[:count], arrays[count : 2 * count]
-        self.reward, self.terminated, self.truncated, self.action, self.at, self.legal = arrays[2 * count :]
+        self.reward, self.terminated, self.truncated, self.action, self.at, self.legal, self.reached = arrays[2 * count :]
 
 
 class ProcessEngine:
@@ -88,6 +89,7 @@ class ProcessEngine:
         self._timeout_s = timeout_s
         self.legal: np.ndarray | None = None
         self._shared = Shared(None, obs, spec.action, num_envs, num_workers)
+        self.reached = self._shared.reached
         self._edges = [int(edge) for edge in np.linspace(0, num_envs, num_workers + 1).astype(int)]
         self.workers: list[subprocess.Popen[bytes]] = []
         self._sockets: list[socket.socket] = []
@@ -286,6 +288,7 @@ def _serve(connection: socket.socket, about: dict[str, Any], at_end: contextlib.
         action = spaces.action_spec(envs[0].action_space)
         shared = Shared(about["memory"], obs, action, about["num_envs"], about["num_workers"])
         rows.note = shared.at[about["number"] :][:1]
+        rows.reached = shared.reached[about["first"] :][: about["count"]]
         decode = spaces.decode_actions(envs[0].action_space)
     except (Exception, SystemExit) as error:
         import traceback

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from flatirons.envs import meta
 from flatirons.envs.spaces import all_finite
 from flatirons.types import ArraySpec, Box, FlatironsError
 
@@ -15,10 +16,13 @@ from flatirons.types import ArraySpec, Box, FlatironsError
 def given(task: Any, shown: Any) -> Any:
     """A pair `obs [M, ...]`, answers `[M, ...]`, or, where a policy acts, one task as `draw` gives it.
 
-    `task` is a distribution over tasks (`meta:`). Raises FlatironsError where what is shown is not of its shapes."""
+    `task` is a distribution over tasks (`meta:`). Raises FlatironsError where what is shown is not of its shapes, or none of its tasks."""
     if task.env.loss == "return":
         like = jax.eval_shape(lambda key: task.env.draw(key, 1), jax.random.key(0))
-        return _one_task(like, shown)
+        one = _one_task(like, shown)
+        if isinstance(task.env, meta.Chosen):
+            task.env.demand_task(one)
+        return one
     if not isinstance(shown, (tuple, list)) or len(shown) != 2:
         raise FlatironsError(f"adapting in {task.name} takes a pair of arrays: examples [M, ...] and their answers [M, ...]")
     obs = asked(task.spec.obs, shown[0], "the examples")

@@ -27,7 +27,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,6 +73,15 @@ class NoPolicy(FlatironsError):
     def __init__(self, fault: str, advice: str):
         super().__init__(f"{fault}{advice}")
         self.fault = fault
+
+
+class Misfit(FlatironsError):
+    """A whole checkpoint that holds something else than what is asked for; `names` are the leaves that differ."""
+
+    def __init__(self, path: Path, problems: Sequence[str], names: Sequence[str]):
+        told = "; ".join(problems)
+        super().__init__(f"{path} does not fit what it is to be loaded into ({told}): use the system, task and settings that saved it.")
+        self.names = tuple(names)
 
 
 class _Leaf(NamedTuple):
@@ -180,18 +189,24 @@ def save(
     return final
 
 
-def load_latest(folder: Path | str, like: PyTree) -> Loaded:
-    """Load the newest intact checkpoint of `folder` into the structure of `like`.
+def _nothing(name: str) -> bool:
+    del name
+    return False
+
+
+def load_latest(folder: Path | str, like: PyTree, *, leave: Callable[[str], bool] = _nothing) -> Loaded:
+    """Load the newest intact checkpoint of `folder` into the structure of `like`; of what it holds besides, `leave(name)` says whether it
+    may be left where it is.
 
     `like` has arrays or `jax.ShapeDtypeStruct` as leaves, of the shapes and dtypes expected; leaves come back as NumPy arrays where `like`
     has NumPy arrays, as Python numbers where it has those, and as fresh JAX arrays otherwise. Every file is verified. A damaged checkpoint
     is passed over with a warning; damage is never a reason to start anew.
 
-    Raises `FlatironsError` when there is no checkpoint, when none is intact, and when the newest intact one does not fit `like`: the
-    sentence then lists what is missing, unexpected and mismatched.
+    Raises `FlatironsError` when there is no checkpoint and when none is intact; `Misfit` when the newest intact one does not fit `like`:
+    the sentence then lists what is missing, unexpected and mismatched.
     """
     folder = Path(folder)
-    return _newest(folder, lambda path: _load(path, like))
+    return _newest(folder, lambda path: _load(path, like, leave))
 
 
 def load(path: Path | str, like: PyTree) -> Loaded:
@@ -620,10 +635,10 @@ def _chunk_path(checkpoint: Path, digest: str) -> Path:
     return checkpoint.parent / _CHUNKS / f"{digest}.safetensors"
 
 
-def _load(path: Path, like: PyTree) -> Loaded:
+def _load(path: Path, like: PyTree, leave: Callable[[str], bool] = _nothing) -> Loaded:
     manifest = _read_manifest(path)
     wanted, structure = _named(like)
-    _check_fit(path, manifest.leaves, wanted)
+    _check_fit(path, {name: record for name, record in manifest.leaves.items() if name in wanted or not leave(name)}, wanted)
     data = arrays.read_file(path / manifest.arrays, f"{path.name}/{manifest.arrays}", record=manifest.files[manifest.arrays])
     small = arrays.decode(data, f"{path.name}/{manifest.arrays}")
     if small.keys() != {name for name, record in manifest.leaves.items() if not record.chunks}:
@@ -667,18 +682,16 @@ def _check_fit(path: Path, saved: dict[str, _LeafRecord], wanted: dict[str, Any]
         problems.append(f"missing in it: {', '.join(missing)}")
     if unexpected := [name for name in saved if name not in wanted]:
         problems.append(f"unexpected in it: {', '.join(unexpected)}")
-    mismatched = []
+    mismatched = {}
     for name, leaf in wanted.items():
         if name in saved:
             expected, found = _signature(leaf), tuple(saved[name][:3])
             if expected != found:
-                mismatched.append(f"{name} is {found[1]}{list(found[2])} instead of {expected[1]}{list(expected[2])}")
+                mismatched[name] = f"{name} is {found[1]}{list(found[2])} instead of {expected[1]}{list(expected[2])}"
     if mismatched:
-        problems.append(f"mismatched: {', '.join(mismatched)}")
+        problems.append(f"mismatched: {', '.join(mismatched.values())}")
     if problems:
-        raise FlatironsError(
-            f"{path} does not fit what it is to be loaded into ({'; '.join(problems)}): use the system, task and settings that saved it."
-        )
+        raise Misfit(path, problems, [*missing, *unexpected, *mismatched])
 
 
 def _made_again(path: Path, manifest: _Manifest, digest: str) -> bytes | None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatirons.data import rollout
+from flatirons.envs.host import HostBatch
 from flatirons.run import folder
 from flatirons.systems import system_name
 from flatirons.types import FlatironsError, HostTask, InGraphTask, Key, Task
@@ -36,8 +37,8 @@ def evaluate(
 
     Every environment gives a number of episodes fixed beforehand, so that short episodes do not count for more. Observation moments are
     part of the actor and stay as they are. Returns {"system", "task", "episodes", "mean", "std", "min", "max", "returns", "lengths"}:
-    undiscounted returns, lengths in decisions, std over episodes (population); and "success" on a task that pursues goals: the
-    share of episodes whose last reward is that of a goal reached. Deterministic for a seed, as far as the environment is.
+    undiscounted returns, lengths in decisions, std over episodes (population); and "success", the share of episodes that ended with their
+    goal reached, where that is known (`_success` says how). Deterministic for a seed, as far as the environment is.
     A system whose quality is not a return has `score(config, task, actor, episodes, seed) -> {"mean": higher is better, ...}`, and what it
     gives stands in the place of mean, std, ..., lengths.
     Raises FlatironsError when episodes < 1, or when the task is a host's that faults or whose episodes do not end; Stopped as soon as
@@ -50,7 +51,7 @@ def evaluate(
         return {"system": name, "task": task.name, "episodes": episodes, **system.score(config, task, actor, episodes, seed)}
     cap = task.spec.max_episode_steps or EPISODE_CAP
     score: Callable = _in_graph if task.in_graph else _on_host
-    returns, lengths, last, cut = score(system.policy, config, task, actor, episodes, seed, cap, stopped)
+    returns, lengths, last, reached, cut = score(system.policy, config, task, actor, episodes, seed, cap, stopped)
     returns = np.asarray(returns, np.float64)
     if cut and task.spec.max_episode_steps is None:
         folder.warn(f"{task.name} has no time limit, so {cut} of {episodes} episodes were cut at {cap} decisions and count as they stood")
@@ -64,16 +65,33 @@ def evaluate(
         "max": float(np.max(returns)),
         "returns": [float(x) for x in returns],
         "lengths": [int(x) for x in lengths],
-        **_success(task, last),
+        **_success(task, last, reached),
     }
 
 
-def _success(task: Task, last_reward: np.ndarray) -> dict[str, float]:
+PROBES = (0.0, *(10.0**k for k in range(-4, 5)))
+"""How far goals are off, in every coordinate, whose rewards tell whether a task has but two."""
+
+
+def _success(task: Task, last_reward: np.ndarray, reached: np.ndarray) -> dict[str, float]:
+    """The share of episodes with the goal reached at the end; empty where nobody knows.
+
+    It is what the environment said (`reached` `[episodes]`), where it did of each of them. Else the last rewards tell, if they can be
+    nothing but reached or not: where `goal_reward` has two values over `PROBES`, the larger one at the goal, and every episode ended on
+    one of the two. With a dense reward, or a cost of actions beside a sparse one, no reward stands for a goal reached.
+    """
+    if not np.isnan(reached).any():
+        return {"success": float(np.mean(reached))}
     # A wrapper that flattens observations hides which numbers are the goal.
     if task.spec.goal_reward is None or not (isinstance(task.spec.obs, dict) and "desired_goal" in task.spec.obs):
         return {}
-    goal = jnp.zeros((1, *task.spec.obs["desired_goal"].shape))
-    return {"success": float(np.mean(last_reward >= float(task.spec.goal_reward(goal, goal)[0])))}
+    shape = (len(PROBES), *task.spec.obs["desired_goal"].shape)
+    off = np.broadcast_to(np.reshape(np.array(PROBES, np.float32), (-1, *[1] * (len(shape) - 1))), shape)
+    earned = np.asarray(task.spec.goal_reward(jnp.zeros(shape), jnp.asarray(off)), np.float32)
+    values, last_reward = np.unique(earned), np.asarray(last_reward, np.float32)
+    if len(values) != 2 or earned[0] != values[1] or not np.isin(last_reward, values).all():
+        return {}
+    return {"success": float(np.mean(last_reward == values[1]))}
 
 
 # ------------------------------------------------------------------------------------------------------------- in-graph
@@ -108,14 +126,14 @@ def _first_episodes(policy: Callable, task: InGraphTask, cap: int, config: Any, 
 
 def _in_graph(
     policy: Callable, config: Any, task: InGraphTask, actor: Any, episodes: int, seed: int, cap: int, stopped: Callable[[], bool]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
     parts = []
     for round_ in range(-(-episodes // task.num_envs)):
         if stopped():
             raise Stopped
         parts.append(jax.device_get(_first_episodes(policy, task, cap, config, actor, jax.random.fold_in(jax.random.key(seed), round_))))
     returns, last, lengths, done = (np.concatenate(xs)[:episodes] for xs in zip(*parts, strict=True))
-    return returns, lengths, last, int(np.sum(~done))
+    return returns, lengths, last, np.full(episodes, np.nan), int(np.sum(~done))
 
 
 # --------------------------------------------------------------------------------------------------------------- on host
@@ -123,10 +141,10 @@ def _in_graph(
 
 def _on_host(
     policy: Callable, config: Any, task: HostTask, actor: Any, episodes: int, seed: int, cap: int, stopped: Callable[[], bool]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
     num_envs = task.num_envs
     wanted = [episodes // num_envs + (i < episodes % num_envs) for i in range(num_envs)]
-    found: list[list[tuple[float, int, float]]] = [[] for _ in range(num_envs)]
+    found: list[list[tuple[float, int, float, float]]] = [[] for _ in range(num_envs)]
     returns, lengths, cut = np.zeros(num_envs), np.zeros(num_envs, np.int64), 0
     # An episode cut at the cap goes on in its environment, which cannot be reset alone: what follows is not counted until it ends.
     counting = np.ones(num_envs, bool)
@@ -160,9 +178,16 @@ def _on_host(
         capped = counting & ~ended & (lengths >= cap)
         for i in np.flatnonzero((counting & ended) | capped):
             if len(found[i]) < wanted[i]:
-                found[i].append((float(returns[i]), int(lengths[i]), float(outcome.reward[i])))
+                found[i].append(
+                    (float(returns[i]), int(lengths[i]), float(outcome.reward[i]), _reached(task, int(i)) if ended[i] else np.nan)
+                )
                 cut += int(capped[i])
         counting = (counting & ~capped) | ended
         returns[ended], lengths[ended] = 0.0, 0
-    returns, lengths, last = (np.array(column) for column in zip(*(episode for of_one in found for episode in of_one), strict=True))
-    return returns, lengths, last, cut
+    returns, lengths, last, reached = (np.array(x) for x in zip(*(episode for of_one in found for episode in of_one), strict=True))
+    return returns, lengths, last, reached, cut
+
+
+def _reached(task: HostTask, env: int) -> float:
+    """1.0 or 0.0 as this environment says that its goal was reached by the episode that ended in this step, NaN where nobody says."""
+    return float(task.reached[env]) if isinstance(task, HostBatch) and task.reached is not None else np.nan

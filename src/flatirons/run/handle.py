@@ -128,7 +128,7 @@ class Run:
         network that was never trained with dropout answers too,
         but its deviation says how much it leans on single units, and not what the data left open.
         A policy with a memory is asked as at an episode's start, its memory blank.
-        Raises FlatironsError for n < 1, a rate that is missing or outside [0, 1), and an observation that is not the task's.
+        Raises FlatironsError for n < 1, a rate that is missing or outside [0, 1 - 1/65,536], and an observation that is not the task's.
         """
         chosen = uncertainties.rate_of(self.system, self.config, rate)
         timestep, key = self._timestep(obs, legal, first=True), jax.random.key(seed)

@@ -147,7 +147,7 @@ def tasks() -> dict[str, str]:
         "discrete:NAME": f"a Gymnasium task, each dimension of its Box of actions cut into {bins} values, such as discrete:Pusher-v5",
         "no-velocity:TASK": "a task, in-graph or not, whose velocities are hidden: " + ", ".join(no_velocity.POSITIONS),
         "meta:NAME": "distributions over tasks, to learn to learn from: " + ", ".join(meta.NAMES),
-        "data:NAME": "data to learn from, without an environment: " + ", ".join(datasets.SETS),
+        "data:NAME": "data to learn from, without an environment: " + ", ".join((*datasets.SETS, "FILE.csv, FILE.npz (your own)")),
         "probe:NAME": "tiny environments with known answers: " + ", ".join(_without_prefix(probes.ENVS)),
     }
 

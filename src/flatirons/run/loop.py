@@ -26,7 +26,7 @@ from flatirons.run.devices import Layout
 from flatirons.run.handle import Run, save_policies
 from flatirons.run.job import Job, init_function, on_device, seed_keys, slots, strong
 from flatirons.run.progress import Progress, breakdown, duration
-from flatirons.systems import counted
+from flatirons.systems import counted, levels
 from flatirons.types import FlatironsError, Metrics, Task
 
 REPORT_EVERY = 0.5
@@ -64,7 +64,7 @@ class _InGraph:
     """`turns(config, state, n)`: one compiled loop over n turns, State donated. Stretches of about `REPORT_EVERY` seconds."""
 
     def __init__(self, job: Job, task: Task, config: Any, state: Any, timing: dict[str, float], layout: Layout):
-        self.config, self.seeds, self.timing, self._layout = config, job.seeds, timing, layout
+        self.config, self.seeds, self.timing, self._layout, self._levels = config, job.seeds, timing, layout, levels(job.system)
         self._turn_seconds: float | None = None
         self._last = 0
         began = time.perf_counter()
@@ -83,15 +83,17 @@ class _InGraph:
         self._turn_seconds, self._last = spent / turns, turns
         self.timing["training (in-graph)"] = self.timing.get("training (in-graph)", 0.0) + spent
         if self.seeds == 1:
-            return state, turns, [metrics.to_row(total, turns)]
-        return state, turns, [metrics.to_row(jax.tree.map(operator.itemgetter(i), total), turns) for i in range(self.seeds)]
+            return state, turns, [metrics.to_row(total, turns, self._levels)]
+        return state, turns, [metrics.to_row(jax.tree.map(operator.itemgetter(i), total), turns, self._levels) for i in range(self.seeds)]
 
 
 def turns_function(system: Any, task: Task, seeds: int = 1) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
-    """`turns(config, state, n) -> (state, sums of the metrics over n turns)`, to be jitted; n may be traced.
+    """`turns(config, state, n) -> (state, sums of the metrics over n turns)`, to be jitted; n may be traced. Of the metrics that the
+    system's `LATEST` names, the last turn's.
 
     With seeds > 1 State and metrics have a leading axis `[seeds]`.
     """
+    held = levels(system)
 
     def one(config: Any, state: Any) -> tuple[Any, Any]:
         state, found = system.step(config, task, state)
@@ -105,7 +107,7 @@ def turns_function(system: Any, task: Task, seeds: int = 1) -> Callable[[Any, An
 
         def body(_: Any, c: tuple[Any, Any]) -> tuple[Any, Any]:
             state, found = step(config, c[0])
-            return state, metrics.add(c[1], found)
+            return state, metrics.add(c[1], found, held)
 
         return jax.lax.fori_loop(0, n, body, (state, metrics.zeros(shapes)))
 
@@ -118,7 +120,7 @@ class _Host:
     def __init__(self, job: Job, task: Any, config: Any, state: Any, timing: dict[str, float], layout: Layout, stopped: Callable[[], bool]):
         self.system, self.config, self.task, self.timing, self._stopped = job.system, config, task, timing, stopped
         self._kept = rollout.host_run(task).seconds
-        self._sum = metrics.HostSum()
+        self._sum = metrics.HostSum(levels(job.system))
 
         def packed(config: Any, task: Task, state: Any, *experience: Any) -> tuple[Any, Metrics]:
             state, found = job.system.update(config, task, state, *experience)

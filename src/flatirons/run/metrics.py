@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.util
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +29,31 @@ def zeros(shapes: Metrics) -> Metrics:
     return rest
 
 
-def add(total: Metrics, metrics: Metrics) -> Metrics:
-    """One turn's metrics added to a sum made by `zeros`."""
-    return jax.tree.map(lambda t, m: t + jnp.asarray(m, t.dtype), total, metrics)
+def add(total: Metrics, metrics: Metrics, levels: Sequence[str] = ()) -> Metrics:
+    """One turn's metrics added to a sum made by `zeros`; those that `levels` name (patterns, a system's `LATEST`) take its place."""
+    added = jax.tree.map(lambda t, m: t + jnp.asarray(m, t.dtype), total, metrics)
+    return added | {name: jnp.asarray(metrics[name], total[name].dtype) for name in total if is_level(name, levels)}
+
+
+def is_level(name: str, levels: Sequence[str]) -> bool:
+    """Whether a report holds the last value of the metric of that name, and not its mean."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in levels)
 
 
 class HostSum:
-    """Sums of a host's metrics that hardly ever wait for the device.
+    """Sums of a host's metrics that hardly ever wait for the device; of those that `levels` name, the last.
 
     `pack` makes one array of an update's metrics, which costs one read a turn instead of one for each metric.
     """
 
     PACKED = "packed"
 
-    def __init__(self) -> None:
+    def __init__(self, levels: Sequence[str] = ()) -> None:
+        self._levels = levels
         self._names: list[str] = []
         self._waiting: list[Metrics] = []
         self._total: dict[str, Any] = {}
+        self._newest: dict[str, Any] = {}
         self._count = 0
 
     def pack(self, metrics: Metrics) -> Metrics:
@@ -64,24 +73,28 @@ class HostSum:
             for name, value in metrics.items():
                 if name == "episodes":
                     value = np.array([value.count, value.return_sum, value.length_sum], np.float64)
-                self._total[name] = self._total.get(name, 0.0) + np.asarray(value, np.float64)
+                self._newest[name] = value = np.asarray(value, np.float64)
+                self._total[name] = self._total.get(name, 0.0) + value
         del self._waiting[:turns]
 
     def read(self) -> dict[str, Any]:
         """The row over every turn since the last read; waits for the device."""
         self._sum(len(self._waiting))
-        total = self._total
-        if self.PACKED in total:
-            total |= zip(self._names, total.pop(self.PACKED), strict=True)
+        total, newest = self._total, self._newest
+        for found in (total, newest):
+            if self.PACKED in found:
+                found |= zip(self._names, found.pop(self.PACKED), strict=True)
+        total |= {name: value for name, value in newest.items() if is_level(name, self._levels)}
         if "episodes" in total:
             total["episodes"] = Episodes(*total["episodes"])
-        row = to_row(total, self._count)
-        self._total, self._count = {}, 0
+        row = to_row(total, self._count, self._levels)
+        self._total, self._newest, self._count = {}, {}, 0
         return row
 
 
-def to_row(total: Metrics, turns: int) -> dict[str, Any]:
-    """A report's row from sums over `turns` turns (host arrays, shape ()): means, then the episodes' count, mean return and length."""
+def to_row(total: Metrics, turns: int, levels: Sequence[str] = ()) -> dict[str, Any]:
+    """A report's row from sums over `turns` turns (host arrays, shape ()): means, or what is there already of those that `levels` name;
+    and the episodes' count, mean return and length."""
     row: dict[str, Any] = {}
     episodes: Episodes | None = total.get("episodes")
     if episodes is not None:
@@ -93,7 +106,7 @@ def to_row(total: Metrics, turns: int) -> dict[str, Any]:
             row["stuck"] = int(episodes.stuck)
         if not isinstance(episodes.broken, tuple) and int(episodes.broken):
             row["broken"] = int(episodes.broken)
-    row.update({name: float(value) / turns for name, value in total.items() if name != "episodes"})
+    row.update({name: float(value) / (1 if is_level(name, levels) else turns) for name, value in total.items() if name != "episodes"})
     return row
 
 

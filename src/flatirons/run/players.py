@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatirons.core import trees
+from flatirons.core import resources, trees
 from flatirons.envs import evaluation, notation
 from flatirons.envs.games import RESIGN, Game, GameState
 from flatirons.envs.ingraph import EnvState
@@ -352,8 +352,10 @@ class Trained:
         self._simulations = simulations
 
     def analyse(self, states: GameState, key: Key, simulations: int) -> Any:
-        """The system's Analysis of a batch."""
+        """The system's Analysis of a batch. Raises FlatironsError where its trees would not fit into memory."""
         batch = states.legal.shape[0]
+        if (needed := batch * self._bytes(states, simulations)) > _SEARCH_BYTES:
+            resources.require_memory(needed, f"a search with {simulations:_} simulations in {self.game.name} (give fewer)")
         model = EnvState(states, states.plies, states.plies == 0)
         return _analyse(self.run.system.analyse, self._task.resized(batch), simulations, self._config, self._actor, model, key)
 

@@ -22,6 +22,7 @@ import numpy as np
 from jax.tree_util import GetAttrKey
 
 from flatirons import studies, systems
+from flatirons.envs import own_data
 from flatirons.run import checkpoint, folder, metrics, ranges, resources
 from flatirons.run.devices import count, demand
 from flatirons.run.handle import Run, save_policies
@@ -112,6 +113,7 @@ def train(
     Raises FlatironsError for every input that cannot work, before anything is written; `Interrupted` (a KeyboardInterrupt) after SIGINT
     or SIGTERM, once the checkpoint is written.
     """
+    task = own_data.located(task)
     module, settings, preset, below = choose(system, preset, name_of_task(task))
     if network is not None:
         config = {**config, "network": network}
@@ -470,29 +472,29 @@ def _warm_start(job: Job, like: Any) -> Callable[[Any], Any]:
         raise FlatironsError(f"{path} was trained with {other.name}, so {job.name} cannot start from it; give a run of {takes}")
     if other.name != job.name:
         return _handed_on(job, dataclasses.replace(other, path=path), like)
-    made = other.make(other.config.num_envs, seed=other.seed, training=True)
+    one = like if job.seeds == 1 else jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), like)
+    wanted = _what_is_learned(one)
+    if part:
+        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct((other.seeds, *x.shape), x.dtype), wanted)
     try:
-        loaded = checkpoint.load_latest(other.path / folder.CHECKPOINTS, state_like(other, made))
-    finally:
-        if not is_instance(other.source):
-            made.close()
+        # Without the progress, which may be of another number of environments, or of an environment that has changed since.
+        loaded = checkpoint.load_latest(
+            other.path / folder.CHECKPOINTS, wanted, leave=lambda name: not PROGRESS.isdisjoint(name.split("/"))
+        )
+    except checkpoint.Misfit as error:
+        fields = ", ".join(dict.fromkeys(name.partition("/")[0] for name in error.names))
+        raise FlatironsError(f"the {fields} of {path} do not fit {job.name} with these settings; use the same task and network") from None
     for warning in loaded.warnings:
         folder.warn(warning)
     learned_before = jax.tree.map(lambda x: x[record["seed"] - other.seed], loaded.tree) if part else loaded.tree
-    one = like if job.seeds == 1 else jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), like)
     taken: dict[str, list[Any]] = {}
     for name in like._fields:
-        (ours, layout), (theirs, their_layout) = (jax.tree_util.tree_flatten_with_path(getattr(s, name)) for s in (one, learned_before))
-        if name in PROGRESS or _is_counter(ours):
-            continue
-        learned = [not any(isinstance(part, GetAttrKey) and part.name in PROGRESS for part in where) for where, _ in ours]
-        if layout != their_layout or any(
-            is_learned and (a.shape, a.dtype) != (b.shape, b.dtype)
-            for is_learned, (_, a), (_, b) in zip(learned, ours, theirs, strict=True)
-        ):
-            raise FlatironsError(f"the {name} of {path} do not fit {job.name} with these settings; use the same task and network")
-        if any(learned):
-            taken[name] = [owned(leaf) if is_learned else None for is_learned, (_, leaf) in zip(learned, theirs, strict=True)]
+        ours = jax.tree_util.tree_leaves_with_path(getattr(one, name))
+        theirs = iter(jax.tree.leaves(getattr(learned_before, name)))
+        if name not in PROGRESS and not _is_counter(ours):
+            leaves = [None if _is_progress(where) else owned(next(theirs)) for where, _ in ours]
+            if any(leaf is not None for leaf in leaves):
+                taken[name] = leaves
     folder.say([f"warm start from {path}: {', '.join(taken)}"], quiet=job.quiet)
 
     def put(fresh: Any, leaf: Any) -> Any:
@@ -535,6 +537,16 @@ def _handed_on(job: Job, other: Job, like: Any) -> Callable[[Any], Any]:
         raise FlatironsError(f"the networks of {other.path} do not fit {job.name} with these settings; use the same blocks and channels")
     folder.say([f"goes on from {other.path} ({other.name})"], quiet=job.quiet)
     return start
+
+
+def _is_progress(where: Sequence[Any]) -> bool:
+    """Whether the path of a leaf goes through a field of `PROGRESS`."""
+    return any(isinstance(part, GetAttrKey) and part.name in PROGRESS for part in where)
+
+
+def _what_is_learned(state: Any) -> Any:
+    """A State without the leaves of its progress."""
+    return jax.tree_util.tree_map_with_path(lambda where, leaf: None if _is_progress(where) else leaf, state)
 
 
 def _is_counter(leaves: Sequence[tuple[Any, Any]]) -> bool:

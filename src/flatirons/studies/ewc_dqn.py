@@ -77,6 +77,8 @@ LEAST_VARIANCE = 1e-8
 """Of Q over actions, that softmax-scaled divides by: a game in which nothing makes a difference is not held without bounds."""
 CAP = 27_000
 """Decisions after which an episode is cut in `score` where a game has no time limit."""
+LATEST = ("game",)
+"""Metrics that stand for a moment: a mean over a report's turns, which may lie in several visits, would be no game's number."""
 
 MINATAR = dqn.MINATAR | {
     "total_steps": 1_800_000,

@@ -24,7 +24,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from flatirons.systems import mc_dropout
 from flatirons.systems.mc_dropout import Rows
-from flatirons.types import FlatironsError, Key
+from flatirons.types import Discrete, FlatironsError, Key
 
 RATES = (0.005, 0.01, 0.05, 0.1)
 TAUS = {
@@ -35,6 +35,8 @@ TAUS = {
     "data:uci-yacht": (0.25, 0.5, 0.75),
 }
 """The grids of the paper's authors (github.com/yaringal/DropoutUncertaintyExps)."""
+SHARES = (1.5, 3.0, 6.0, 12.0, 25.0, 50.0, 100.0)
+"""The grid of another table: how often the noise's variance goes into that of y."""
 HELD_OUT = 0.2
 """Share of each training split on which rate and tau are chosen."""
 NETWORKS = 3
@@ -122,15 +124,16 @@ def study(
     search_epochs: int | None = None,
     seed: int = 0,
 ) -> Found:
-    """The whole protocol on a `data:uci-...` task. `config` gives all but rate, tau and length; `samples` is T for the test rows, and by so
-    many `networks` each (rate, tau) is judged, after `search_epochs` passes (None: `epochs`).
+    """The whole protocol on a `data:uci-...` task, or a table of one's own (`data:FILE.csv`). `config` gives all but rate, tau and length;
+    `samples` is T for the test rows, and by so many `networks` each (rate, tau) is judged, after `search_epochs` passes (None: `epochs`).
 
-    Raises FlatironsError for a task without splits, and where there is no grid for it and none is given."""
+    Raises FlatironsError for a task without splits, and for one of classes, which have no tau."""
     if "train" not in getattr(task, "arrays", {}):
-        raise FlatironsError(f"{task.name} has no splits; give one of {', '.join(TAUS)}")
-    if taus is None and task.name not in TAUS:
-        raise FlatironsError(f"there is no grid of tau for {task.name}; give taus=")
-    taus = TAUS[task.name] if taus is None else taus
+        raise FlatironsError(f"{task.name} has no splits; give a table, or one of {', '.join(TAUS)}")
+    if isinstance(task.spec.action, Discrete):
+        raise FlatironsError(f"the targets of {task.name} are classes, which have no precision tau to choose; give a regression")
+    if taus is None:
+        taus = TAUS.get(task.name) or [share / float(np.var(task.arrays["y"])) for share in SHARES]
     config = mc_dropout.Config() if config is None else config
     x, y = task.arrays["x"].astype(np.float32), task.arrays["y"][:, None].astype(np.float32)
     train, test = task.arrays["train"], task.arrays["test"]

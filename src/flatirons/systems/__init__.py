@@ -31,6 +31,11 @@ def counted(module: ModuleType) -> str:
     return vars(module).get("STEPS", "decisions")
 
 
+def levels(module: ModuleType) -> tuple[str, ...]:
+    """Patterns of its metrics of which a report holds the last turn's value and no mean over turns: its `LATEST`, or none."""
+    return vars(module).get("LATEST", ())
+
+
 def find(name: str, modules: Sequence[ModuleType] = SYSTEMS) -> tuple[ModuleType, dict[str, Any], str | None]:
     """(module, its settings, preset or None) of a system's or a preset's name, among `modules`. Raises FlatironsError with the nearest
     name."""

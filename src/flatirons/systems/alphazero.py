@@ -373,6 +373,12 @@ def check(config: Config, task: Task) -> None:
         raise FlatironsError(f"opening_plies={config.opening_plies} must not be negative")
     if config.gate_every and (config.gate_games < 2 or config.gate_games % 2):
         raise FlatironsError(f"gate_games={config.gate_games} must be an even number: each side moves first in half of them")
+    turns = config.total_steps // steps_per_turn(config)
+    if config.gate_every > turns:
+        raise FlatironsError(
+            f"gate_every={config.gate_every}, and the run has {turns} turns of {steps_per_turn(config):_} moves: no match would be held, "
+            "and the network that plays would stay as it began; make it less, or 0 for no matches"
+        )
     positions.check(config.num_envs, config.buffer_size, config.num_steps, game.longest)
     # Of a game that still runs no position can be learned from.
     most = config.buffer_size - config.num_envs * game.longest

@@ -39,6 +39,8 @@ CHUNK = 100
 
 STEPS = "gradient updates"
 """What `total_steps` counts."""
+LATEST = ("task", "accuracy*", "average_accuracy", "total_score", "forgetting", "*_transfer")
+"""Metrics that stand for a moment: a mean over a report's turns, which may lie in several tasks, would be no task's."""
 
 
 @config

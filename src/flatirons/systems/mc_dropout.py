@@ -243,7 +243,10 @@ def rows_of(config: Config, task: Any, part: str = "train") -> Rows:
             if not 0 <= config.split < len(splits):
                 raise FlatironsError(f"split={config.split}: {task.name} has splits 0 to {len(splits) - 1}")
             rows = arrays[part][config.split]
-            return Rows(x[rows].astype(np.float32), y[rows, None].astype(np.float32))
+            return Rows(
+                x[rows] if x.dtype == np.uint8 else x[rows].astype(np.float32),
+                y[rows] if y.dtype == np.int32 else y[rows, None].astype(np.float32),
+            )
         case {"year": year, "co2": co2}:
             cut = int(CO2_SHARE * len(year))
             rows = slice(None, cut) if part == "train" else slice(cut, None)

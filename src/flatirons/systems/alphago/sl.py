@@ -159,7 +159,7 @@ def _game(task: Task) -> BoardGame:
 
 def _record_files(where: str) -> list[Path]:
     path = Path(where)
-    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in (".sgf", ".pgn")) if path.is_dir() else [path]
+    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in (".sgf", ".pgn") and not p.is_dir()) if path.is_dir() else [path]
     if not found:
         raise FlatironsError(f"{path} holds no .sgf or .pgn file; give a record file or a folder of them as records")
     return found
