@@ -31,7 +31,10 @@ def main() -> None:
         scores.append(scored(run, task, GOALS, 1_000 + seed))
         print(f"seed {seed}: {scores[-1]['return_after']} in {spent:.0f} s", flush=True)
     after = over_seeds(scores, "return_after")
-    rows = [at_least(f"return after {steps} steps (aim {AIM[steps]:g})", bar, after[steps]) for steps, bar in REACH.items()]
+    rows = [
+        at_least(f"return after {steps} steps (aim {AIM[steps]:g})", bar, after[steps], [score["return_after"][steps] for score in scores])
+        for steps, bar in REACH.items()
+    ]
     save(
         args.out,
         "maml_navigation",
