@@ -1,6 +1,6 @@
 """MAML in the plane: mean return after 0, 1, 2 and 3 steps on goals that it has not seen.
 
-`python -m benchmarks.methods.maml_navigation [--seeds 3] [--steps 400]`. The bars: Finn et al. 2017, appendix (-40.41, -11.68,
+`python -m benchmarks.methods.maml_navigation [--seeds 3] [--steps 200]`. The bars: Finn et al. 2017, appendix (-40.41, -11.68,
 -3.33, -3.23).
 """
 
@@ -20,7 +20,7 @@ def main() -> None:
     """Train, adapt, score."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=200)
     args = arguments(parser)
     began = header("maml_navigation", "benchmarks.methods.maml_navigation")
     task, seconds = "meta:navigation", []

@@ -184,10 +184,10 @@ PRESETS = {
         doc="The paper's network without convolutions, 5-way 1-shot.", config=_OMNIGLOT | {"network": "omniglot-mlp"}
     ),
     "maml-navigation": Preset(
-        doc="The paper's point in the plane (section 5.3): 20 tasks, 20 trajectories each, 40 at test; 400 meta-iterations, "
+        doc="The paper's point in the plane (section 5.3): 20 tasks, 20 trajectories each, 40 at test; 200 meta-iterations, "
         "and later steps shorter than the paper's.",
         config=_ACTING
-        | {"total_steps": 400, "num_envs": 20, "fisher_first_order": False, "eval_shots": 40, "gae_lambda": 0.95, "eval_rate": 0.035},
+        | {"total_steps": 200, "num_envs": 20, "fisher_first_order": False, "eval_shots": 40, "gae_lambda": 0.95, "eval_rate": 0.035},
         tasks=("meta:navigation",),
     ),
     "maml-halfcheetah-direction": Preset(
