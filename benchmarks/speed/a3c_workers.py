@@ -138,6 +138,7 @@ def main() -> None:
         "task": args.task,
         "cores": len(os.sched_getaffinity(0)),
         "score": args.score,
+        "score_task": args.score_task,
         "score_envs": args.score_envs,
         "budget": args.budget,
     }
