@@ -250,7 +250,7 @@ def a3c_workers(results: Path, place: Path) -> None:
         axes.set(title=method, xlabel="minutes")
     for side, colour in (("one actor-learner", ORANGE), ("two", BLUE)):
         panels[0][0].plot([], [], color=colour, label=side)
-    panels[0][0].set_ylabel(f"mean return of 30 training episodes, {found['score_task']}")
+    panels[0][0].set_ylabel(f"mean return of 30 training episodes\n{found['score_task']}")
     panels[0][0].legend(frameon=False, fontsize=8)
     save(figure, place)
 
