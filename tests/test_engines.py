@@ -698,6 +698,8 @@ def test_engines_that_cannot_be() -> None:
         players.player("gtp:no-such-engine", go)
     with pytest.raises(FlatironsError, match="GTP is for Go, and the game is chess"):
         players.player("gtp:python3", chess)
+    with pytest.raises(FlatironsError, match="USI is for shogi, and the game is chess; use uci:"):
+        players.player("usi:python3", chess)
     with pytest.raises(FlatironsError, match="UCI is for chess and shogi, and the game is go_9x9"):  # before the engine is waited for
         players.player("uci:cat", go)
     with pytest.raises(FlatironsError, match="'gnugo --level \"1' is not understood"):

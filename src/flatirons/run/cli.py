@@ -797,8 +797,11 @@ def match(arguments: list[str]) -> int:
         print(f"flatirons: the match was stopped: {found.stopped}", file=sys.stderr)
         kept = f"; what was finished is on record in {place}" if unsaved is None else ""
         print(f"flatirons: games void by that: {cut}{kept}", file=sys.stderr)
-    for fault, count in faults.most_common(3):
+    told = faults.most_common(3)
+    for fault, count in told:
         print(f"flatirons: {'a game is' if count == 1 else f'{count} games are'} void: {fault}", file=sys.stderr)
+    if untold := faults.total() - sum(count for _, count in told):
+        print(f"flatirons: void for other reasons: {untold}, which match.json tells", file=sys.stderr)
     if not chosen.json:
         where = f"\nrecords: {place}" if unsaved is None else ""
         print(("\n" if shown[0] >= 0 and sys.stderr.isatty() else "") + f"{matches.in_words(found)}{where}")

@@ -228,6 +228,8 @@ class Engine:
         if self.kind != "gtp":
             if self.game.name not in (*notation.CHESS, *notation.SHOGI):
                 raise FlatironsError(f"{self.kind.upper()} is for chess and shogi, and the game is {self.game.name}; use gtp: for Go")
+            if self.kind == "usi" and self.game.name == "chess":
+                raise FlatironsError("USI is for shogi, and the game is chess; use uci:")
             return command
         # The game goes by area, by stones as they stand at the end, and no position comes back: the engine must know all three.
         if self.game.name not in notation.GO:

@@ -193,9 +193,16 @@ PRESETS = {
         ),
         tasks=("pgx:othello",),
     ),
-    "alphazero-hex": Preset(doc="Hex on a laptop.", config=_small(symmetries=True), tasks=("pgx:hex",)),
+    "alphazero-hex": Preset(
+        doc="Hex on a laptop.",
+        config=_small(
+            total_steps=204_800, num_envs=128, num_steps=8, num_simulations=16, blocks=4, channels=48, learning_starts=4_096,
+            gradient_steps=16, batch_size=256, value_mix=0.5, symmetries=True, opening_plies=4, play_max_considered=8,
+        ),
+        tasks=("pgx:hex",),
+    ),
     "alphazero-go": Preset(
-        doc="Go 9x9 in an hour and a half on one core of a laptop.",
+        doc="Go 9x9 on a laptop.",
         config=_small(
             total_steps=204_800, num_envs=128, num_steps=8, num_simulations=16, blocks=4, channels=48, learning_starts=4_096,
             gradient_steps=16, batch_size=256, value_mix=0.5, symmetries=True, temperature_plies=20, opening_plies=4,
