@@ -53,7 +53,7 @@ BARS = {
     "lambda_0": (0.60, 0.95),
     "lambda_1": (0.60, 0.95),
 }
-WHOLE = {"whole_games": True, "total_steps": 17 * 128 * 66, "buffer_size": 2**18, "learning_starts": 112_000, "gradient_steps": 8_000}
+WHOLE = {"whole_games": True, "total_steps": 7 * 128 * 66, "buffer_size": 2**17, "learning_starts": 45_000, "gradient_steps": 3_200}
 """As many positions and updates as the preset has, from a sixtieth of the games; all updates come when the positions are there."""
 STAGES = {
     "sl": ("alphago-sl", None, {}),

@@ -76,8 +76,8 @@ PRESETS = {
     "alphago-value-othello": Preset(
         doc="Othello on a laptop.",
         config={
-            "total_steps": 1_000 * 128 * 66, "num_steps": 66, "last_ply": 58, "buffer_size": 2**17, "learning_starts": 4_096,
-            "gradient_steps": 8, "batch_size": 256, "optimiser": "adam", "learning_rate": 5e-4, "halve_every": 2_000, "weight_decay": 0.01,
+            "total_steps": 400 * 128 * 66, "num_steps": 66, "last_ply": 58, "buffer_size": 2**16, "learning_starts": 4_096,
+            "gradient_steps": 8, "batch_size": 256, "optimiser": "adam", "learning_rate": 5e-4, "halve_every": 800, "weight_decay": 0.01,
             "blocks": 2, "channels": 32,
         },
         tasks=("pgx:othello",),
