@@ -456,7 +456,12 @@ def test_figures_are_drawn_from_result_files_alone(tmp_path):
     shown = [{"setting": s, "score": 0.5, "ci95": [0.2, 0.7], "paper": p} for s, p in ppo_table1.PAPER.items()]
     record.write(tmp_path / "curves" / "ppo_table1.json", {"rows": shown})
     side = {"curve": [[1000, 10.0, -20.0], [2000, 20.0, -19.0]]}
-    raced = {"task": "x", "score": -17, "time_to_score": [{"method": m, "one": side, "two": side} for m in ("a3c", "async-q")]}
+    raced = {
+        "task": "x",
+        "score_task": "y",
+        "score": -17,
+        "time_to_score": [{"method": m, "one": side, "two": side} for m in ("a3c", "async-q")],
+    }
     record.write(tmp_path / "speed" / "a3c_workers.json", raced)
     lines = {"double-q-learning": [5.0] * 300, "q-learning": [50.0] * 300}
     record.write(tmp_path / "tabular" / "tabular-bias.json", {"percent_left": lines})

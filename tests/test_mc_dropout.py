@@ -179,11 +179,12 @@ def test_the_study_judges_by_the_mean_of_some_networks() -> None:
     np.testing.assert_allclose(found[0, 0, 0], np.mean(each), rtol=1e-4)
 
 
-def test_the_study_refuses_what_has_no_splits_or_no_grid() -> None:
+def test_the_study_refuses_what_has_no_splits_or_no_tau() -> None:
     with pytest.raises(FlatironsError, match="jax:CartPole-v1 has no splits"):
         uci.study(envs.make("jax:CartPole-v1"))
-    with pytest.raises(FlatironsError, match="no grid of tau for data:line"):
-        uci.study(line())
+    classes = dataclasses.replace(line(), spec=Spec(ArraySpec((1,), "float32"), Discrete(2)))
+    with pytest.raises(FlatironsError, match="the targets of data:line are classes, which have no precision tau"):
+        uci.study(classes)
 
 
 def test_batches_to_the_threshold() -> None:
