@@ -94,6 +94,8 @@ def _takes(kinds: Sequence[str], module: Any) -> str:
         return f"actions: {', '.join(kinds)}"
     named = list(dict.fromkeys(pattern for preset in module.PRESETS.values() for pattern in preset.tasks))
     boards = [f"pgx:{game}" for game in games.GAMES]
+    if any(name.startswith("data:") for name in named):
+        named.append("data:FILE of your own")
     return f"takes: {', '.join(boards if named and set(named) <= set(boards) else named)}"
 
 
