@@ -194,7 +194,7 @@ PRESETS = {
         tasks=("pgx:othello",),
     ),
     "alphazero-hex": Preset(
-        doc="Hex on a laptop.",
+        doc="Hex in about an hour on one core of a laptop.",
         config=_small(
             total_steps=204_800, num_envs=128, num_steps=8, num_simulations=16, blocks=4, channels=48, learning_starts=4_096,
             gradient_steps=16, batch_size=256, value_mix=0.5, symmetries=True, opening_plies=4, play_max_considered=8,
@@ -202,7 +202,7 @@ PRESETS = {
         tasks=("pgx:hex",),
     ),
     "alphazero-go": Preset(
-        doc="Go 9x9 in an hour on one core of a laptop.",
+        doc="Go 9x9 in about an hour on one core of a laptop.",
         config=_small(
             total_steps=204_800, num_envs=128, num_steps=8, num_simulations=16, blocks=4, channels=48, learning_starts=4_096,
             gradient_steps=16, batch_size=256, value_mix=0.5, symmetries=True, temperature_plies=20, opening_plies=4,
