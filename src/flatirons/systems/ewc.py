@@ -219,7 +219,9 @@ def steps_per_turn(config: Config) -> int:
 def check(config: Config, task: Any) -> None:
     """Refuse what cannot run. Raises FlatironsError."""
     if "train_images" not in getattr(task, "arrays", {}) or task.arrays["train_images"].shape[1:] != (SIDE, SIDE):
-        raise FlatironsError(f"ewc learns to classify images of {SIDE} x {SIDE}, and {task.name} has none: give data:mnist, or data:FILE.npz")
+        raise FlatironsError(
+            f"ewc learns to classify images of {SIDE} x {SIDE}, and {task.name} has none: give data:mnist, or data:FILE.npz"
+        )
     if config.num_envs != 1:
         raise FlatironsError(f"num_envs is {config.num_envs}: ewc learns from data and has no environments, so leave it at 1")
     if min(config.num_tasks, config.task_steps, config.turn_steps, config.batch_size, config.eval_examples) < 1:
