@@ -256,6 +256,10 @@ def test_words_are_classes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(made.arrays["y"], [1] * 6 + [0] * 6)
     learned = mc_dropout.rows_of(mc_dropout.Config(), made)
     assert learned.y.dtype == np.int32 and learned.y.shape == (11,)
+    mixed = table(tmp_path / "b.csv", "\n".join(f"{i},{'2a' if i > 5 else '2'}" for i in range(12)))
+    assert envs.make(mixed, classes=True).notes == ("2 classes: 2, 2a",)
+    with pytest.raises(FlatironsError, match="has '2a' in the column '2'"):
+        envs.make(mixed)
 
 
 def test_arrays_of_ones_own(tmp_path: Path) -> None:

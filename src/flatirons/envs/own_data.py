@@ -59,7 +59,7 @@ def make(
         raise FlatironsError(f"test_share={test_share} must lie between 0 and 1, and splits={splits} be at least 1")
     sha256, called = hashlib.sha256(content).hexdigest(), f"data:{name}"
     if path.suffix.lower() == ".csv":
-        x, y = _table(path, content, target)
+        x, y = _table(path, content, target, classes)
     else:
         arrays = _arrays(path, content)
         if target is not None:
@@ -79,12 +79,11 @@ def make(
         raise FlatironsError(f"{path} has {len(x)} rows, of which {held} would be held out: too few to learn from")
     orders = [np.random.default_rng(i).permutation(len(x)).astype(np.int32) for i in range(splits)]
     parts = {"train": np.stack([order[held:] for order in orders]), "test": np.stack([order[:held] for order in orders])}
-    dtype, most = ("uint8", 255.0) if x.dtype == np.uint8 else ("float32", math.inf)
-    spec = Spec(ArraySpec(x.shape[1:], dtype, 0 if most < math.inf else -math.inf, most), action)
-    return DataTask(called, num_envs, spec, {"x": x, "y": y, **parts}, sha256, notes)
+    shown = ArraySpec(x.shape[1:], "uint8", 0, 255) if x.dtype == np.uint8 else ArraySpec(x.shape[1:], "float32")
+    return DataTask(called, num_envs, Spec(shown, action), {"x": x, "y": y, **parts}, sha256, notes)
 
 
-def _table(path: Path, content: bytes, target: str | None) -> tuple[np.ndarray, np.ndarray]:
+def _table(path: Path, content: bytes, target: str | None, classes: bool) -> tuple[np.ndarray, np.ndarray]:
     """(x float64 `[n, d]`, y `[n]`: float64, or words) of a .csv file, its columns parted by commas, semicolons or tabs."""
     try:
         text = content.decode("utf-8-sig")
@@ -98,14 +97,15 @@ def _table(path: Path, content: bytes, target: str | None) -> tuple[np.ndarray, 
     width = len(lines[0][1])
     if width < 2:
         raise FlatironsError(f"{path} has one column, where the inputs and the target take two at least, parted by commas")
-    header = [f"{column}" for column in range(1, width + 1)]
+    header = [str(column) for column in range(1, width + 1)]
     if not any(_is_number(cell) for cell in lines[0][1]):
         header = lines.pop(0)[1]
     for i, row in lines:
         if len(row) != width:
             raise FlatironsError(f"row {i} of {path} has {len(row)} columns, where the first has {width}")
     at = _column(path, header, target)
-    words = bool(lines) and not any(_is_number(row[at]) for _, row in lines)
+    # One number among words is a misprint, unless they are said to be classes.
+    words = bool(lines) and not (all if classes else any)(_is_number(row[at]) for _, row in lines)
     x = np.array([[_number(path, i, header[j], row[j]) for j in range(width) if j != at] for i, row in lines], np.float64)
     y = [row[at] if words else _number(path, i, header[at], row[at]) for i, row in lines]
     if words and any(not word for word in y):

@@ -140,6 +140,14 @@ def _small(**config: Any) -> dict[str, Any]:
     } | config  # fmt: skip
 
 
+def _board(**config: Any) -> dict[str, Any]:
+    """What Othello was tuned to and games of its size share, with `config` on top: many games, few simulations, many updates."""
+    return _small(
+        num_envs=128, num_steps=8, num_simulations=16, blocks=4, channels=48, gradient_steps=16, batch_size=256, learning_starts=4_096,
+        value_mix=0.5, symmetries=True, opening_plies=4, play_max_considered=8,
+    ) | config  # fmt: skip
+
+
 PRESETS = {
     "alphazero-paper": Preset(
         doc="The paper's, with chess's noise and number of games: PUCT, 800 simulations, visits as targets; more than one computer does.",
@@ -186,28 +194,15 @@ PRESETS = {
     ),
     "alphazero-othello": Preset(
         doc="Othello in 80 minutes on one core of a laptop.",
-        config=_small(
-            total_steps=409_600, num_envs=128, num_steps=8, num_simulations=16, blocks=4, channels=48, learning_starts=4_096,
-            gradient_steps=16, batch_size=256, value_mix=0.5, symmetries=True, opening_plies=4, play_max_considered=8,
-            play_simulations=300,
-        ),
+        config=_board(total_steps=409_600, play_simulations=300),
         tasks=("pgx:othello",),
     ),
     "alphazero-hex": Preset(
-        doc="Hex in about an hour on one core of a laptop.",
-        config=_small(
-            total_steps=204_800, num_envs=128, num_steps=8, num_simulations=16, blocks=4, channels=48, learning_starts=4_096,
-            gradient_steps=16, batch_size=256, value_mix=0.5, symmetries=True, opening_plies=4, play_max_considered=8,
-        ),
-        tasks=("pgx:hex",),
+        doc="Hex in about an hour on one core of a laptop.", config=_board(total_steps=204_800), tasks=("pgx:hex",)
     ),
     "alphazero-go": Preset(
         doc="Go 9x9 in about an hour on one core of a laptop.",
-        config=_small(
-            total_steps=204_800, num_envs=128, num_steps=8, num_simulations=16, blocks=4, channels=48, learning_starts=4_096,
-            gradient_steps=16, batch_size=256, value_mix=0.5, symmetries=True, temperature_plies=20, opening_plies=4,
-            play_max_considered=8,
-        ),
+        config=_board(total_steps=204_800, temperature_plies=20),
         tasks=("pgx:go_9x9",),
     ),
     "alphazero-go-19x19": Preset(
