@@ -317,6 +317,45 @@ def test_what_was_finished_outlives_an_interruption_and_a_fault(tmp_path: Path) 
     assert match.play(game("tic_tac_toe"), Scripted("a"), Stopping("b", 0, KeyboardInterrupt()), 2).summary()["games"] == 0
 
 
+def test_a_match_that_was_cut_short_plays_only_the_rest(tmp_path: Path) -> None:
+    whole = match.play(game("tic_tac_toe"), Scripted("a"), Scripted("b"), 18, at_once=4)
+    what = {"game": "tic_tac_toe", "games": 18, "steps": [None, 7]}
+    assert match.kept(tmp_path, what) == []
+    # As a killed process leaves it: games as they ended, the last line cut.
+    match.play(
+        game("tic_tac_toe"),
+        Scripted("a"),
+        Stopping("b", 12, KeyboardInterrupt()),
+        18,
+        at_once=4,
+        finished=lambda one: match.keep(tmp_path, one),
+    )
+    with open(tmp_path / match.FINISHED, "a") as file:
+        file.write('{"opening": 3, "fir')
+    known = match.kept(tmp_path, what)
+    assert 2 <= len(known) < 18 and all(one.result is not None for one in known)
+    asked: list[int] = []
+
+    class Counting(Scripted):
+        def choose(self, states: Any, key: Any, histories: Sequence[Sequence[int]]) -> Any:
+            asked.append(len(histories))
+            return super().choose(states, key, histories)
+
+    counts: list[int] = []
+    found = match.play(
+        game("tic_tac_toe"), Counting("a"), Scripted("b"), 18, at_once=4, known=known, progress=lambda done, _: counts.append(done)
+    )
+    assert found == whole and counts[0] == len(known) and counts[-1] == 18
+    # Each of the games that were left has at most nine plies, five of them A's.
+    assert 0 < sum(asked) <= 5 * (18 - len(known))
+    with pytest.raises(FlatironsError, match="games was 18 there and is 20 now; give the same"):
+        match.kept(tmp_path, what | {"games": 20})
+    with pytest.raises(FlatironsError, match="does not begin with opening 0"):
+        match.play(game("tic_tac_toe"), Scripted("a"), Scripted("b"), 18, known=[match.Played(0, True, 1.0, ())])
+    match.save(found, game("tic_tac_toe"), tmp_path, 1.0)
+    assert not (tmp_path / match.FINISHED).exists()
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_command_saves_when_it_is_stopped(
     number: int, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -341,7 +380,15 @@ def test_the_command_saves_when_it_is_stopped(
     said = capsys.readouterr()
     found, saved = json.loads(said.out.splitlines()[-1]), json.loads(Path("m/match.json").read_text())
     assert 0 < found["games"] == saved["games"] < 18 and saved["stopped"] == match.INTERRUPTED
-    assert "the match was stopped: it was interrupted" in said.err and "on record in m" in said.err
+    assert "the match was stopped: it was interrupted" in said.err and "on record in m, and --out m --resume plays the rest" in said.err
+    command = ["match", "random", "random", *options]
+    assert main(command) == 2 and f"cut short after {found['games']} games; give --resume" in capsys.readouterr().err
+    assert main([*command, "--seed", "1", "--resume"]) == 2 and "seed was 0 there and is 1 now" in capsys.readouterr().err
+    assert main([*command, "--resume"]) == 0
+    said = capsys.readouterr().out
+    assert f"{found['games']} of 18 games were finished before" in said and json.loads(said.splitlines()[-1])["games"] == 18
+    assert main([*command, "--resume"]) == 2 and "holds a match already" in capsys.readouterr().err
+    assert main(["match", "random", "random", "--game", "tic_tac_toe", "--resume"]) == 2 and "name it with --out" in capsys.readouterr().err
 
 
 def test_the_result_is_said_where_it_cannot_be_saved(

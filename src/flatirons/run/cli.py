@@ -747,6 +747,7 @@ def match(arguments: list[str]) -> int:
     parser.add_argument("--at-once", type=_whole, default=256, metavar="INT", help="games side by side (default: 256)")
     parser.add_argument("--out", metavar="FOLDER", help="where the records go (default: matches/GAME-A-B)")
     parser.add_argument("--overwrite", action="store_true", help="put them in the place of another match's in --out")
+    parser.add_argument("--resume", action="store_true", help="go on with the match in --out: its finished games are not played again")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     chosen = parser.parse(arguments)
     from collections import Counter
@@ -756,6 +757,8 @@ def match(arguments: list[str]) -> int:
     from flatirons.run import match as matches
     from flatirons.run import players
 
+    if chosen.resume and (chosen.overwrite or not chosen.out):
+        raise UsageError("--resume goes on with the match in a folder: name it with --out, and leave out --overwrite.")
     named = {known for spec in (chosen.a, chosen.b) if (known := players.game_of(spec)) is not None}
     if chosen.game is None and not named:
         raise UsageError("neither player is a run folder, so the game must be named, as in --game pgx:connect_four.")
@@ -770,7 +773,11 @@ def match(arguments: list[str]) -> int:
             print(f"\r{done} of {games} games, {monotonic() - began:.0f} s", end="", file=sys.stderr, flush=True)
 
     unsaved: Exception | None = None
-    with matches.held_place(place, overwrite=chosen.overwrite):
+    with matches.held_place(place, overwrite=chosen.overwrite, resume=chosen.resume):
+        what = {"game": game.name, "a": chosen.a, "b": chosen.b, "steps": [players.steps(a), players.steps(b)]}
+        known = matches.kept(place, what | {name: getattr(chosen, name) for name in ("games", "opening_plies", "seed")})
+        if known and not chosen.json:
+            print(f"{len(known)} of {chosen.games} games were finished before; the others begin anew")
         with _terminated_as_interrupted() as status:
             try:
                 found = matches.play(
@@ -782,6 +789,8 @@ def match(arguments: list[str]) -> int:
                     opening_plies=chosen.opening_plies,
                     at_once=chosen.at_once,
                     progress=progress,
+                    known=known,
+                    finished=lambda one: matches.keep(place, one),
                 )
             finally:
                 a.close()
@@ -795,7 +804,7 @@ def match(arguments: list[str]) -> int:
     if found.stopped:
         cut = sum(faults.pop(fault, 0) for fault in (matches.UNFINISHED, matches.NOT_BEGUN))
         print(f"flatirons: the match was stopped: {found.stopped}", file=sys.stderr)
-        kept = f"; what was finished is on record in {place}" if unsaved is None else ""
+        kept = f"; what was finished is on record in {place}, and --out {place} --resume plays the rest" if unsaved is None else ""
         print(f"flatirons: games void by that: {cut}{kept}", file=sys.stderr)
     told = faults.most_common(3)
     for fault, count in told:

@@ -2,7 +2,8 @@
 
 All games go on side by side, so that a search serves many of them at once. One referee, the rules of `envs.games`, ends and scores them.
 A game whose player failed (an engine that died, hung, or moved illegally) is void: it counts for nobody, and is said. Once too many are,
-the match stops: what was finished stays on record, and the rest is void too.
+the match stops: what was finished stays on record, and the rest is void too. Every game is on record as soon as it is finished, so that a
+match that was killed goes on with those that are left.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import functools
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ _TOO_MANY = 3
 UNFINISHED = "the match was stopped before the game ended"
 NOT_BEGUN = "the match was stopped before the game began"
 INTERRUPTED = "it was interrupted"
+FINISHED = "finished.jsonl"
+"""The games of a match that is not over, as they end; gone once every game has its result."""
 _Z = 1.959964
 """The normal quantile of a 95 % interval."""
 
@@ -174,14 +177,16 @@ def stepper(game: Game) -> Callable[[GameState, Any], GameState]:
 
 def play(
     game: Game, a: Player, b: Player, games: int, *, seed: int = 0, opening_plies: int | None = None, at_once: int = AT_ONCE,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None, known: Sequence[Played] = (), finished: Callable[[Played], None] | None = None,
 ) -> Match:  # fmt: skip
-    """Play `games` games: each opening twice, A and B each moving first once. `progress` is called with (finished, games).
+    """Play `games` games: each opening twice, A and B each moving first once. `progress` is called with (finished, games), `finished` with
+    each game that has a result as it ends. `known`: games with a result of the same match, which are not played again; those that are left
+    are played side by side anew, so that with chance in their moves they become other games than they would have been.
 
     The match stops where three games or more, and half of those that go on side by side, are void, and after three or more on end of which
     none that began together was finished: the remaining games are void then too. So it does at a KeyboardInterrupt, and where a player
-    raises something once games were finished. Raises FlatironsError where games is odd or below 2 and where at_once is
-    below 2, and what a player raised before.
+    raises something once games were finished. Raises FlatironsError where games is odd or below 2, where at_once is
+    below 2 and where a known game does not begin with its opening, and what a player raised before.
     """
     if games < 2 or games % 2:
         raise FlatironsError(f"games is {games}: each opening is played with both colours, so give an even number from 2 up")
@@ -189,15 +194,18 @@ def play(
         raise FlatironsError(f"at_once is {at_once}: each opening is played with both colours side by side, so give at least 2")
     lines = openings(game, games // 2, opening_plies, seed)
     pairs = [(number, line, first) for number, line in enumerate(lines) for first in (True, False)]
-    played: list[Played] = []
+    before = _by_pair(known, lines)
+    left = [pair for pair in pairs if (pair[0], pair[2]) not in before]
+    played = list(before.values())
     key = jax.random.key(seed)
     size = at_once - at_once % 2
     stopped, in_vain = "", 0
-    for begin in range(0, games, size):
+    for begin in range(0, len(left), size):
         done = len(played)
         found, stopped, error = _side_by_side(
-            game, a, b, pairs[begin : begin + size], jax.random.fold_in(key, begin),
+            game, a, b, left[begin : begin + size], jax.random.fold_in(key, len(before) + begin),
             lambda count, done=done: progress(done + count, games) if progress is not None else None,
+            finished if finished is not None else lambda _: None,
         )  # fmt: skip
         played += found
         if error is not None and all(one.result is None for one in played):
@@ -208,14 +216,26 @@ def play(
             stopped = f"{in_vain} games on end are void, the last because {found[-1].fault}"
         if stopped:
             break
-    played += [Played(number, first, None, (), fault=NOT_BEGUN) for number, _, first in pairs[len(played) :]]
+    all_of_them = {(one.opening, one.first): one for one in played}
+    played = [all_of_them.get((number, first), Played(number, first, None, (), fault=NOT_BEGUN)) for number, _, first in pairs]
     cut = any(one.fault in (UNFINISHED, NOT_BEGUN) for one in played)
     return Match(game.name, (a.name, b.name), seed, tuple(played), stopped if cut else "")
 
 
+def _by_pair(known: Sequence[Played], lines: Sequence[tuple[int, ...]]) -> dict[tuple[int, bool], Played]:
+    """Games by (number of the opening, whether A moved first). Raises FlatironsError where one does not begin with its opening."""
+    for one in known:
+        if not 0 <= one.opening < len(lines) or one.actions[: len(lines[one.opening])] != lines[one.opening]:
+            raise FlatironsError(
+                f"a finished game does not begin with opening {one.opening} of this match; give --overwrite to begin again"
+            )
+    return {(one.opening, one.first): one for one in known}
+
+
 def _side_by_side(
-    game: Game, a: Player, b: Player, pairs: Sequence[tuple[int, tuple[int, ...], bool]], key: Key, progress: Callable[[int], None]
-) -> tuple[list[Played], str, Exception | None]:
+    game: Game, a: Player, b: Player, pairs: Sequence[tuple[int, tuple[int, ...], bool]], key: Key, progress: Callable[[int], None],
+    finished: Callable[[Played], None],
+) -> tuple[list[Played], str, Exception | None]:  # fmt: skip
     """(the games, why they were stopped or "", what was raised). `pairs` are (number of the opening, opening, whether A moves first)."""
     count = len(pairs)
     states = starts(game, count)
@@ -230,9 +250,20 @@ def _side_by_side(
         for history, action in zip(histories, actions, strict=True):
             history.append(int(action))
     turn, stopped, error = 0, "", None
+    told: set[int] = set()
+
+    def ended(i: int) -> Played:
+        number, _, first = pairs[i]
+        result = None if i in faults else float(np.asarray(states.outcome)[i]) * (1.0 if first else -1.0) + 0.0
+        return Played(number, bool(first), result, tuple(histories[i]), i in resigned, faults.get(i, ""))
+
     try:
         while True:
-            over = np.asarray(states.terminated) | np.isin(np.arange(count), list(faults))
+            terminated = np.asarray(states.terminated)
+            over = terminated | np.isin(np.arange(count), list(faults))
+            for i in sorted(set(np.flatnonzero(terminated).tolist()) - told - set(faults)):
+                told.add(i)
+                finished(ended(i))
             progress(int(over.sum()))
             if over.all() or stopped:
                 break
@@ -264,15 +295,7 @@ def _side_by_side(
     # What came in the middle of a ply may have left a game with a move that was not made: it is not over.
     over = np.asarray(states.terminated)
     faults = {int(i): UNFINISHED for i in np.flatnonzero(~over)} | faults
-    outcome = np.asarray(states.outcome)
-    played = [
-        Played(
-            number, bool(first), None if i in faults else float(outcome[i]) * (1.0 if first else -1.0) + 0.0,
-            tuple(histories[i]), i in resigned, faults.get(i, ""),
-        )
-        for i, (number, _, first) in enumerate(pairs)
-    ]  # fmt: skip
-    return played, stopped, error
+    return [ended(i) for i in range(count)], stopped, error
 
 
 def _ask(
@@ -319,16 +342,47 @@ def save(match: Match, game: Game, place: Path, seconds: float) -> Path:
             "stopped": match.stopped or None, "played": facts_of, **folder.surroundings(),
         },
     )  # fmt: skip
+    if all(one.result is not None for one in match.played):
+        (place / FINISHED).unlink(missing_ok=True)
     return place
 
 
+def keep(place: Path, one: Played) -> None:
+    """Put a game that was finished on record in the folder `place`, beside those before it."""
+    folder.append_line(place / FINISHED, dataclasses.asdict(one))
+
+
+def kept(place: Path, what: Mapping[str, Any]) -> list[Played]:
+    """The finished games of a match that was cut short in the folder `place`; none, and their record begun, where there is none. `what`:
+    all that makes it the same match (players, game, seed ...). Raises FlatironsError where the games there are of another."""
+    path = place / FINISHED
+    lines = _json_lines(path)
+    if len(lines) < 2:
+        folder.write_whole(path, json.dumps(folder.strict(what)) + "\n")
+        return []
+    for name, value in what.items():
+        if lines[0].get(name) != value:
+            said = f"{name} was {lines[0].get(name)} there and is {value} now"
+            raise FlatironsError(f"{path} holds games of another match: {said}; give the same, another --out, or --overwrite")
+    return [Played(**line | {"actions": tuple(line["actions"])}) for line in lines[1:]]
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    """Its objects; a last line that was cut short is left out."""
+    found = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(text))
+    return found
+
+
 @contextlib.contextmanager
-def held_place(place: Path, *, overwrite: bool) -> Iterator[None]:
+def held_place(place: Path, *, overwrite: bool, resume: bool = False) -> Iterator[None]:
     """See before a match that its records can be written into the folder `place`, which is made, and hold it while this lasts.
 
     Raises FlatironsError where they cannot be written, where somebody else is to write into it, and where another match's are there and
-    `overwrite` is not given."""
-    _demand_free(place, overwrite=overwrite)
+    neither `overwrite` is given nor, for a match that was cut short, `resume`."""
+    _demand_free(place, overwrite=overwrite, resume=resume)
     try:
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=place):
@@ -337,12 +391,21 @@ def held_place(place: Path, *, overwrite: bool) -> Iterator[None]:
         raise FlatironsError(f"{place} cannot be written ({error.strerror}); choose another --out") from None
     with folder.held(place, ", or choose another --out", busy="is in use by another process, a match or a run; wait for it"):
         # Once more: another match may have ended here since.
-        _demand_free(place, overwrite=overwrite)
+        _demand_free(place, overwrite=overwrite, resume=resume)
+        if overwrite:
+            (place / FINISHED).unlink(missing_ok=True)
         yield
 
 
-def _demand_free(place: Path, *, overwrite: bool) -> None:
-    if (place / "match.json").exists() and not overwrite:
+def _demand_free(place: Path, *, overwrite: bool, resume: bool) -> None:
+    if overwrite:
+        return
+    games = max(len(_json_lines(place / FINISHED)) - 1, 0)
+    if games and not resume:
+        raise FlatironsError(
+            f"{place} holds a match that was cut short after {games} games; give --resume to play the rest, or --overwrite"
+        )
+    if (place / "match.json").exists() and not (games and resume):
         raise FlatironsError(f"{place} holds a match already; choose another --out, or give --overwrite")
 
 

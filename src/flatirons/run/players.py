@@ -463,6 +463,11 @@ def own_simulations(config: Any) -> int | None:
     return int(settings.get("play_simulations") or settings["num_simulations"] or 0)
 
 
+def steps(one: Player) -> int | None:
+    """How many decisions a run had been trained for when it sat down; None for whoever is no run."""
+    return one.run.step if isinstance(one, Trained) else None
+
+
 def simulations_range(thinker: Thinker) -> tuple[int, int]:
     """The least and the most simulations a move that may be asked of it. Only a run has something to say without any."""
     if isinstance(thinker, Trained):
