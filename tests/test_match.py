@@ -334,26 +334,21 @@ def test_a_match_that_was_cut_short_plays_only_the_rest(tmp_path: Path) -> None:
         file.write('{"opening": 3, "fir')
     known = match.kept(tmp_path, what)
     assert 2 <= len(known) < 18 and all(one.result is not None for one in known)
-    asked: list[int] = []
-
-    class Counting(Scripted):
-        def choose(self, states: Any, key: Any, histories: Sequence[Sequence[int]]) -> Any:
-            asked.append(len(histories))
-            return super().choose(states, key, histories)
-
     counts: list[int] = []
-    found = match.play(
-        game("tic_tac_toe"), Counting("a"), Scripted("b"), 18, at_once=4, known=known, progress=lambda done, _: counts.append(done)
-    )
+    a = Scripted("a")
+    found = match.play(game("tic_tac_toe"), a, Scripted("b"), 18, at_once=4, known=known, progress=lambda done, _: counts.append(done))
     assert found == whole and counts[0] == len(known) and counts[-1] == 18
     # Each of the games that were left has at most nine plies, five of them A's.
-    assert 0 < sum(asked) <= 5 * (18 - len(known))
+    assert 0 < len(a.seen) <= 5 * (18 - len(known))
     with pytest.raises(FlatironsError, match="games was 18 there and is 20 now; give the same"):
         match.kept(tmp_path, what | {"games": 20})
     with pytest.raises(FlatironsError, match="does not begin with opening 0"):
         match.play(game("tic_tac_toe"), Scripted("a"), Scripted("b"), 18, known=[match.Played(0, True, 1.0, ())])
     match.save(found, game("tic_tac_toe"), tmp_path, 1.0)
     assert not (tmp_path / match.FINISHED).exists()
+    (tmp_path / match.FINISHED).write_text(json.dumps(what) + '\n{"opening": 1}\n')
+    with pytest.raises(FlatironsError, match="a line is no game; begin again"):
+        match.kept(tmp_path, what)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -364,7 +364,13 @@ def kept(place: Path, what: Mapping[str, Any]) -> list[Played]:
         if lines[0].get(name) != value:
             said = f"{name} was {lines[0].get(name)} there and is {value} now"
             raise FlatironsError(f"{path} holds games of another match: {said}; give the same, another --out, or --overwrite")
-    return [Played(**line | {"actions": tuple(line["actions"])}) for line in lines[1:]]
+    try:
+        return [
+            Played(line["opening"], line["first"], float(line["result"]), tuple(map(int, line["actions"])), line["resigned"])
+            for line in lines[1:]
+        ]
+    except (KeyError, TypeError, ValueError):
+        raise FlatironsError(f"{path} is damaged: a line is no game; begin again with --overwrite, or choose another --out") from None
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
@@ -372,7 +378,8 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
     found = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError):
-            found.append(json.loads(text))
+            if isinstance(line := json.loads(text), dict):
+                found.append(line)
     return found
 
 
