@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
 import http.client
+import io
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import jax
 import numpy as np
 import pytest
 
 import flatirons as fi
 from flatirons import envs
-from flatirons.envs import datasets
+from flatirons.__main__ import main
+from flatirons.envs import datasets, own_data
 from flatirons.run import job as jobs
+from flatirons.run import predicting
 from flatirons.systems import mc_dropout
 from flatirons.types import ArraySpec, Box, Discrete, FlatironsError
 
@@ -319,3 +324,80 @@ def test_a_run_finds_its_own_file_from_any_folder(tmp_path: Path, monkeypatch: p
     table(tmp_path / "a.csv", "\n".join(f"{i},{i + 1}" for i in range(40)))
     with pytest.raises(FlatironsError, match="are not those that"):
         fi.resume("../run", total_steps=300, quiet=True)
+
+
+def test_inputs_are_found_by_the_names_of_their_columns(tmp_path: Path) -> None:
+    def inputs(name: str, text: str, columns: tuple[str, ...] = ("size", "age")) -> list[list[float]]:
+        (tmp_path / name).write_text(text)
+        return own_data.inputs(str(tmp_path / name), columns).tolist()
+
+    assert inputs("a.csv", "age;price;size\n1;9;2\n3;9;4\n") == [[2.0, 1.0], [4.0, 3.0]]
+    assert inputs("a.csv", "5,6\n7,8\n") == [[5.0, 6.0], [7.0, 8.0]]
+    # A table without names, whose second column was the target: with that column or without.
+    assert inputs("a.csv", "1,2,3\n", ("1", "3")) == [[1.0, 3.0]] and inputs("a.csv", "1,3\n", ("1", "3")) == [[1.0, 3.0]]
+    np.save(tmp_path / "a.npy", np.ones((2, 3)))
+    assert own_data.inputs(str(tmp_path / "a.npy")).shape == (2, 3)
+    np.savez(tmp_path / "a.npz", x=np.ones(4), y=np.ones(4))
+    assert own_data.inputs(str(tmp_path / "a.npz")).shape == (4, 1)
+    for text, said in (
+        ("age\n1\n", "has no column 'size'; it has age"), ("size,age\n", "has no rows"),
+        ("1,2,3\n", "no column 'size', 'age'; it has 1, 2, 3"),
+        ("size,age\n1,red\n", "row 2 .* has 'red' in the column 'age'"),
+    ):  # fmt: skip
+        with pytest.raises(FlatironsError, match=said):
+            inputs("b.csv", text)
+    (tmp_path / "a.npy").write_text("no array")
+    for name, said in (("a.npy", "not an .npy file"), ("a.txt", "cannot be read"), ("b.npz", "cannot be read")):
+        with pytest.raises(FlatironsError, match=said):
+            own_data.inputs(str(tmp_path / name))
+
+
+def test_a_run_predicts_rows_that_it_has_never_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    rows = rng.uniform(0.0, 4.0, (200, 2))
+    table(tmp_path / "k.csv", "size,age,kind\n" + "\n".join(f"{a},{b},{'big' if a > 2 else 'small'}" for a, b in rows))
+    run = fi.train("mc_dropout", "data:k.csv", out="run", total_steps=1_000, samples=50, quiet=True)
+    table(tmp_path / "new.csv", "age,size\n1,3.8\n1,0.2\n1,2.0\n")
+    capsys.readouterr()
+    assert main(["predict", "run", "new.csv"]) == 0
+    said = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert list(said[0]) == ["row", "predicted", "probability", "entropy", "information"]
+    assert [row["predicted"] for row in said[:2]] == ["big", "small"]
+    assert float(said[2]["entropy"]) > 3 * float(said[0]["entropy"]) and float(said[0]["probability"]) > 0.9
+    # Rows in pieces, and one by one, are the same: one pass is one function.
+    x = rng.uniform(0.0, 4.0, (7, 2))
+    whole = run.predictions(x, 20)
+    monkeypatch.setattr(predicting, "CHUNK", 3)
+    for found in (run.predictions(x, 20), {name: np.concatenate([run.predictions(row[None], 20)[name] for row in x]) for name in whole}):
+        for name, column in whole.items():
+            np.testing.assert_allclose(found[name], column, rtol=1e-5, atol=1e-6)
+    assert main(["predict", "run", "new.csv", "--out", "said.csv"]) == 0 and "3 rows: predicted" in capsys.readouterr().out
+    assert (tmp_path / "said.csv").read_text().splitlines()[1].startswith("1,big,")
+    for bad, why in (
+        (["predict", "run", "new.csv", "--rate", "0.1"], "trained with a rate of its own"),
+        (["predict", "run", "none.csv"], "cannot be read"),
+        (["predict", "run", "new.csv", "--passes", "0"], "at least 1 stochastic pass"),
+        (["predict", "nobody", "new.csv"], "does not exist"),
+        (["predict", "run", "new.csv", "--out", "a", "--json"], "leave one of them out"),
+    ):  # fmt: skip
+        assert main(bad) == 2 and why in capsys.readouterr().err
+    # Other rows are other test rows.
+    with open(tmp_path / "k.csv", "a") as file:
+        file.write("\n1,1,small\n")
+    assert main(["eval", "run"]) == 2 and "are not those that" in capsys.readouterr().err
+    assert main(["predict", "run", "new.csv"]) == 2 and "are not those that" in capsys.readouterr().err
+
+
+def test_a_prediction_of_numbers_has_the_noise_in_its_deviation(tmp_path: Path) -> None:
+    made: Any = envs.make(table(tmp_path / "a.csv", "\n".join(f"{i},{3 * i}" for i in range(30))))
+    config: Any = cast(Any, mc_dropout.Config)(tau=4.0, hidden=(8,))
+    state = mc_dropout.init(config, made, jax.random.key(0))
+    x = np.array([[1.0], [20.0]], np.float32)
+    found: Any = mc_dropout.predictions(config, made, mc_dropout.actor(state), x, jax.random.key(1), 64)
+    drawn = np.asarray(mc_dropout.draws(config, mc_dropout.actor(state), x, jax.random.key(1), 64))[..., 0]
+    np.testing.assert_allclose(found.mean, drawn.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(found.model_deviation, drawn.std(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(np.square(found.deviation), np.square(found.model_deviation) + 0.25, rtol=1e-5)

@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "train a system on a task",
     "resume": "go on with a run from its newest intact checkpoint",
     "eval": "score a run's policy on episodes of its own",
+    "predict": "say what a run makes of a file of inputs, and how sure it is",
     "solve": "plan on a task whose transition probabilities are known, exactly",
     "play": "watch a run's policy in a window or as a video; of a board game, play against it in the browser",
     "plot": "draw learning curves of one or more runs",

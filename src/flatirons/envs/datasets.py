@@ -49,7 +49,8 @@ class DataTask:
     """A data set as a task: what a system learns from where nothing is decided. Compared by identity, as every task.
 
     arrays: NumPy arrays by name. sha256: of the files they were read from, which a run records and a resumed run must find again. spec: obs
-    is one input; action is `Discrete` (its classes) or `Box` (its targets).
+    is one input; action is `Discrete` (its classes) or `Box` (its targets). columns and labels: what the inputs of a row and the classes
+    are called, where they have names.
     """
 
     name: str
@@ -59,6 +60,8 @@ class DataTask:
     sha256: str
     notes: tuple[str, ...] = ()
     in_graph: bool = True
+    columns: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
 
     def resized(self, num_envs: int) -> DataTask:
         """The same data for another number of streams."""

@@ -58,8 +58,9 @@ def make(
     if not 0.0 < test_share < 1.0 or splits < 1:
         raise FlatironsError(f"test_share={test_share} must lie between 0 and 1, and splits={splits} be at least 1")
     sha256, called = hashlib.sha256(content).hexdigest(), f"data:{name}"
+    columns: tuple[str, ...] = ()
     if path.suffix.lower() == ".csv":
-        x, y = _table(path, content, target, classes)
+        x, y, columns = _table(path, content, target, classes)
     else:
         arrays = _arrays(path, content)
         if target is not None:
@@ -68,6 +69,7 @@ def make(
             return DataTask(called, num_envs, _pictures(path, arrays), {key: arrays[key] for key in PICTURES}, sha256)
         x, y = _rows(path, arrays)
     notes: tuple[str, ...] = ()
+    labels: Any = ()
     if classes or y.dtype.kind in "US":
         labels, y = np.unique(y, return_inverse=True)
         notes = (f"{len(labels)} classes: {', '.join(map(str, labels[:10]))}{', ...' if len(labels) > 10 else ''}",)
@@ -80,11 +82,47 @@ def make(
     orders = [np.random.default_rng(i).permutation(len(x)).astype(np.int32) for i in range(splits)]
     parts = {"train": np.stack([order[held:] for order in orders]), "test": np.stack([order[:held] for order in orders])}
     shown = ArraySpec(x.shape[1:], "uint8", 0, 255) if x.dtype == np.uint8 else ArraySpec(x.shape[1:], "float32")
-    return DataTask(called, num_envs, Spec(shown, action), {"x": x, "y": y, **parts}, sha256, notes)
+    words = tuple(map(str, labels))
+    return DataTask(called, num_envs, Spec(shown, action), {"x": x, "y": y, **parts}, sha256, notes, columns=columns, labels=words)
 
 
-def _table(path: Path, content: bytes, target: str | None, classes: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(x float64 `[n, d]`, y `[n]`: float64, or words) of a .csv file, its columns parted by commas, semicolons or tabs."""
+def inputs(file: str, columns: tuple[str, ...] = ()) -> np.ndarray:
+    """Rows of inputs `[M, ...]` to be asked about, of a .csv, .npy or .npz file (its array x). `columns`: what the inputs are called where
+    the file has a line of names, or one column more: it is the target then, and left out, as are all columns that are not asked for.
+
+    Raises FlatironsError where the file is not there or is not such a file, with the row and column."""
+    path = Path(file).expanduser()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise FlatironsError(f"{path} cannot be read ({error.strerror}); name a .csv, .npy or .npz file of inputs") from None
+    kind = path.suffix.lower()
+    if kind == ".csv":
+        header, named, lines = _lines(path, content)
+        if not lines:
+            raise FlatironsError(f"{path} has no rows")
+        wanted = list(columns or header)
+        if not named and len(header) == len(wanted):
+            header = wanted
+        if missing := [column for column in wanted if column not in header]:
+            raise FlatironsError(f"{path} has no column {', '.join(map(repr, missing))}; it has {', '.join(header)}")
+        places = [header.index(column) for column in wanted]
+        return np.array([[_number(path, i, header[j], row[j]) for j in places] for i, row in lines], np.float64)
+    if kind == ".npy":
+        try:
+            return np.load(io.BytesIO(content), allow_pickle=False)
+        except (ValueError, OSError, EOFError):
+            raise FlatironsError(f"{path} is not an .npy file of a plain array; write it with numpy.save(path, x)") from None
+    if kind == ".npz":
+        arrays = _arrays(path, content)
+        if "x" not in arrays:
+            raise FlatironsError(f"{path} holds {', '.join(arrays) or 'nothing'}; the inputs must be called x")
+        return arrays["x"][:, None] if arrays["x"].ndim == 1 else arrays["x"]
+    raise FlatironsError(f"{path} is no file of inputs: name a .csv, .npy or .npz file")
+
+
+def _lines(path: Path, content: bytes) -> tuple[list[str], bool, list[tuple[int, list[str]]]]:
+    """(the columns' names, whether the file says them, (number, cells) of each row) of a .csv file parted by commas, semicolons or tabs."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -95,14 +133,22 @@ def _table(path: Path, content: bytes, target: str | None, classes: bool) -> tup
     if not lines:
         raise FlatironsError(f"{path} is empty")
     width = len(lines[0][1])
-    if width < 2:
-        raise FlatironsError(f"{path} has one column, where the inputs and the target take two at least, parted by commas")
     header = [str(column) for column in range(1, width + 1)]
-    if not any(_is_number(cell) for cell in lines[0][1]):
+    named = not any(_is_number(cell) for cell in lines[0][1])
+    if named:
         header = lines.pop(0)[1]
     for i, row in lines:
         if len(row) != width:
             raise FlatironsError(f"row {i} of {path} has {len(row)} columns, where the first has {width}")
+    return header, named, lines
+
+
+def _table(path: Path, content: bytes, target: str | None, classes: bool) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """(x float64 `[n, d]`, y `[n]`: float64, or words, what the columns of x are called) of a .csv file."""
+    header, _, lines = _lines(path, content)
+    width = len(header)
+    if width < 2:
+        raise FlatironsError(f"{path} has one column, where the inputs and the target take two at least, parted by commas")
     at = _column(path, header, target)
     # One number among words is a misprint, unless they are said to be classes.
     words = bool(lines) and not (all if classes else any)(_is_number(row[at]) for _, row in lines)
@@ -110,7 +156,7 @@ def _table(path: Path, content: bytes, target: str | None, classes: bool) -> tup
     y = [row[at] if words else _number(path, i, header[at], row[at]) for i, row in lines]
     if words and any(not word for word in y):
         raise FlatironsError(f"the column {header[at]!r} of {path}, the target, has rows without a value; fill or drop them")
-    return x.reshape(len(lines), width - 1), np.array(y)
+    return x.reshape(len(lines), width - 1), np.array(y), tuple(name for j, name in enumerate(header) if j != at)
 
 
 def _column(path: Path, header: list[str], target: str | None) -> int:

@@ -584,6 +584,46 @@ def seeds_in(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name[5:]))
 
 
+def predict(arguments: list[str]) -> int:
+    """`flatirons predict RUN FILE [--out FILE] [--passes N] [--rate R] [--seed S] [--json]`."""
+    parser = _parser(
+        "predict",
+        "Say what a run makes of each row of a file, and how sure it is, by stochastic passes of its network (MC dropout): numbers or "
+        "classes of mc_dropout, actions and values of a policy.",
+    )
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("file", metavar="FILE", help="the inputs: .csv with the columns that were learned from, .npy, or .npz with x")
+    parser.add_argument("--out", metavar="FILE", help="a .csv file to write (default: print it)")
+    parser.add_argument("--passes", type=_whole, metavar="INT", help="stochastic passes (default: mc_dropout's samples, else 100)")
+    parser.add_argument("--rate", type=_finite, metavar="FLOAT", help="what to drop of a network that was trained without dropout")
+    parser.add_argument("--seed", type=_seed, default=0, metavar="INT", help="of the passes (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object of columns and nothing else")
+    chosen = parser.parse(arguments)
+    if chosen.out and chosen.json:
+        raise UsageError("--json prints and --out writes; leave one of them out.")
+    path = existing_run(chosen.run)
+    if seeds := seeds_in(path):
+        raise UsageError(f"{path} holds {len(seeds)} runs, one per seed; choose one, such as {seeds[0]}.")
+    import flatirons
+    from flatirons.envs import own_data
+    from flatirons.run import folder, predicting
+
+    with contextlib.redirect_stdout(sys.stderr):
+        loaded = flatirons.load(path)
+        task = loaded.acting_task
+        inputs = own_data.inputs(chosen.file, vars(task).get("columns", ()))
+        found = loaded.predictions(inputs, chosen.passes, rate=chosen.rate, seed=chosen.seed)
+    labels = vars(task).get("labels", ())
+    if chosen.json:
+        print(json.dumps(predicting.named(found, labels)))
+    elif chosen.out:
+        folder.write_whole(Path(chosen.out), predicting.table(found, labels))
+        print(f"{len(inputs)} rows: {', '.join(found)} -> {chosen.out}")
+    else:
+        print(predicting.table(found, labels), end="")
+    return 0
+
+
 def solve(arguments: list[str]) -> int:
     """`flatirons solve METHOD TASK [--gamma G] [--json]`."""
     parser = _parser("solve", "Plan on a finite task whose transition probabilities are known, in float64. Nothing is trained or written.")
@@ -924,6 +964,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": train,
     "resume": resume,
     "eval": evaluate,
+    "predict": predict,
     "solve": solve,
     "play": play,
     "plot": plot,

@@ -16,7 +16,7 @@ import numpy as np
 from flatirons.core.categories import is_category
 from flatirons.data.acting import Decider
 from flatirons.envs import spaces
-from flatirons.run import adapting, checkpoint, evaluate, folder, values
+from flatirons.run import adapting, checkpoint, evaluate, folder, predicting, values
 from flatirons.run import uncertainty as uncertainties
 from flatirons.run.job import (
     Job,
@@ -87,13 +87,13 @@ class Run:
         """
         first = not self._deciders if first is None else first
         action = self.act(self._timestep(obs, legal, first=first))
-        spec = self._acting_task().spec.action
+        spec = self.acting_task.spec.action
         raw = spaces.raw_actions(spec, action)[0]
         return int(raw) if isinstance(spec, Discrete) else raw
 
     def act(self, timestep: TimeStep) -> np.ndarray:
         """The greedy action `[1, ...]` for a TimeStep of one environment, as a task gives the one and takes the other (from 0 up, flat)."""
-        actor, acting, masked = self.actor, self._acting_task(), not isinstance(timestep.legal, tuple)
+        actor, acting, masked = self.actor, self.acting_task, not isinstance(timestep.legal, tuple)
         if not self._deciders:
             self._carry = self.system.policy(self.config, acting, actor, greedy=True).reset(1)
         if masked not in self._deciders:
@@ -105,15 +105,16 @@ class Run:
         action, self._carry, _ = decide(timestep, self._carry)
         return action
 
-    def _acting_task(self) -> Any:
-        """A task to act for, made once."""
+    @property
+    def acting_task(self) -> Any:
+        """A task to act for, made once: its `spec`, and of data of one's own `columns` and `labels`."""
         if self._acting is None:
             self._acting = acting_task(self._job)
         return self._acting
 
     def _timestep(self, obs: Any, legal: Any, *, first: bool) -> TimeStep:
         """One raw observation as a batch of one."""
-        spec = self._acting_task().spec
+        spec = self.acting_task.spec
         mask: Any = () if legal is None else _one_mask(spec.action, legal)
         return TimeStep(_from_zero(spec.obs, _one_row(spec.obs, obs, "obs")), mask, np.array([first]), ())
 
@@ -161,7 +162,7 @@ class Run:
         task = evaluation_task(job, episodes, chosen)
         try:
             if env_options:
-                demand_same_spaces(self._acting_task(), task)
+                demand_same_spaces(self.acting_task, task)
             if settings:
                 self.system.check(config, task)
             return evaluate.evaluate(self.system, on_device(config), task, self.actor, episodes, chosen)
@@ -204,12 +205,22 @@ class Run:
         """The greedy actions for a batch of raw observations `[M, ...]`: what is guessed for each, the class of each. A network that
         normalises by the batch at hand (maml's for pictures) judges them together. Observations and actions as `policy` has them. Raises
         FlatironsError for observations that are not the task's."""
-        task = self._acting_task()
+        task = self.acting_task
         rows = _from_zero(task.spec.obs, adapting.asked(task.spec.obs, obs))
         num = jax.tree.leaves(rows)[0].shape[0]
         acting = self.system.policy(self.config, task, self.actor, greedy=True)
         action, _, _ = acting.act(jax.random.key(self.seed), TimeStep(rows, (), np.ones(num, np.bool_), ()), acting.reset(num))
         return spaces.raw_actions(task.spec.action, np.asarray(action))
+
+    def predictions(self, obs: Any, n: int | None = None, *, rate: float | None = None, seed: int = 0) -> dict[str, np.ndarray]:
+        """What `n` stochastic passes (MC dropout) say of each of a batch of raw observations `[M, ...]`: columns `[M]` by name. One pass is
+        one function for all rows.
+
+        Of mc_dropout its own: `mean`, `deviation`, `model_deviation`, or `predicted`, `probability`, `entropy`, `information`, n its
+        `samples` unless given. Of other systems, with n = 100 and the `rate` that `uncertainty` describes: `action` and `share`, what
+        most passes choose and how many do, or each component's `action_0` and `action_0_deviation`; `value` and `value_deviation` where
+        there is an estimate. Raises FlatironsError as `predict` and `uncertainty` do."""
+        return predicting.predictions(self, self.acting_task, obs, n, rate, seed)
 
     def overestimation(self, episodes: int = 20, seed: int | None = None) -> dict[str, Any]:
         """What the policy expects of the states it visits against what it gets there, over `episodes` greedy episodes (at most as many as

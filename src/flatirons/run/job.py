@@ -104,6 +104,9 @@ def evaluation_task(job: Job, episodes: int, seed: int, *, as_trained: bool = Fa
     if made.num_envs != wanted:
         made.close()
         made = job.make(wanted, seed=seed, training=training)
+    if isinstance(made, DataTask) and job.eval_source is None:
+        # Other rows in the file would be other test rows: some that were learned from.
+        demand_same_data(job, made)
     return made
 
 
@@ -501,7 +504,10 @@ class SpecTask:
 def acting_task(job: Job) -> Any:
     """A task to act for, one observation at a time; no environment is made for a host's."""
     if job.recorded["in_graph"]:
-        return job.make(job.config.num_envs, seed=job.seed, training=False)
+        made = job.make(job.config.num_envs, seed=job.seed, training=False)
+        if isinstance(made, DataTask) and job.eval_source is None:
+            demand_same_data(job, made)
+        return made
     try:
         return SpecTask(job.recorded["task"], job.config.num_envs, spec_from_json(job.recorded["spec"]))
     except (KeyError, TypeError, ValueError):

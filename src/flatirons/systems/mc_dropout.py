@@ -191,6 +191,38 @@ def predict(config: Config, actor: Actor, x: Any, key: Key, n: int) -> bayes.Pre
     return bayes.moments(draws(config, actor, x, key, n), config.tau)
 
 
+class Regressed(NamedTuple):
+    """Of each row `[N]`, in the units of y: the mean, its deviation (the noise's 1/tau included), and the deviation without the noise,
+    which more data could lessen."""
+
+    mean: jax.Array
+    deviation: jax.Array
+    model_deviation: jax.Array
+
+
+class Classified(NamedTuple):
+    """Of each row `[N]`: the class, its probability, the prediction's entropy, and the part of it that more data could lessen: the
+    information that knowing the weights would bring, H[E p] - E[H p]. Both in nats."""
+
+    predicted: jax.Array
+    probability: jax.Array
+    entropy: jax.Array
+    information: jax.Array
+
+
+def predictions(config: Config, task: Any, actor: Actor, x: Any, key: Key, n: int) -> Regressed | Classified:
+    """What `n` stochastic passes say of each row of `x [N, ...]`."""
+    drawn = draws(config, actor, x, key, n)
+    if isinstance(task.spec.action, Discrete):
+        log_probs = bayes.class_log_probs(drawn)
+        each = jax.nn.log_softmax(drawn, axis=-1)
+        entropy, inherent = (-jnp.sum(jnp.exp(p) * p, axis=-1) for p in (log_probs, each))
+        information = jnp.maximum(entropy - jnp.mean(inherent, axis=0), 0.0)
+        return Classified(jnp.argmax(log_probs, axis=-1), jnp.exp(jnp.max(log_probs, axis=-1)), entropy, information)
+    mean, variance = (part[:, 0] for part in bayes.moments(drawn))
+    return Regressed(mean, jnp.sqrt(variance + 1.0 / config.tau), jnp.sqrt(variance))
+
+
 def quality(config: Config, actor: Actor, rows: Rows, key: Key, n: int) -> dict[str, jax.Array]:
     """Scores of `n` stochastic passes on rows, in the units of y: log_likelihood, and rmse or accuracy; of the mean network
     `plain_...`, and of a single pass `one_pass_rmse`."""
