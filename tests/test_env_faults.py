@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -17,7 +18,9 @@ import numpy as np
 import pytest
 from gymnasium import spaces as gs
 
+import flatirons as fi
 from flatirons import envs
+from flatirons.data import rollout
 from flatirons.envs import host, worker
 from flatirons.types import FlatironsError
 
@@ -408,7 +411,7 @@ def test_an_environment_that_hangs_while_its_speed_is_measured_is_interrupted(ca
 
 def test_an_environment_that_hangs_while_threads_are_tried_is_interrupted() -> None:
     one, other = three_of("hangs"), three_of("hangs")
-    threads, _ = host._threads(one, [None] * 3, 2)
+    threads, _ = host._threads(one, [None] * 3, 2, None)
     serial = host.SerialEngine(host.Rows(other, [None] * 3))
     with pytest.raises(FlatironsError, match=r"environment . of Faulty, while threads were tried: it has not returned for 1 s"):
         host._faster("Faulty", threads, serial, Faulty.action_space, 3, LIMIT_S)
@@ -448,7 +451,7 @@ def test_a_worker_whose_parent_has_gone_ends_quietly(early: bool, monkeypatch: p
     monkeypatch.setattr(worker.faulthandler, "register", lambda *_, **__: None)
     ours, theirs = socket.socketpair()
     shared = worker.Shared(None, [((3,), "float32")], envs.make(Faulty).spec.action, 1, 1)
-    counts = {"first": 0, "count": 1, "number": 0, "num_envs": 1, "num_workers": 1}
+    counts = {"first": 0, "count": 1, "number": 0, "num_envs": 1, "num_workers": 1, "most": 0, "restarts": [0]}
     remote = {"module": __name__, "name": "make_losing_the_parent"}
     PARENT[:] = [ours, ours]
     if early:
@@ -495,6 +498,216 @@ def test_a_killed_worker_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         task.step(np.zeros(4, np.int32))
     assert time.monotonic() - start < 5
     task.close()
+
+
+# ------------------------------------------------------------------------------------------------- environments made anew
+
+
+class Counting(gymnasium.Env):
+    """Its observation is (generator's word at reset, steps since); in its third step `fault` happens; a whole episode has four."""
+
+    observation_space = gs.Box(0, 1e9, (2,), np.float64)
+    action_space = gs.Discrete(2)
+    fault = "raises"
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        if self.fault == "reset" and getattr(self, "steps", 0):
+            raise ValueError("broken reset")
+        self.steps, self.word = 0, float(self.np_random.integers(1000))
+        return self._obs(), {}
+
+    def _obs(self) -> np.ndarray:
+        return np.array([self.word, self.steps])
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        if self.steps == 3:
+            match self.fault:
+                case "raises":
+                    raise RuntimeError("the wheel came off")
+                case "exits":
+                    os._exit(9)
+                case "hangs":
+                    time.sleep(1000)
+                case "nan":
+                    return np.array([np.nan, 0.0]), 1.0, False, False, {}
+                case "reward":
+                    return self._obs(), np.inf, False, False, {}
+        return self._obs(), 1.0, self.steps == 4, False, {}
+
+
+def make_counting() -> gymnasium.Env:
+    return Counting()
+
+
+def make_counting_exits() -> gymnasium.Env:
+    env = Counting()
+    env.fault = "exits"
+    return env
+
+
+def make_counting_hangs() -> gymnasium.Env:
+    env = Counting()
+    env.fault = "hangs"
+    return env
+
+
+def sound() -> gymnasium.Env:
+    env = Counting()
+    env.fault = ""
+    return env
+
+
+def word(seed: int) -> float:
+    return float(np.random.default_rng(seed).integers(1000))
+
+
+@pytest.mark.parametrize("vectoriser", ["serial", "threads"])
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("raises", "step raised RuntimeError: the wheel came off"),
+        ("nan", "obs holds numbers that are not finite"),
+        ("reward", "reward is inf"),
+    ],
+)
+def test_an_environment_at_fault_is_made_anew(vectoriser: str, fault: str, words: str, capfd: pytest.CaptureFixture[str]) -> None:
+    bad = Counting()
+    bad.fault = fault
+    made = iter([sound(), bad, sound(), sound()])
+    task: Any = envs.make(lambda: next(made), 3, seed=5, vectoriser=vectoriser, restarts=1)
+    seeds, act = host.env_seeds(5, 3), np.zeros(3, np.int32)
+    task.step(act)
+    task.step(act)
+    outcome, timestep = task.step(act)
+    # It is cut at the observation that was acted on, and begins anew with a seed of its own; the others go on.
+    assert outcome.truncated.tolist() == [False, True, False] == timestep.first.tolist() and not outcome.terminated.any()
+    assert outcome.reward.tolist() == [1.0, 0.0, 1.0] and task.void == {1}
+    np.testing.assert_array_equal(outcome.next_obs, [[word(seeds[0]), 3], [word(seeds[1]), 2], [word(seeds[2]), 3]])
+    np.testing.assert_array_equal(timestep.obs, [[word(seeds[0]), 3], [word(host.seed_anew(seeds[1], 1)), 0], [word(seeds[2]), 3]])
+    said = capfd.readouterr().err
+    assert f"WARNING: environment 1 of Counting, at step 2 (last action 0): {words}" in said.replace("the reward", "reward")
+    assert "it was made anew (1 of 1 times)" in said
+    outcome, timestep = task.step(act)
+    assert outcome.terminated.tolist() == [True, False, True] and task.void == frozenset() and timestep.obs[1, 1] == 1
+    assert task.pop_void() == [(2, 1)] and task.pop_void() == []
+    task.close()
+
+
+def test_only_so_often_is_an_environment_made_anew() -> None:
+    task = envs.make(make_counting, 2, vectoriser="serial", restarts=2)
+    for _ in range(8):
+        task.step(np.zeros(2, np.int32))
+    with pytest.raises(FlatironsError, match=r"environment 0 of Counting.*the wheel came off \(made anew 2 times before\)"):
+        task.step(np.zeros(2, np.int32))
+    made = iter([Counting()])
+    task = envs.make(lambda: next(made), 1, restarts=3)
+    for _ in range(2):
+        task.step(np.zeros(1, np.int32))
+    with pytest.raises(FlatironsError, match=r"could not be made anew: StopIteration \(made anew 3 times before\)"):
+        task.step(np.zeros(1, np.int32))
+
+
+def test_a_fault_after_the_end_of_an_episode_cuts_none() -> None:
+    bad = Counting()
+    bad.fault = "reset"
+    made = iter([bad, sound()])
+    task: Any = envs.make(lambda: next(made), 1, restarts=1)
+    for _ in range(4):
+        outcome, timestep = task.step(np.zeros(1, np.int32))
+    assert outcome.terminated.tolist() == [True] and outcome.reward.tolist() == [1.0] and outcome.next_obs[0, 1] == 4
+    assert task.void == frozenset() and timestep.first.tolist() == [True] and timestep.obs[0, 1] == 0
+
+
+@pytest.mark.parametrize(
+    ("factory", "words"),
+    [(make_counting, "the wheel came off"), (make_counting_exits, "ended with status 9"), (make_counting_hangs, "not returned for 1 s")],
+)
+def test_workers_begin_anew(factory: Any, words: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "usable_cores", lambda: 2)
+    task: Any = envs.make(
+        factory, 2, seed=5, vectoriser="processes", restarts=1, timeout_s=LIMIT_S if factory is make_counting_hangs else 60.0
+    )
+    seeds, act = host.env_seeds(5, 2), np.zeros(2, np.int32)
+    before = [worker.pid for worker in task.engine.workers]
+    task.step(act)
+    task.step(act)
+    outcome, timestep = task.step(act)
+    assert outcome.truncated.all() and not outcome.terminated.any() and outcome.reward.tolist() == [0.0, 0.0] and task.void == {0, 1}
+    np.testing.assert_array_equal(outcome.next_obs, [[word(seed), 2] for seed in seeds])
+    np.testing.assert_array_equal(timestep.obs, [[word(host.seed_anew(seed, 1)), 0] for seed in seeds])
+    assert capfd.readouterr().err.count(words) >= 2
+    others = [worker.pid for worker in task.engine.workers]
+    assert (set(before) & set(others) == set()) == (factory is not make_counting)
+    for _ in range(2):
+        outcome, _ = task.step(act)
+    assert outcome.reward.tolist() == [1.0, 1.0] and task.void == frozenset()
+    with pytest.raises(FlatironsError, match=rf"environment 0 of Counting.*{words}.* \(made anew 1 times before\)"):
+        task.step(act)
+    task.close()
+    assert all(worker.poll() is not None for worker in task.engine.workers)
+
+
+def test_a_worker_that_was_killed_takes_its_environments_with_it(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(host, "usable_cores", lambda: 2)
+    task: Any = envs.make(sound, 4, vectoriser="processes", restarts=1)
+    task.step(np.zeros(4, np.int32))
+    os.kill(task.engine.workers[1].pid, signal.SIGKILL)
+    task.engine.workers[1].wait()
+    outcome, _ = task.step(np.zeros(4, np.int32))
+    assert outcome.truncated.tolist() == [False, False, True, True] and task.void == {2, 3} and outcome.reward.tolist() == [1, 1, 0, 0]
+    assert "it was made anew, with environments " in capfd.readouterr().err
+    for _ in range(3):
+        outcome, _ = task.step(np.zeros(4, np.int32))
+    assert not task.void
+    task.close()
+
+
+def test_void_episodes_count_nowhere(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    made: list[Counting] = []
+
+    def one_in_three() -> gymnasium.Env:
+        made.append(Counting())
+        made[-1].fault = "raises" if len(made) % 3 == 1 else ""
+        return made[-1]
+
+    task: Any = envs.make(one_in_three, 1, restarts=5)
+    run = rollout.host_run(task)
+    rows = [(task.step(np.zeros(1, np.int32))[0]) for _ in range(11)]
+
+    def part(begin: int, end: int) -> Any:
+        reward, _, terminated, truncated = (np.stack(xs) for xs in zip(*rows[begin:end], strict=True))
+        return SimpleNamespace(reward=reward, terminated=terminated, truncated=truncated)
+
+    # Three steps of a void episode, then two whole ones of four; looked at in pieces.
+    found = [run.count_episodes(part(begin, end)) for begin, end in ((0, 2), (2, 7), (7, 11))]
+    assert [(int(each.count), float(each.return_sum)) for each in found] == [(0, 0.0), (1, 4.0), (1, 4.0)]
+    made.clear()
+    trained = fi.train(
+        "ppo", one_in_three, num_envs=1, num_steps=16, num_minibatches=2, total_steps=32, env_options={"restarts": 5}, out=tmp_path / "run",
+        quiet=True,
+    )  # fmt: skip
+    made.clear()
+    scored = trained.evaluate(3)
+    assert scored["returns"] == [4.0, 4.0, 4.0] and scored["lengths"] == [4, 4, 4]
+    assert "was made anew" in capfd.readouterr().err
+
+
+def test_what_cannot_be_made_anew_says_so() -> None:
+    for task, words in (
+        ("jax:CartPole-v1", "stepped as one program"),
+        ("no-velocity:jax:CartPole-v1", "as one program"),
+        (sound(), "pass a factory"),
+    ):
+        with pytest.raises(FlatironsError, match=words):
+            envs.make(task, restarts=1)
+    with pytest.raises(FlatironsError, match="restarts is -1; it is a whole number"):
+        envs.make("CartPole-v1", restarts=-1)
+    task: Any = envs.make("CartPole-v1", 8, vectoriser="auto", restarts=1)
+    assert isinstance(task.engine, host.SerialEngine)
 
 
 def test_a_worker_that_cannot_start_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

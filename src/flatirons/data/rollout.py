@@ -124,6 +124,20 @@ class KeepsScore(Protocol):
         ...
 
 
+@runtime_checkable
+class LosesEpisodes(Protocol):
+    """A host task whose environments may be made anew after a fault, which cuts episodes that then count nowhere."""
+
+    @property
+    def num_steps(self) -> int:
+        """Batch steps so far."""
+        ...
+
+    def pop_void(self) -> list[tuple[int, int]]:
+        """(batch step, environment) of the episodes that were cut so since the last call."""
+        ...
+
+
 class HostRun:
     """What the rollouts of one host task keep between them: episode sums so far, and where the time went (seconds)."""
 
@@ -132,7 +146,10 @@ class HostRun:
         self.lengths = np.zeros(task.num_envs, np.int64)
         self.seconds = {"environment": 0.0, "inference": 0.0, "learning": 0.0}
         self._scorer = task if isinstance(task, KeepsScore) else None
+        self._loser = task if isinstance(task, LosesEpisodes) else None
+        self._counted = self._loser.num_steps if self._loser is not None else 0
         self._deciders: dict[bool, Decider] = {}
+        self._waiting: list[tuple[int, int]] = []
 
     def decider(self, policy: PolicyFunction, task: HostTask, config: Any, *, greedy: bool) -> Decider:
         """The Decider of this task, so that what it traced and compiled serves every rollout and every evaluation; made again for another
@@ -146,13 +163,15 @@ class HostRun:
         """The episodes that ended within a trajectory `[T, B, ...]`; what is left of it begins the sums of the next."""
         count, return_sum, length_sum = 0, 0.0, 0
         begin = 0
+        void = self._void(len(trajectory.reward))
         for t in np.flatnonzero((trajectory.terminated | trajectory.truncated).any(axis=1)).tolist():
             self.returns += trajectory.reward[begin : t + 1].sum(axis=0, dtype=np.float64)
             self.lengths += t + 1 - begin
             ended = trajectory.terminated[t] | trajectory.truncated[t]
-            count += int(ended.sum())
-            return_sum += float(self.returns[ended].sum())
-            length_sum += int(self.lengths[ended].sum())
+            counts = ended & ~np.isin(np.arange(len(ended)), [env for step, env in void if step == t]) if void else ended
+            count += int(counts.sum())
+            return_sum += float(self.returns[counts].sum())
+            length_sum += int(self.lengths[counts].sum())
             self.returns[ended] = 0.0
             self.lengths[ended] = 0
             begin = t + 1
@@ -162,6 +181,16 @@ class HostRun:
             games = self._scorer.pop_games()
             count, return_sum, length_sum = len(games), sum(score for score, _ in games), sum(length for _, length in games)
         return Episodes(np.int32(count), np.float32(return_sum), np.int32(length_sum))
+
+    def _void(self, num_steps: int) -> list[tuple[int, int]]:
+        """(row of the next trajectory of `num_steps` rows, environment) of the episodes that count nowhere."""
+        begin, self._counted = self._counted, self._counted + num_steps
+        if self._loser is None:
+            return []
+        self._waiting = [*self._waiting, *self._loser.pop_void()]
+        found = [(step - begin, env) for step, env in self._waiting]
+        self._waiting = [(step, env) for step, env in self._waiting if step >= self._counted]
+        return found
 
 
 def host_run(task: HostTask) -> HostRun:

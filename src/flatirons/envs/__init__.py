@@ -23,7 +23,7 @@ import sys
 import traceback
 import typing
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flatirons.types import FlatironsError, Task
 
@@ -37,6 +37,9 @@ VECTORISERS = ("auto", "serial", "threads", "processes", "gymnasium")
 
 _PREFIXES = ("jax", "pgx", "mdp", "probe", "sequence", "data", "meta", "envpool", "pixels", "discrete", "no-velocity")
 """What stands before the colon in names of ours; anything else there is a module that registers what is behind it."""
+
+_NEVER_ANEW = ("jax", "pgx", "mdp", "probe", "sequence", "data", "envpool")
+"""Prefixes whose environments are no objects that could be made again one by one."""
 
 _EXTRAS = {
     "ale_py": "atari",
@@ -61,6 +64,7 @@ def make(
     training: bool = True,
     vectoriser: str = "auto",
     timeout_s: float | None = 60.0,
+    restarts: int = 0,
     **options: Any,
 ) -> Task:
     """Make a task: a batch of `num_envs` environments that resets itself.
@@ -71,15 +75,26 @@ def make(
     training: False makes the evaluation twin: raw rewards and whole games in Atari; time limits stay.
     vectoriser: one of `VECTORISERS`, for Gymnasium's environments.
     timeout_s: after how long a host environment that does not return is an error (its making has 180 s at least); None to wait for ever.
+    restarts: how often each environment of Gymnasium's kind is made anew after a fault (it raised, its worker died or hung, it gave NaN)
+    before that is an error. Its episode is cut, counts nowhere, and is said on stderr.
     options: the environment's own (Gymnasium's `make` arguments such as `render_mode`, the fields of `AtariOptions`, an in-graph
     environment's fields).
 
     Raises FlatironsError for an unknown name (with the nearest ones), a missing extra (with the line that installs it), an unknown option.
     """
-    made = _make(task, num_envs, seed=seed, training=training, vectoriser=vectoriser, timeout_s=timeout_s, **options)
+    stepping = Stepping(vectoriser, timeout_s, restarts)
+    made = _make(task, num_envs, seed=seed, training=training, stepping=stepping, **options)
     if not made.in_graph:
-        made.recipe = Recipe(task, dict(training=training, vectoriser=vectoriser, timeout_s=timeout_s, **options), seed)  # type: ignore[union-attr]
+        made.recipe = Recipe(task, dict(training=training, **stepping._asdict(), **options), seed)  # type: ignore[union-attr]
     return made
+
+
+class Stepping(NamedTuple):
+    """How host environments are stepped, as `make` takes it."""
+
+    vectoriser: str = "auto"
+    timeout_s: float | None = 60.0
+    restarts: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +114,8 @@ class Recipe:
         return make(self.task, num_envs, seed=seed, **self.options)
 
 
-def _make(task: Any, num_envs: int, *, seed: int, training: bool, vectoriser: str, timeout_s: float | None, **options: Any) -> Task:
+def _make(task: Any, num_envs: int, *, seed: int, training: bool, stepping: Stepping, **options: Any) -> Task:
+    vectoriser, timeout_s, restarts = stepping
     if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
         raise FlatironsError(f"num_envs is {num_envs!r}; it is a whole number from 1 up")
     if vectoriser not in VECTORISERS:
@@ -108,9 +124,13 @@ def _make(task: Any, num_envs: int, *, seed: int, training: bool, vectoriser: st
         )
     if not _fits(float | None, timeout_s) or (timeout_s is not None and not timeout_s > 0):
         raise FlatironsError(f"timeout_s is {timeout_s!r}; it is a number of seconds above 0, or None to wait for ever")
+    if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 0:
+        raise FlatironsError(f"restarts is {restarts!r}; it is a whole number from 0 up")
     if not isinstance(task, str):
-        return _from_object(task, num_envs, seed, vectoriser, timeout_s, options)
+        return _from_object(task, num_envs, seed, stepping, options)
     prefix, colon, rest = task.partition(":")
+    if restarts and (task.startswith("ALE/") or rest.startswith("jax:") or (colon and prefix in _NEVER_ANEW)):
+        raise FlatironsError(f"{task} is stepped as one program, in which no environment is made anew; leave restarts at 0")
     if colon and prefix in ("jax", "pgx", "mdp", "probe"):
         if vectoriser != "auto":
             raise FlatironsError(f"{task} runs in-graph, where there is nothing to vectorise; leave the vectoriser at 'auto'")
@@ -120,7 +140,7 @@ def _make(task: Any, num_envs: int, *, seed: int, training: bool, vectoriser: st
     if colon and prefix == "data":
         return _data(task, rest, num_envs, options)
     if colon and prefix == "meta":
-        return _meta(task, rest, num_envs, seed, training, vectoriser, timeout_s, options)
+        return _meta(task, rest, num_envs, seed, training, stepping, options)
     if colon and prefix == "envpool":
         _import("envpool")
         from flatirons.envs.envpool import make_envpool
@@ -130,11 +150,11 @@ def _make(task: Any, num_envs: int, *, seed: int, training: bool, vectoriser: st
         from flatirons.envs import pixels
 
         options.pop("render_mode", None)  # it is drawn anyway
-        return _from_wrapped(task, rest, pixels, pixels.PixelOptions, num_envs, seed, vectoriser, timeout_s, options)
+        return _from_wrapped(task, rest, pixels, pixels.PixelOptions, num_envs, seed, stepping, options)
     if colon and prefix == "discrete":
         from flatirons.envs import discrete
 
-        return _from_wrapped(task, rest, discrete, discrete.DiscreteOptions, num_envs, seed, vectoriser, timeout_s, options)
+        return _from_wrapped(task, rest, discrete, discrete.DiscreteOptions, num_envs, seed, stepping, options)
     if colon and prefix == "no-velocity":
         from flatirons.envs import no_velocity
 
@@ -144,7 +164,7 @@ def _make(task: Any, num_envs: int, *, seed: int, training: bool, vectoriser: st
             kept = no_velocity.positions(rest.removeprefix("jax:"))
             whole: Any = _in_graph(rest, "jax", rest.removeprefix("jax:"), num_envs, options)
             return type(whole)(no_velocity.InGraphSeen(whole.env, kept), num_envs, task)
-        return _from_wrapped(task, rest, no_velocity, no_velocity.NoVelocityOptions, num_envs, seed, vectoriser, timeout_s, options)
+        return _from_wrapped(task, rest, no_velocity, no_velocity.NoVelocityOptions, num_envs, seed, stepping, options)
     if task.startswith("ALE/"):
         _import("ale_py")
         from flatirons.envs.atari import AtariOptions, make_atari
@@ -153,7 +173,7 @@ def _make(task: Any, num_envs: int, *, seed: int, training: bool, vectoriser: st
             raise FlatironsError(f"{task} is stepped by ale-py's own vector environment; leave the vectoriser at 'auto'")
         _demand_types(task, typing.get_type_hints(AtariOptions), options)
         return make_atari(task, num_envs, seed=seed, training=training, timeout_s=timeout_s, **options)
-    return _from_gymnasium(task, num_envs, seed, vectoriser, timeout_s, options)
+    return _from_gymnasium(task, num_envs, seed, stepping, options)
 
 
 def check(task: Any, *, options: Mapping[str, Any] | None = None, **limits: Any) -> list[Finding]:
@@ -372,9 +392,7 @@ def _sequence(task: str, names: str, num_envs: int, options: dict[str, Any]) -> 
     return sequence.Sequence(made, task)
 
 
-def _meta(
-    task: str, name: str, num_envs: int, seed: int, training: bool, vectoriser: str, timeout_s: float | None, options: dict[str, Any]
-) -> Task:
+def _meta(task: str, name: str, num_envs: int, seed: int, training: bool, stepping: Stepping, options: dict[str, Any]) -> Task:
     from flatirons.envs import meta
     from flatirons.envs.ingraph import InGraph
 
@@ -387,9 +405,11 @@ def _meta(
     _demand_types(task, known, options)
     if name in meta.HOST:
         env = meta.HOST[name]
-        worlds: Any = _from_gymnasium(env.gymnasium_id, num_envs, seed, vectoriser, timeout_s, dict(env.options) | options)
+        if stepping.restarts:
+            raise FlatironsError(f"{task} sets each environment a task of its own, so none is made anew; leave restarts at 0")
+        worlds: Any = _from_gymnasium(env.gymnasium_id, num_envs, seed, stepping, dict(env.options) | options)
         return meta.HostMeta(task, env, worlds, seed)
-    if vectoriser != "auto":
+    if stepping.vectoriser != "auto":
         raise FlatironsError(f"{task} runs in-graph, where there is nothing to vectorise; leave the vectoriser at 'auto'")
     made, notes = meta.in_graph(name, training=training, **options)
     return InGraph(made, num_envs, task, notes)
@@ -413,7 +433,7 @@ def _finite(task: str, name: str, known: Any, options: dict[str, Any]) -> Any:
     return mdp.make(name, **options)
 
 
-def _from_object(task: Any, num_envs: int, seed: int, vectoriser: str, timeout_s: float | None, options: dict[str, Any]) -> Task:
+def _from_object(task: Any, num_envs: int, seed: int, stepping: Stepping, options: dict[str, Any]) -> Task:
     from flatirons.envs.ingraph import Env, InGraph
 
     if options:
@@ -429,18 +449,22 @@ def _from_object(task: Any, num_envs: int, seed: int, vectoriser: str, timeout_s
             raise FlatironsError(
                 f"one environment instance was given for num_envs={num_envs}; pass a factory, a function that makes a new one"
             )
-        if vectoriser not in ("auto", "serial"):
+        if stepping.vectoriser not in ("auto", "serial"):
             raise FlatironsError(
-                f"one environment instance cannot be stepped by the vectoriser {vectoriser!r}; pass a factory, or leave it at 'auto'"
+                f"one environment instance cannot be stepped by the vectoriser {stepping.vectoriser!r}; pass a factory, or leave it at "
+                "'auto'"
             )
+        if stepping.restarts:
+            raise FlatironsError("one environment instance cannot be made anew; pass a factory, or leave restarts at 0")
         name = task.spec.id if task.spec is not None else type(task.unwrapped).__name__
         # Nothing is taken off an instance: it stays usable by the person who made it.
-        return host.batch(name, host.Source(lambda _: task, None, False), 1, seed=seed, vectoriser="serial", timeout_s=timeout_s)
+        stepping = stepping._replace(vectoriser="serial")
+        return host.batch(name, host.Source(lambda _: task, None, False), 1, seed=seed, **stepping._asdict())
     if not callable(task):
         raise FlatironsError(
             f"a {type(task).__name__} is not a task; give a name, a gymnasium.Env, a function that makes one, or an in-graph environment"
         )
-    with host.watched(lambda: "the task's factory, while it made the first environment", host.making_limit(timeout_s)):
+    with host.watched(lambda: "the task's factory, while it made the first environment", host.making_limit(stepping.timeout_s)):
         made: list[Any] = [task()]
     if isinstance(made[0], Env):
         return InGraph(made[0], num_envs, type(made[0]).__name__)
@@ -454,10 +478,10 @@ def _from_object(task: Any, num_envs: int, seed: int, vectoriser: str, timeout_s
     def again(_: bool) -> Any:
         return made.pop() if made else task()
 
-    return host.batch(name, host.Source(again, remote, True), num_envs, seed=seed, vectoriser=vectoriser, timeout_s=timeout_s)
+    return host.batch(name, host.Source(again, remote, True), num_envs, seed=seed, **stepping._asdict())
 
 
-def _from_gymnasium(task: str, num_envs: int, seed: int, vectoriser: str, timeout_s: float | None, options: dict[str, Any]) -> Task:
+def _from_gymnasium(task: str, num_envs: int, seed: int, stepping: Stepping, options: dict[str, Any]) -> Task:
     import gymnasium
 
     from flatirons.envs import host
@@ -502,7 +526,7 @@ def _from_gymnasium(task: str, num_envs: int, seed: int, vectoriser: str, timeou
             raise FlatironsError(f"{task} does not take these options: {type(error).__name__}: {' '.join(str(error).split())}") from None
 
     cartpole = None
-    if spec.entry_point == "gymnasium.envs.classic_control.cartpole:CartPoleEnv" and not render:
+    if spec.entry_point == "gymnasium.envs.classic_control.cartpole:CartPoleEnv" and not render and not stepping.restarts:
         arguments = {"max_episode_steps": spec.max_episode_steps, **spec.kwargs, **options}
         if set(arguments) <= {"max_episode_steps", "sutton_barto_reward"} and (arguments["max_episode_steps"] or 0) > 0:
             cartpole = arguments
@@ -512,9 +536,8 @@ def _from_gymnasium(task: str, num_envs: int, seed: int, vectoriser: str, timeou
         host.Source(one, None if from_robotics else _remote(spec, module, options, render), True),
         num_envs,
         seed=seed,
-        vectoriser=vectoriser,
-        timeout_s=timeout_s,
         cartpole=cartpole,
+        **stepping._asdict(),
     )
     made.notes = (*made.notes, *(note for note in notes if note not in made.notes))
     return made
@@ -544,8 +567,7 @@ def _from_wrapped(
     options_type: Any,
     num_envs: int,
     seed: int,
-    vectoriser: str,
-    timeout_s: float | None,
+    stepping: Stepping,
     options: dict[str, Any],
 ) -> Task:
     """A Gymnasium task that one of our modules wraps: its `options_type` takes the options it knows, Gymnasium's `make` the others."""
@@ -574,7 +596,7 @@ def _from_wrapped(
         except TypeError as error:
             raise FlatironsError(f"{task} does not take these options: {error}") from None
 
-    return host.batch(task, host.Source(one, None, True), num_envs, seed=seed, vectoriser=vectoriser, timeout_s=timeout_s)
+    return host.batch(task, host.Source(one, None, True), num_envs, seed=seed, **stepping._asdict())
 
 
 def _module_named_by(error: Exception) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from flatirons.envs.host import HostBatch, Leaves, Stepped, usable_cores
+from flatirons.envs.host import Anew, HostBatch, Leaves, Stepped, usable_cores
 from flatirons.types import ArraySpec, Discrete, FlatironsError, Spec
 
 
@@ -58,6 +58,7 @@ class AtariEngine:
 
     legal = None
     reached = None
+    anew: Sequence[Anew] = ()
 
     def __init__(self, game: str, num_envs: int, options: AtariOptions) -> None:
         from ale_py import AtariVectorEnv

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from flatirons.envs import robotics, spaces
-from flatirons.envs.host import EnvFault, HostBatch, Leaves, Stepped, warnings_as
+from flatirons.envs.host import Anew, EnvFault, HostBatch, Leaves, Stepped, warnings_as
 from flatirons.types import FlatironsError, Spec
 
 MOST_WORDS = 400
@@ -27,6 +27,7 @@ class EnvPoolEngine:
 
     legal = None
     reached = None
+    anew: Sequence[Anew] = ()
 
     def __init__(self, task: str, num_envs: int, seed: int, options: dict[str, Any]) -> None:
         self._task, self._num_envs, self._options = task, num_envs, options

@@ -56,6 +56,29 @@ class EnvFault(Exception):
         self.index, self.message, self.details = index, message, details
 
 
+class Lost(EnvFault):
+    """The worker process of environment `index` died, or hung and was ended."""
+
+
+class Anew(NamedTuple):
+    """Environment `index` was made anew after a fault, for the `count`-th time of `most`. void: the environments whose episodes are cut by
+    it, which are none where the fault came as an episode had ended."""
+
+    index: int
+    message: str
+    details: str
+    count: int
+    most: int
+    void: tuple[int, ...]
+
+
+class Again(NamedTuple):
+    """How environments are made anew after faults: `make(index)` gives one and its time limit (None: its own); `most`: how often each."""
+
+    make: Callable[[int], tuple[gymnasium.Env, int | None]]
+    most: int
+
+
 class Stepped(NamedTuple):
     """One batch step of an engine: arrays `[B]` and lists of obs arrays `[B, ...]`. `final` is `obs` itself where no episode ended."""
 
@@ -83,12 +106,15 @@ class Engine(Protocol):
 
     `legal` is the mask bool `[B, n]` of the observations that it gave out last, or None where its environments have none. `reached`
     `[B]` is 1.0 or 0.0 as the last `info` of the newest episode that ended in each says that its goal was reached, NaN where it does not
-    say; None where no environment is asked. It is rewritten in place, and only where an episode ends: looking at every step would cost."""
+    say; None where no environment is asked. It is rewritten in place, and only where an episode ends: looking at every step would cost.
+    `anew` are the environments that the last step made anew."""
 
     @property
     def legal(self) -> np.ndarray | None: ...  # noqa: D102
     @property
     def reached(self) -> np.ndarray | None: ...  # noqa: D102
+    @property
+    def anew(self) -> Sequence[Anew]: ...  # noqa: D102
     def reset(self, seeds: Sequence[int | None]) -> Leaves: ...  # noqa: D102
     def step(self, actions: np.ndarray) -> Stepped: ...  # noqa: D102
     def busy_with(self) -> int: ...  # noqa: D102
@@ -103,6 +129,11 @@ def env_seeds(seed: int, num_envs: int) -> list[int]:
     return [int(word) >> 1 for word in np.random.SeedSequence(seed).generate_state(num_envs)]
 
 
+def seed_anew(seed: int, count: int) -> int:
+    """The seed of the environment that takes the place of one with `seed`, the `count`-th time."""
+    return int(np.random.SeedSequence((seed, count)).generate_state(1)[0]) >> 1
+
+
 # ------------------------------------------------------------------------------------------------- one slice of environments
 
 
@@ -110,11 +141,20 @@ class Rows:
     """Some environments of a batch, stepped one after the other by whoever calls: the loop that all engines but the vector ones share.
 
     `first` is the batch index of the first one. `limits[i]` truncates environment i after that many steps (None: it does so itself).
-    `legal` holds their masks after each call, where they name one at their reset (`info["action_mask"]`), else None; `reached` is as an
-    `Engine` has it.
+    `legal` holds their masks after each call, where they name one at their reset (`info["action_mask"]`), else None; `reached` and `anew`
+    are as an `Engine` has them. With `again` an environment at fault is closed and another takes its place, begun with a seed that its own
+    and the count give; `restarts` are how often that was done to each. Its step then has the observation that was acted on for a successor,
+    no reward, and is cut.
     """
 
-    def __init__(self, envs: Sequence[gymnasium.Env], limits: Sequence[int | None], first: int = 0) -> None:
+    def __init__(
+        self,
+        envs: Sequence[gymnasium.Env],
+        limits: Sequence[int | None],
+        first: int = 0,
+        again: Again | None = None,
+        restarts: Sequence[int] | None = None,
+    ) -> None:
         self.envs = list(envs)
         for env in self.envs:
             diverge_openly(env)
@@ -137,6 +177,11 @@ class Rows:
         self._masked: bool | None = None
         self.legal: np.ndarray | None = None
         self.reached = np.full(len(self.envs), np.nan)
+        self.anew: list[Anew] = []
+        self.restarts = [0] * len(self.envs) if restarts is None else list(restarts)
+        self._again = again
+        self._seeds = [0] * len(self.envs)
+        self._before: Leaves = []
 
     def fresh(self) -> Leaves:
         """New arrays for the observations of these environments."""
@@ -146,9 +191,12 @@ class Rows:
         """Reset every environment, with its seed or carrying on its own generator, into rows `0 ... n-1` of `out`."""
         self.legal = self._no_masks()
         for row, seed in enumerate(seeds):
+            self._seeds[row] = self._seeds[row] if seed is None else seed
             self._reset(row, seed, out)
         if not self._masked:
             self.legal = None
+        if self._again is not None:
+            self._before = [array.copy() for array in out]
 
     def _no_masks(self) -> np.ndarray:
         return np.empty((len(self.envs), self._num_choices), np.bool_)
@@ -161,13 +209,61 @@ class Rows:
         Returns `(row, final obs arrays)` of those that ended.
         """
         finals: list[tuple[int, Leaves]] = []
-        elapsed, limits, single, masked = self._elapsed, self._limits, self._single, self._masked
-        if masked:
+        if self._masked:
             self.legal = self._no_masks()
+        if self._again is None:
+            self._step_from(0, actions, reward, terminated, truncated, out, finals)
+            return finals
+        self.anew, row = [], 0
+        while row < len(self.envs):
+            try:
+                self._step_from(row, actions, reward, terminated, truncated, out, finals)
+                break
+            except EnvFault as fault:
+                row = self.at
+                ended = bool(finals) and finals[-1][0] == row
+                self._make_anew(row, fault, self._again, out, () if ended else (self.first + row,))
+                if not ended:
+                    finals.append((row, [array[row].copy() for array in self._before]))
+                    reward[row], terminated[row], truncated[row], self.reached[row] = 0.0, False, True, np.nan
+                row += 1
+        self._before = [array.copy() for array in out]
+        return finals
+
+    def _make_anew(self, row: int, fault: EnvFault, again: Again, out: Leaves, void: tuple[int, ...]) -> None:
+        """Put another environment in the place of one at fault, and begin its first episode. Raises the last fault where that was done too
+        often already."""
+        said, details = fault.message, fault.details
+        while True:
+            if self.restarts[row] >= again.most:
+                raise EnvFault(fault.index, f"{fault.message} (made anew {again.most} times before)", fault.details)
+            self.restarts[row] += 1
+            with contextlib.suppress(Exception):
+                self.envs[row].close()
+            try:
+                env, limit = again.make(self.first + row)
+                diverge_openly(env)
+                self.envs[row], self._steps[row], self._limits[row] = env, env.step, sys.maxsize if limit is None else limit
+                self._reset(row, seed_anew(self._seeds[row], self.restarts[row]), out)
+                break
+            except FlatironsError:
+                raise
+            except EnvFault as later:
+                fault = later
+            except (Exception, SystemExit) as error:
+                fault = EnvFault(self.first + row, f"it could not be made anew: {_said(error)}", traceback.format_exc())
+        self.anew.append(Anew(self.first + row, said, details, self.restarts[row], again.most, void))
+
+    def _step_from(
+        self, begin: int, actions: Sequence[Any], reward: np.ndarray, terminated: np.ndarray, truncated: np.ndarray, out: Leaves,
+        finals: list[tuple[int, Leaves]],
+    ) -> None:  # fmt: skip
+        """Step the environments from row `begin` on; those whose episodes ended are added to `finals`."""
+        elapsed, limits, single, masked, careful = self._elapsed, self._limits, self._single, self._masked, self._again is not None
         first_out, shape, plain = out[0], self._shape, self._plain
-        row = 0
+        row = begin
         try:
-            for row, step in enumerate(self._steps):
+            for row, step in enumerate(self._steps[begin:], begin):
                 self.at = row
                 result = step(actions[row])
                 if len(result) != 5:
@@ -178,6 +274,8 @@ class Rows:
                 else:
                     self._put(row, obs, out)
                 reward[row] = value if type(value) is float else self._number(row, value)
+                if careful:
+                    self._demand_finite(row, out, reward[row])
                 count = elapsed[row] + 1
                 elapsed[row] = count
                 if over is not True and over is not False:
@@ -197,7 +295,14 @@ class Rows:
             raise
         except (Exception, SystemExit) as error:
             raise EnvFault(self.first + row, f"step raised {_said(error)}", traceback.format_exc()) from error
-        return finals
+
+    def _demand_finite(self, row: int, out: Leaves, reward: float) -> None:
+        """What a batch as a whole is looked at for otherwise: who makes environments anew must know whose number it is at once."""
+        for array, (path, *_) in zip(out, self._leaves, strict=True):
+            if array.dtype.kind == "f" and not spaces.all_finite(array[row]):
+                raise EnvFault(self.first + row, f"{path} holds numbers that are not finite")
+        if not abs(reward) <= FLOAT32_LARGEST:
+            raise EnvFault(self.first + row, f"the reward is {reward}, not a finite float32")
 
     def _reset(self, row: int, seed: int | None, out: Leaves) -> None:
         self.at = row
@@ -211,6 +316,8 @@ class Rows:
         if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
             raise EnvFault(self.first + row, _tuple_message("reset", result, "(obs, info)"))
         self._put(row, result[0], out)
+        if self._again is not None:
+            self._demand_finite(row, out, 0.0)
         named = self._num_choices > 0 and MASK in result[1]
         if self._masked is None:
             self._masked = named
@@ -405,6 +512,11 @@ class SerialEngine:
         """Whether goals were reached."""
         return self.rows.reached
 
+    @property
+    def anew(self) -> Sequence[Anew]:
+        """The environments that the last step made anew."""
+        return self.rows.anew
+
     def busy_with(self) -> int:
         """The environment that is being stepped."""
         return self.rows.at
@@ -475,6 +587,11 @@ class ThreadEngine:
         """Whether goals were reached."""
         return np.concatenate([part.reached for part in self.rows])
 
+    @property
+    def anew(self) -> Sequence[Anew]:
+        """The environments that the last step made anew."""
+        return [one for part in self.rows for one in part.anew]
+
     def busy_with(self) -> int:
         """The environment that the first thread is stepping."""
         return self.rows[0].first + self.rows[0].at
@@ -524,6 +641,7 @@ class CartPoleEngine:
 
     legal = None
     reached = None
+    anew: Sequence[Anew] = ()
 
     def __init__(self, num_envs: int, max_episode_steps: int, sutton_barto_reward: bool = False) -> None:
         from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
@@ -591,7 +709,8 @@ class HostBatch:
     Where the environments give `info["action_mask"]` at reset and after every step, it is the TimeStep's `legal`, else `legal` is `()`.
 
     Every fault of an environment (it raised, hung, gave NaN, infinity, a wrong shape or dtype) is a FlatironsError that names the
-    environment's index, the step and its last action; after one the task refuses to go on.
+    environment's index, the step and its last action; after one the task refuses to go on. Where its engine makes environments anew the
+    fault is said on stderr instead, and `void` has those whose episodes it cut in the last step.
     """
 
     in_graph = False
@@ -622,6 +741,8 @@ class HostBatch:
         self._num_steps = 0
         self._last: np.ndarray | None = None
         self._failed = ""
+        self.void: frozenset[int] = frozenset()
+        self._void_log: list[tuple[int, int]] = []
         self.current: TimeStep
         if timeout_s is not None:
             WATCHDOG.watch(self)
@@ -665,6 +786,8 @@ class HostBatch:
             raise
         finally:
             self.calls += 1
+        if self.void or self.engine.anew:
+            self._say_anew()
         if np.count_nonzero(np.abs(reward) <= FLOAT32_LARGEST) != self.num_envs:
             self._demand_float32(reward)
         for path, array in zip(self._paths, final, strict=True):
@@ -680,6 +803,28 @@ class HostBatch:
         self._num_steps += 1
         self.current = TimeStep(after, self.engine.legal if self._masked else (), first, ())
         return Outcome(reward.astype(np.float32, copy=False), next_obs, terminated, truncated), self.current
+
+    @property
+    def num_steps(self) -> int:
+        """Batch steps so far."""
+        return self._num_steps
+
+    def pop_void(self) -> list[tuple[int, int]]:
+        """(batch step from 0 up, environment) of the episodes that faults cut since the last call."""
+        found, self._void_log = self._void_log, []
+        return found
+
+    def _say_anew(self) -> None:
+        self.void = frozenset(index for one in self.engine.anew for index in one.void)
+        self._void_log += [(self._num_steps, index) for index in sorted(self.void)]
+        for one in self.engine.anew:
+            if one.details:
+                print(one.details, file=sys.stderr, end="")
+            others = f", with environments {', '.join(map(str, set(one.void) - {one.index}))}" if len(one.void) > 1 else ""
+            print(
+                f"flatirons: WARNING: {self.where(one.index)}: {one.message}; it was made anew{others} ({one.count} of {one.most} times)",
+                file=sys.stderr,
+            )
 
     @property
     def reached(self) -> np.ndarray | None:
@@ -951,12 +1096,15 @@ def batch(
     seed: int = 0,
     vectoriser: str = "auto",
     timeout_s: float | None = 60.0,
+    restarts: int = 0,
     cartpole: dict[str, Any] | None = None,
 ) -> HostBatch:
     """A HostBatch of `num_envs` environments from a source, with the engine that `vectoriser` names or the one that suits them.
 
-    `cartpole` holds the arguments of `CartPoleEngine` where it may be used. Raises FlatironsError where a named vectoriser cannot serve.
+    `restarts`: how often each is made anew after a fault. `cartpole` holds the arguments of `CartPoleEngine` where it may be used. Raises
+    FlatironsError where a named vectoriser cannot serve.
     """
+    again = Again(lambda index: _stripped(source, source.make(index == 0)), restarts) if restarts else None
     notes: list[str] = []
     if vectoriser == "gymnasium" and cartpole is None:
         raise FlatironsError(f"Gymnasium has no vector environment of {name} whose episodes can be ended exactly; use vectoriser='auto'")
@@ -977,7 +1125,7 @@ def batch(
                 raise FlatironsError(
                     f"environment {index} of {name} has other spaces than environment 0; all environments of a batch must be alike"
                 )
-        pairs = [unwrap(env) if source.unwrap else (env, None) for env in made]
+        pairs = [_stripped(source, env) for env in made]
         return [env for env, _ in pairs], [limit for _, limit in pairs]
 
     cores = usable_cores()
@@ -990,27 +1138,37 @@ def batch(
             )
         elif vectoriser == "processes":
             _close(name, made.pop(), timeout_s)
-            engine, note = _processes(name, source, spec, obs_space, num_envs, cores, timeout_s)
+            engine, note = _processes(name, source, spec, obs_space, num_envs, cores, timeout_s, restarts)
         elif vectoriser == "threads":
             if of_one_thread(first):
                 raise FlatironsError(f"{name} draws in the one thread that made it, so threads cannot step it; use vectoriser='auto'")
-            engine, note = _threads(*rest(), cores)
+            engine, note = _threads(*rest(), cores, again)
         elif num_envs == 1 or vectoriser == "serial":
-            engine = SerialEngine(Rows(*rest()))
+            engine = SerialEngine(Rows(*rest(), again=again))
             note = f"vectoriser: serial (one process, {num_envs} environment{'s' if num_envs > 1 else ''})"
         else:
-            step_s = _step_time(name, first, timeout_s)
-            speed = f"{name} steps in {step_s * 1e6:.3g} us"
+            try:
+                step_s = _step_time(name, first, timeout_s)
+            except FlatironsError as fault:
+                if again is None:
+                    raise
+                print(f"flatirons: WARNING: {fault}; it was made anew", file=sys.stderr)
+                with contextlib.suppress(Exception):
+                    _close(name, made.pop(), timeout_s)
+                made.append(_made(name, source, True, timeout_s))
+                step_s = 0.0
+            speed = f"{name} steps in {step_s * 1e6:.3g} us" if step_s else f"the speed of {name} could not be measured"
             if step_s > SLOW_STEP_S and cores > 1 and source.remote is not None:
                 _close(name, made.pop(), timeout_s)
-                engine, note = _processes(name, source, spec, obs_space, num_envs, cores, timeout_s)
+                engine, note = _processes(name, source, spec, obs_space, num_envs, cores, timeout_s, restarts)
                 note += f": {speed}"
             else:
                 envs, limits = rest()
-                engine, note = SerialEngine(Rows(envs, limits)), f"vectoriser: serial (one process, {num_envs} environments): {speed}"
+                engine = SerialEngine(Rows(envs, limits, again=again))
+                note = f"vectoriser: serial (one process, {num_envs} environments): {speed}"
                 of_mujoco = type(first.unwrapped).__module__.startswith("gymnasium.envs.mujoco")
                 if num_envs >= 4 and cores > 1 and of_mujoco and not of_one_thread(first):
-                    threads, threads_note = _threads(envs, limits, cores)
+                    threads, threads_note = _threads(envs, limits, cores, again)
                     ratio = _faster(name, threads, engine, first.action_space, num_envs, timeout_s)
                     if ratio > 1.1:
                         engine, note = threads, f"{threads_note}: {ratio:.2g} times as fast as one thread here"
@@ -1026,6 +1184,11 @@ def batch(
     # A worker that hangs is noticed and ended by the engine itself.
     limit_s = timeout_s if isinstance(engine, (SerialEngine, ThreadEngine, CartPoleEngine)) else None
     return HostBatch(name, engine, obs_space, spec, num_envs, seed=seed, notes=(note, *notes), timeout_s=limit_s)
+
+
+def _stripped(source: Source, env: gymnasium.Env) -> tuple[gymnasium.Env, int | None]:
+    """An environment of a source as it is stepped, and the time limit that is then ours to keep."""
+    return unwrap(env) if source.unwrap else (env, None)
 
 
 def making_limit(timeout_s: float | None) -> float | None:
@@ -1057,15 +1220,15 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _threads(envs: Sequence[gymnasium.Env], limits: Sequence[int | None], cores: int) -> tuple[ThreadEngine, str]:
+def _threads(envs: Sequence[gymnasium.Env], limits: Sequence[int | None], cores: int, again: Again | None) -> tuple[ThreadEngine, str]:
     count = max(1, min(cores, len(envs)))
     edges = np.linspace(0, len(envs), count + 1).astype(int)
-    rows = [Rows(envs[a:b], limits[a:b], int(a)) for a, b in itertools.pairwise(edges)]
+    rows = [Rows(envs[a:b], limits[a:b], int(a), again) for a, b in itertools.pairwise(edges)]
     return ThreadEngine(rows), f"vectoriser: threads ({count} threads, {len(envs)} environments)"
 
 
 def _processes(
-    name: str, source: Source, spec: Spec, obs_space: gymnasium.Space, num_envs: int, cores: int, timeout_s: float | None
+    name: str, source: Source, spec: Spec, obs_space: gymnasium.Space, num_envs: int, cores: int, timeout_s: float | None, restarts: int
 ) -> tuple[Engine, str]:
     from flatirons.envs.worker import ProcessEngine
 
@@ -1075,7 +1238,7 @@ def _processes(
             "move it into a module of its own, or use vectoriser='serial'"
         )
     count = max(1, min(cores, num_envs))
-    engine = ProcessEngine(source.remote, source.unwrap, obs_space, spec, num_envs, count, timeout_s)
+    engine = ProcessEngine(source.remote, source.unwrap, obs_space, spec, num_envs, count, timeout_s, restarts)
     return engine, f"vectoriser: processes ({count} workers, {num_envs} environments)"
 
 

@@ -28,7 +28,20 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from flatirons.envs import spaces
-from flatirons.envs.host import START_LIMIT_S, EnvFault, Leaves, Rows, Stepped, all_masks, quiet_mujoco, unwrap
+from flatirons.envs.host import (
+    START_LIMIT_S,
+    Again,
+    Anew,
+    EnvFault,
+    Leaves,
+    Lost,
+    Rows,
+    Stepped,
+    all_masks,
+    quiet_mujoco,
+    seed_anew,
+    unwrap,
+)
 from flatirons.types import Box, Discrete, FlatironsError, MultiDiscrete, Spec
 
 # A group's SIGINT or SIGTERM is the trainer's to answer, from a worker's first moment: it saves, then closes the sockets. SIGTERM gets a
@@ -72,7 +85,7 @@ class ProcessEngine:
     """The batch cut into one slice per worker process.
 
     A worker that dies, or that does not answer within `timeout_s` (its stack is then written to stderr and it is killed), is an `EnvFault`
-    of the environment it was stepping.
+    of the environment it was stepping. With `restarts` another worker takes its place, in which all its environments begin anew.
     """
 
     def __init__(
@@ -84,39 +97,31 @@ class ProcessEngine:
         num_envs: int,
         num_workers: int,
         timeout_s: float | None,
+        restarts: int = 0,
     ) -> None:
         obs = [(leaf.shape, leaf.dtype) for _, _, leaf, _ in spaces.leaves(obs_space)]
         self._timeout_s = timeout_s
         self.legal: np.ndarray | None = None
         self._shared = Shared(None, obs, spec.action, num_envs, num_workers)
         self.reached = self._shared.reached
+        self.anew: list[Anew] = []
+        self._remote, self._strip, self._most = remote, strip, restarts
+        self._restarts, self._seeds = [0] * num_envs, [0] * num_envs
+        self._before: Leaves = []
         self._edges = [int(edge) for edge in np.linspace(0, num_envs, num_workers + 1).astype(int)]
         self.workers: list[subprocess.Popen[bytes]] = []
         self._sockets: list[socket.socket] = []
         self._buffers = [b""] * num_workers
         # Runs at close, at garbage collection or at the interpreter's end, whichever comes first.
-        self._end = weakref.finalize(self, _end, self._sockets, self.workers)
-        variables = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+        handles = [self._shared.handle]
+        self._end = weakref.finalize(self, _end, self._sockets, self.workers, handles)
         try:
             for number in range(num_workers):
-                ours, theirs = socket.socketpair()
-                about = {
-                    "path": [entry or os.getcwd() for entry in sys.path],
-                    "remote": remote,
-                    "strip": strip,
-                    "socket": theirs.fileno(),
-                    "memory": self._shared.handle,
-                    "first": self._edges[number],
-                    "count": self._edges[number + 1] - self._edges[number],
-                    "number": number,
-                    "num_envs": num_envs,
-                    "num_workers": num_workers,
-                }
-                fds = (theirs.fileno(), self._shared.handle)
-                self.workers.append(subprocess.Popen([sys.executable, "-c", _START, json.dumps(about)], pass_fds=fds, env=variables))
-                theirs.close()
+                worker, ours = self._start(number)
+                self.workers.append(worker)
                 self._sockets.append(ours)
-            os.close(self._shared.handle)
+            if not restarts:
+                os.close(handles.pop())
             for number in range(num_workers):
                 self._answer(number, START_LIMIT_S)
         except EnvFault as fault:
@@ -128,8 +133,33 @@ class ProcessEngine:
             self.close()
             raise
 
+    def _start(self, number: int) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        """A worker that makes its environments, and the socket it will say so on."""
+        ours, theirs = socket.socketpair()
+        first, end = self._edges[number : number + 2]
+        about = {
+            "path": [entry or os.getcwd() for entry in sys.path],
+            "remote": self._remote,
+            "strip": self._strip,
+            "socket": theirs.fileno(),
+            "memory": self._shared.handle,
+            "first": first,
+            "count": end - first,
+            "number": number,
+            "num_envs": self._edges[-1],
+            "num_workers": len(self._edges) - 1,
+            "most": self._most,
+            "restarts": self._restarts[first:end],
+        }
+        variables = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+        fds = (theirs.fileno(), self._shared.handle)
+        worker = subprocess.Popen([sys.executable, "-c", _START, json.dumps(about)], pass_fds=fds, env=variables)
+        theirs.close()
+        return worker, ours
+
     def reset(self, seeds: Sequence[int | None]) -> Leaves:
         """Reset all, each with its seed; new obs arrays `[B, ...]`."""
+        self._seeds = [old if new is None else new for old, new in zip(self._seeds, seeds, strict=True)]
         for number in range(len(self.workers)):
             part = list(seeds[self._edges[number] : self._edges[number + 1]])
             self._send(number, json.dumps({"reset": part}).encode())
@@ -137,22 +167,74 @@ class ProcessEngine:
         slices = [self._shared.legal[a:b] for a, b in itertools.pairwise(self._edges)]
         parts = zip(self._edges[:-1], slices, masked, strict=True)
         self.legal = all_masks([(first, part if own else None) for first, part, own in parts])
-        return [array.copy() for array in self._shared.obs]
+        self._before = [array.copy() for array in self._shared.obs]
+        return self._before
 
     def step(self, actions: np.ndarray) -> Stepped:
         """Step all with checked actions `[B, ...]`."""
         shared = self._shared
         shared.action[...] = actions
+        self.anew = []
+        gone: dict[int, Lost] = {}
         for number in range(len(self.workers)):
-            self._send(number, b"step")
+            try:
+                self._send(number, b"step")
+            except Lost as fault:
+                gone[number] = fault
         ended = False
         for number in range(len(self.workers)):
-            ended |= self._answer(number, self._timeout_s) == "ended"
+            try:
+                ended |= self._stepped(number, gone.get(number))
+            except Lost as fault:
+                self._replace(number, fault)
+                ended = True
         if self.legal is not None:
             self.legal = shared.legal.copy()
-        obs = [array.copy() for array in shared.obs]
+        self._before = obs = [array.copy() for array in shared.obs]
         final = [array.copy() for array in shared.final] if ended else obs
         return Stepped(shared.reward.copy(), shared.terminated.copy(), shared.truncated.copy(), final, obs)
+
+    def _stepped(self, number: int, gone: Lost | None) -> bool:
+        """Whether an episode ended among a worker's environments in this step."""
+        if gone is not None:
+            raise gone
+        answer = self._answer(number, self._timeout_s)
+        if not isinstance(answer, list):
+            return answer == "ended"
+        for index, message, details, count, most, void in answer:
+            self._restarts[index] = count
+            self.anew.append(Anew(index, message, details, count, most, tuple(void)))
+        return True
+
+    def _replace(self, number: int, fault: EnvFault) -> None:
+        """Put another worker in the place of one that was lost in a step: its environments begin anew, and their episodes are cut. Raises
+        the last fault where its environment was made anew too often already."""
+        said, index = fault.message, fault.index
+        first, end = self._edges[number : number + 2]
+        while True:
+            if self._restarts[index] >= self._most:
+                times = f" (made anew {self._most} times before)" if self._most else ""
+                raise EnvFault(fault.index, f"{fault.message}{times}", fault.details)
+            self._restarts[index] += 1
+            self._sockets[number].close()
+            self.workers[number].kill()
+            self.workers[number].wait()
+            self._buffers[number] = b""
+            self.workers[number], self._sockets[number] = self._start(number)
+            seeds = [seed_anew(seed, self._restarts[index]) for seed in self._seeds[first:end]]
+            try:
+                self._answer(number, START_LIMIT_S)
+                self._send(number, json.dumps({"reset": seeds}).encode())
+                self._answer(number, self._timeout_s)
+                break
+            except EnvFault as later:
+                fault = later
+        shared = self._shared
+        for into, before in zip(shared.final, self._before, strict=True):
+            into[first:end] = before[first:end]
+        shared.reward[first:end], shared.terminated[first:end], shared.truncated[first:end] = 0.0, False, True
+        shared.reached[first:end] = np.nan
+        self.anew.append(Anew(index, said, "", self._restarts[index], self._most, tuple(range(first, end))))
 
     def busy_with(self) -> int:
         """The environment that the first worker is stepping."""
@@ -202,7 +284,7 @@ class ProcessEngine:
         status = self.workers[number].returncode
         how = f"by signal {-status}" if status is not None and status < 0 else f"with status {status}"
         memory = "; if the machine ran out of memory, use fewer environments" if status == -signal.SIGKILL else ""
-        raise EnvFault(int(self._shared.at[number]), f"its worker process ended {how}{memory}")
+        raise Lost(int(self._shared.at[number]), f"its worker process ended {how}{memory}")
 
     def _stuck(self, number: int, limit_s: float) -> None:
         worker = self.workers[number]
@@ -210,13 +292,16 @@ class ProcessEngine:
             worker.send_signal(signal.SIGUSR1)
             time.sleep(0.2)
         worker.kill()
-        raise EnvFault(
+        raise Lost(
             int(self._shared.at[number]),
             f"it has not returned for {limit_s:g} s and its worker was ended; its stack is above (a longer limit: timeout_s=...)",
         )
 
 
-def _end(sockets: list[socket.socket], workers: list[subprocess.Popen[bytes]]) -> None:
+def _end(sockets: list[socket.socket], workers: list[subprocess.Popen[bytes]], handles: list[int]) -> None:
+    for handle in handles:
+        with contextlib.suppress(OSError):
+            os.close(handle)
     for connection in sockets:
         with contextlib.suppress(OSError):
             connection.close()
@@ -281,8 +366,13 @@ def _serve(connection: socket.socket, about: dict[str, Any], at_end: contextlib.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             envs = [make_remote(about["remote"], about["first"] + index == 0) for index in range(about["count"])]
-        pairs = [unwrap(env) if about["strip"] else (env, None) for env in envs]
-        rows = _Noting([env for env, _ in pairs], [limit for _, limit in pairs], about["first"])
+
+        def stripped(env: gymnasium.Env) -> tuple[gymnasium.Env, int | None]:
+            return unwrap(env) if about["strip"] else (env, None)
+
+        pairs = [stripped(env) for env in envs]
+        again = Again(lambda index: stripped(make_remote(about["remote"], index == 0)), about["most"]) if about["most"] else None
+        rows = _Noting([env for env, _ in pairs], [limit for _, limit in pairs], about["first"], again, about["restarts"])
         at_end.callback(rows.close)
         obs = [(leaf.shape, leaf.dtype) for _, _, leaf, _ in spaces.leaves(envs[0].observation_space)]
         action = spaces.action_spec(envs[0].action_space)
@@ -311,7 +401,7 @@ def _serve(connection: socket.socket, about: dict[str, Any], at_end: contextlib.
                         into[row] = part
                 if rows.legal is not None:
                     legal[...] = rows.legal
-                say("ended" if ended else "")
+                say([list(one) for one in rows.anew] if rows.anew else "ended" if ended else "")
             elif command == b"render":
                 frame = rows.render()
                 say(None if frame is None else list(frame.shape))

@@ -176,8 +176,9 @@ def _on_host(
         lengths += 1
         ended = np.asarray(outcome.terminated | outcome.truncated)
         capped = counting & ~ended & (lengths >= cap)
+        void = task.void if isinstance(task, HostBatch) else ()
         for i in np.flatnonzero((counting & ended) | capped):
-            if len(found[i]) < wanted[i]:
+            if len(found[i]) < wanted[i] and i not in void:
                 found[i].append(
                     (float(returns[i]), int(lengths[i]), float(outcome.reward[i]), _reached(task, int(i)) if ended[i] else np.nan)
                 )
