@@ -368,6 +368,12 @@ def test_what_cannot_run_is_refused() -> None:
     alphazero.check(dataclasses.replace(SMALL, gate_every=turns), task())
     with pytest.raises(FlatironsError, match=f"gate_every={turns + 1}, and the run has {turns} turns .* no match would be held"):
         alphazero.check(dataclasses.replace(SMALL, gate_every=turns + 1), task())
+    # The last match of five turns is held after three of them, and learning begins later.
+    each = alphazero.steps_per_turn(SMALL)
+    late = dataclasses.replace(SMALL, gate_every=3, total_steps=5 * each, learning_starts=3 * each + 1)
+    with pytest.raises(FlatironsError, match=f"of which learning begins after {3 * each + 1:_} positions: no match would be held"):
+        alphazero.check(late, task())
+    alphazero.check(dataclasses.replace(late, learning_starts=3 * each), task())
     with pytest.raises(FlatironsError, match=r"tries all moves .* counts 1225"):
         alphazero.check(dataclasses.replace(SMALL, see_wins=True), envs.make("pgx:gardner_chess", 8))
     with pytest.raises(FlatironsError, match="goes with see_wins"):

@@ -10,6 +10,7 @@ import io
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import jax
@@ -21,10 +22,11 @@ from flatirons import envs
 from flatirons.__main__ import main
 from flatirons.envs import datasets, own_data
 from flatirons.run import job as jobs
-from flatirons.run import predicting
+from flatirons.run import predicting, uncertainty
 from flatirons.systems import mc_dropout
-from flatirons.types import ArraySpec, Box, Discrete, FlatironsError
+from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, Spec
 
+SAID = uncertainty.Uncertainty(np.array([0.0, 0.1, 0.9, 0.0]), None, None, None, np.zeros(1), None)
 GIVEN = os.environ.get("FLATIRONS_DATA") or ""
 needs_data = pytest.mark.skipif(not Path(GIVEN, "uci").is_dir(), reason="FLATIRONS_DATA names no folder with the data sets")
 
@@ -253,6 +255,8 @@ def test_a_table_of_ones_own(tmp_path: Path) -> None:
     assert len({tuple(test) for test in made.arrays["test"]}) == 3
     without_names = envs.make(table(tmp_path / "b.csv", rows.replace(";", ",")), target="1")
     np.testing.assert_array_equal(without_names.arrays["y"], np.arange(20.0))
+    # As the command line reads it.
+    np.testing.assert_array_equal(envs.make(f"data:{tmp_path / 'b.csv'}", target=1).arrays["y"], np.arange(20.0))
 
 
 def test_words_are_classes(tmp_path: Path) -> None:
@@ -289,6 +293,7 @@ def test_arrays_of_ones_own(tmp_path: Path) -> None:
         ("", "is empty"),
         ("a,b\n1,2\n3,4\n", "too few to learn from"),
         ("a,b\n1,nan\n3,4\n", "has 'nan' in the column 'b'"),
+        ("a,b,a\n1,2,3\n3,4,5\n", "several columns called 'a'; give each a name of its own"),
     ],
 )
 def test_a_faulty_table_is_named(tmp_path: Path, text: str, said: str) -> None:
@@ -384,11 +389,20 @@ def test_a_run_predicts_rows_that_it_has_never_seen(
         (["predict", "run", "new.csv", "--out", "a", "--json"], "leave one of them out"),
     ):  # fmt: skip
         assert main(bad) == 2 and why in capsys.readouterr().err
+    # A line that says which states there are is one column.
+    frozen: Any = SimpleNamespace(spec=Spec(ArraySpec((), "int32", 0, 15), Discrete(4)))
+    asked: list[Any] = []
+    lake: Any = SimpleNamespace(system=SimpleNamespace(), uncertainty=lambda obs, n, **_: asked.append(obs) or SAID)
+    assert predicting.predictions(lake, frozen, np.array([[3.0], [15.0]]), None, None, 0)["action"].tolist() == [2, 2]
+    assert [int(obs) for obs in asked] == [3, 15]
+    with pytest.raises(FlatironsError, match="n is 0"):
+        predicting.predictions(lake, frozen, np.array([[3.0]]), 0, None, 0)
     # Other rows are other test rows.
     with open(tmp_path / "k.csv", "a") as file:
         file.write("\n1,1,small\n")
     assert main(["eval", "run"]) == 2 and "are not those that" in capsys.readouterr().err
-    assert main(["predict", "run", "new.csv"]) == 2 and "are not those that" in capsys.readouterr().err
+    (tmp_path / "k.csv").unlink()
+    assert main(["predict", "run", "new.csv"]) == 0 and capsys.readouterr().out.splitlines()[1].startswith("1,big,")
 
 
 def test_a_prediction_of_numbers_has_the_noise_in_its_deviation(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ worst."""
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 
 from benchmarks.games.fuzz import Uniform, fuzz_gtp, fuzz_uci
 from flatirons.envs import games, notation
-from flatirons.run import engines, players, thinking
+from flatirons.run import engines, players, thinking, uci
 from flatirons.run.gtp import Gtp
 from flatirons.run.thinking import Limit
 from flatirons.run.uci import Uci, centipawns
@@ -176,6 +177,16 @@ def test_gtp_writes_the_games_own_komi_and_result() -> None:
         session.answer(line)
     written = session.answer("printsgf")
     assert "KM[100]" in written and "RE[W+19]" in written and session.answer("final_score") == "= W+19\n\n"
+
+
+def test_gtp_takes_the_komi_of_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.sgf").write_text("(;FF[4]GM[1]SZ[9]KM[0.5];B[ee];W[ec];B[];W[])")
+    (tmp_path / "b.sgf").write_text("(;FF[4]GM[1]SZ[9];B[ee])")
+    session = Gtp(Uniform(games.make("go_9x9")))
+    assert session.answer(f"loadsgf {tmp_path / 'a.sgf'}") == "= black\n\n" and session.answer("get_komi") == "= 0.5\n\n"
+    assert session.answer("final_score") == "= W+0.5\n\n" and "0.5 counts in the final score alone" in capsys.readouterr().err
+    session.answer(f"loadsgf {tmp_path / 'b.sgf'}")
+    assert session.answer("get_komi") == "= 0.5\n\n", "a record that says nothing leaves it as it is"
 
 
 def test_gtp_says_what_went_wrong_in_a_search() -> None:
@@ -446,6 +457,62 @@ def test_an_engine_in_a_process_of_its_own() -> None:
     answers = done.stdout.split("\n\n")
     assert answers[4] == "? unknown command"
     assert done.returncode == 0 and answers[0] == "= Flatirons" and answers[2][2:] in "1234567" and answers[3].startswith("? cannot score")
+
+
+def test_a_short_clock_is_answered_from_a_smaller_search() -> None:
+    quick = Growing(games.make("connect_four"), each=0.0005)
+    quick.simulations, pace = 400, thinking.Pace()
+    state = notation.table(quick.game).state
+    thinking.warm_up(quick, state, 0, pace)
+    assert set(quick.asked) == {100, 400, 1} and pace.warm.keys() == {100, 1}
+    for limit, sizes in (
+        (Limit(seconds=0.02), [1]), (Limit(seconds=0.02, room=thinking.room(3.0)), [100]),
+        (Limit(seconds=0.02, room=thinking.room(0.3)), [1]),
+        (Limit(seconds=0.1), [100]), (Limit(), [400]),
+    ):  # fmt: skip
+        quick.asked.clear()
+        thinking.think(quick, state, 0, limit, pace)
+        assert quick.asked == sizes, limit
+    session = Session("chess")
+    assert session.uci._limit(["wtime", "3000"], 0) == Limit(seconds=0.1, room=pytest.approx(0.3))
+    assert Session("shogi", usi=True).uci._limit(["btime", "0", "byoyomi", "1000"], 0) == Limit(seconds=0.9, room=0.9)
+
+
+def test_a_session_ends_beside_a_search_that_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uci, "QUIT_S", 0.05)
+    for each, busy in ((3.0, True), (0.001, False)):
+        slow = Growing(games.make("animal_shogi"), each=each)
+        lines = io.StringIO("position startpos\ngo nodes 1\nquit\n")
+        began = time.monotonic()
+        assert uci.serve(slow, lines, io.StringIO(), usi=True) == busy and time.monotonic() - began < 2.0
+
+
+@pytest.mark.parametrize("name", ["animal_shogi", "shogi", "gardner_chess"])
+def test_engines_play_on_where_only_the_number_of_moves_ended_a_game(name: str) -> None:
+    session = Session(name, usi=name in notation.SHOGI)
+    session.say("position startpos")
+    table = session.uci.table
+    # As after so many moves: pgx's own counter, where it has one, goes with ours.
+    late = {key: np.full_like(value, table.game.longest - 1) for key, value in table.state.inner.items() if "step_count" in key}
+    inner = {**table.state.inner, **late}
+    if "_x" in inner and hasattr(inner["_x"], "step_count"):
+        inner["_x"] = inner["_x"]._replace(step_count=np.int32(table.game.longest - 1))
+    table.states[-1] = table.state._replace(plies=np.int32(table.game.longest - 1), inner=inner)
+    table.play(int(np.argmax(table.legal)))
+    assert table.over and not table.outcome and not table.live.terminated
+    session.say("go nodes 1")
+    assert session.wait("bestmove").split(" ")[1] not in ("resign", "(none)")
+    table.play(int(np.argmax(table.live.legal)))
+    assert not table.over and table.turn == 0
+
+
+def test_a_late_move_number_does_not_end_a_game() -> None:
+    for name in ("animal_shogi", "shogi"):
+        start = notation.start_text(name).rpartition(" ")[0]
+        assert notation.table(games.make(name), f"{start} 40").text().endswith(" 40")
+        late = notation.table(games.make(name), f"{start} 600")
+        late.play(int(np.argmax(late.legal)))
+        assert not late.over
 
 
 class Clocked(Uniform):

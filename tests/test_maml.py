@@ -422,6 +422,14 @@ def test_adapting_to_a_new_task_is_one_call(sinusoid_run: Any, tmp_path: Path) -
     np.testing.assert_array_equal(sinusoid_run.predict(x), before)
     error = np.mean((run.predict(x) - y) ** 2)
     assert error < 0.5 * np.mean((before - y) ** 2)
+    for wrong, words in (
+        ({"learning_rate": float("nan")}, "learning_rate=nan must be a number from 0 up"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0 must be"),
+        ({"steps": 1.5}, "steps=1.5 must be a whole number"), ({"steps": 0}, "steps=0 must be"),
+        ({"learning_rate": 1e30, "steps": 3}, r"became NaN or infinite after 3 steps of 1e\+30 and 1e\+30; give a smaller learning_rate"),
+    ):  # fmt: skip
+        with pytest.raises(FlatironsError, match=words):
+            sinusoid_run.adapt((x, y), **wrong)
     run.save()
     again = fi.load(tmp_path / "adapted")
     np.testing.assert_array_equal(again.predict(x), run.predict(x))

@@ -351,6 +351,22 @@ def test_a_match_that_was_cut_short_plays_only_the_rest(tmp_path: Path) -> None:
         match.kept(tmp_path, what)
 
 
+def test_a_match_without_a_finished_game_goes_on_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["match", "random", "random", "--game", "tic_tac_toe", "--games", "2", "--out", str(tmp_path / "m")]
+    what = {"game": "tic_tac_toe", "a": "random", "b": "random", "steps": [None, None], "games": 2, "opening_plies": None, "seed": 0}
+    (tmp_path / "m").mkdir()
+    assert match.kept(tmp_path / "m", what) == []
+    found = match.play(game("tic_tac_toe"), Scripted("a"), Stopping("b", 0, KeyboardInterrupt()), 2)
+    match.save(found, game("tic_tac_toe"), tmp_path / "m", 1.0)
+    assert main(command) == 2 and "cut short after 0 games; give --resume" in capsys.readouterr().err
+    assert main([*command, "--seed", "1", "--resume"]) == 2 and "seed was 0 there" in capsys.readouterr().err
+    assert main([*command, "--resume"]) == 0 and json.loads(capsys.readouterr().out.splitlines()[-1])["games"] == 2
+    # One that was killed before its first game ended has nothing to lose.
+    (tmp_path / "m" / "match.json").unlink()
+    match.kept(tmp_path / "m", what)
+    assert main([*command, "--seed", "1"]) == 0
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_command_saves_when_it_is_stopped(
     number: int, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -307,6 +307,8 @@ def test_thompson_without_dropout_is_refused() -> None:
     task = envs.make("jax:CartPole-v1")
     with pytest.raises(FlatironsError, match=r"there is none: give dropout=0\.1"):
         dqn.check(dqn.Config(exploration="thompson"), task)
+    with pytest.raises(FlatironsError, match=r"there is none: give dropout=0\.1"):
+        dqn.check(dqn.Config(exploration="thompson", dropout=0.0), task)
     with pytest.raises(FlatironsError, match=r"dropout is 1\.5"):
         dqn.check(dqn.Config(dropout=1.5), task)
 

@@ -612,7 +612,8 @@ def _shogi_state(game: Game, cells: np.ndarray, turn: int, rest: Sequence[str], 
             inner = {key: getattr(full, key) for key in start.inner}
     begun = _begun(start, turn, legal, lost, jnp.where(lost, -1.0 if turn == 0 else 1.0, 0.0), inner)
     plies = max(0, int(number) - 1)
-    return begun._replace(plies=jnp.int32(plies if name == "shogi" else min(plies, game.longest - 1)))
+    # A late number would have pgx end the game at once.
+    return begun._replace(plies=jnp.int32(plies if plies < game.longest // 2 else 0))
 
 
 @jax.jit
@@ -655,8 +656,13 @@ def compile_rules(game: Game) -> None:
 
 def going_on(game: Game, state: GameState) -> GameState:
     """ONE position; where its game was ended by a draw that a player may claim and need not (FIDE's laws of chess, 9.2 and 9.3: the third
-    occurrence, fifty moves), as one that goes on. What nobody has to claim (9.6: the fifth occurrence, 75 moves) stays an end."""
-    if not state.terminated or game.name not in CHESS or state.outcome or state.plies >= game.longest:
+    occurrence, fifty moves), or by a number of moves that is pgx's and no rule of the game, as one that goes on. What nobody has to claim
+    (9.6: the fifth occurrence, 75 moves) stays an end."""
+    if not state.terminated or game.name not in (*CHESS, *SHOGI) or state.outcome:
+        return state
+    if state.plies >= game.longest:
+        return begun_again(game, state)
+    if game.name in SHOGI:
         return state
     if game.name == "chess":
         quiet, hashes = state.inner["_x"].halfmove_count, state.inner["_x"].hash_history
@@ -668,6 +674,16 @@ def going_on(game: Game, state: GameState) -> GameState:
     legal, bare = jax.device_get(_beneath(game)(state))
     # Stalemate and bare kings are no matter of claims.
     return state if bare or not legal.any() else state._replace(legal=legal, terminated=np.bool_(False))
+
+
+def begun_again(game: Game, state: GameState) -> GameState:
+    """ONE position of chess or shogi as one that nothing came before. `state` itself where there is no going on from it."""
+    text = position_text(game, state)
+    try:
+        again = from_position_text(game, f"{text.rpartition(' ')[0]} 1")
+    except FlatironsError:
+        return state
+    return state if again.terminated else again
 
 
 @functools.cache

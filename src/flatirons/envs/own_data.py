@@ -23,7 +23,7 @@ from flatirons.types import ArraySpec, Box, Discrete, FlatironsError, Spec
 SUFFIXES = (".csv", ".npz")
 """What such a name ends in."""
 
-OPTIONS = {"target": str | None, "classes": bool, "test_share": float, "splits": int}
+OPTIONS = {"target": str | int | None, "classes": bool, "test_share": float, "splits": int}
 """Options of such a task, by their types."""
 
 PICTURES = ("train_images", "train_labels", "test_images", "test_labels")
@@ -43,7 +43,7 @@ def located(task: Any) -> Any:
 
 
 def make(
-    name: str, num_envs: int = 1, *, target: str | None = None, classes: bool = False, test_share: float = 0.1, splits: int = 20
+    name: str, num_envs: int = 1, *, target: str | int | None = None, classes: bool = False, test_share: float = 0.1, splits: int = 20
 ) -> DataTask:
     """The file's rows as a task: arrays x `[n, ...]`, y `[n]` (float64, or int32 for classes), train and test int32 `[splits, ...]`.
 
@@ -60,7 +60,7 @@ def make(
     sha256, called = hashlib.sha256(content).hexdigest(), f"data:{name}"
     columns: tuple[str, ...] = ()
     if path.suffix.lower() == ".csv":
-        x, y, columns = _table(path, content, target, classes)
+        x, y, columns = _table(path, content, None if target is None else str(target), classes)
     else:
         arrays = _arrays(path, content)
         if target is not None:
@@ -84,6 +84,15 @@ def make(
     shown = ArraySpec(x.shape[1:], "uint8", 0, 255) if x.dtype == np.uint8 else ArraySpec(x.shape[1:], "float32")
     words = tuple(map(str, labels))
     return DataTask(called, num_envs, Spec(shown, action), {"x": x, "y": y, **parts}, sha256, notes, columns=columns, labels=words)
+
+
+def without_rows(name: str, num_envs: int, spec: Spec, split: int, columns: tuple[str, ...], labels: tuple[str, ...]) -> DataTask:
+    """What `make` gave, but for what the file says: enough to lay out a network and to ask it, where the file is not at hand."""
+    shown: Any = spec.obs
+    x = np.zeros((2, *shown.shape), np.uint8 if shown.dtype == "uint8" else np.float64)
+    y = np.zeros(2, np.int32 if isinstance(spec.action, Discrete) else np.float64)
+    rows = np.zeros((split + 1, 1), np.int32)
+    return DataTask(name, num_envs, spec, {"x": x, "y": y, "train": rows, "test": rows}, "", columns=columns, labels=labels)
 
 
 def inputs(file: str, columns: tuple[str, ...] = ()) -> np.ndarray:
@@ -137,6 +146,8 @@ def _lines(path: Path, content: bytes) -> tuple[list[str], bool, list[tuple[int,
     named = not any(_is_number(cell) for cell in lines[0][1])
     if named:
         header = lines.pop(0)[1]
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        raise FlatironsError(f"{path} has several columns called {twice[0]!r}; give each a name of its own")
     for i, row in lines:
         if len(row) != width:
             raise FlatironsError(f"row {i} of {path} has {len(row)} columns, where the first has {width}")

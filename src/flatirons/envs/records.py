@@ -190,7 +190,7 @@ def _read_sgf(game: Game, text: str, name: str) -> Iterator[Record]:
                 except FlatironsError as error:
                     raise FlatironsError(f"{where}, move {ply}: {error}") from None
         players = head.get(f"P{first}", "?"), head.get("PW" if first == "B" else "PB", "?")
-        facts = tuple((key, head[key]) for key in ("EV", "DT", "RO", "BR", "WR") if key in head)
+        facts = tuple((key, head[key]) for key in ("EV", "DT", "RO", "BR", "WR", "KM") if head.get(key))
         result = _sgf_result(head.get("RE", ""), first)
         yield Record(game.name, tuple(table.actions), given_up if result is None else result, players, "", facts)
 

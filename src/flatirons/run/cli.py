@@ -815,7 +815,8 @@ def match(arguments: list[str]) -> int:
     unsaved: Exception | None = None
     with matches.held_place(place, overwrite=chosen.overwrite, resume=chosen.resume):
         what = {"game": game.name, "a": chosen.a, "b": chosen.b, "steps": [players.steps(a), players.steps(b)]}
-        known = matches.kept(place, what | {name: getattr(chosen, name) for name in ("games", "opening_plies", "seed")})
+        what |= {name: getattr(chosen, name) for name in ("games", "opening_plies", "seed")}
+        known = matches.kept(place, what, resume=chosen.resume)
         if known and not chosen.json:
             print(f"{len(known)} of {chosen.games} games were finished before; the others begin anew")
         with _terminated_as_interrupted() as status:
@@ -925,7 +926,11 @@ def _engine(command: str, arguments: list[str]) -> int:
         if command == "gtp":
             gtp_engine.serve(thinker, sys.stdin, spoken, chosen.seed)
         else:
-            uci_engine.serve(thinker, sys.stdin, spoken, usi=command == "usi", seed=chosen.seed)
+            busy = uci_engine.serve(thinker, sys.stdin, spoken, usi=command == "usi", seed=chosen.seed)
+            if busy:
+                # Python waits for a thread that computes, or aborts beside it.
+                sys.stderr.flush()
+                os._exit(0)
     return 0
 
 

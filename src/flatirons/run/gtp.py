@@ -19,7 +19,7 @@ import numpy as np
 
 from flatirons.envs import notation, records
 from flatirons.run.players import Thinker
-from flatirons.run.thinking import Limit, Pace, allot, ranked, think, warm_up
+from flatirons.run.thinking import Limit, Pace, allot, ranked, room, think, warm_up
 from flatirons.types import FlatironsError
 
 
@@ -259,6 +259,9 @@ class Gtp:
                 raise Refused("move number not an integer")
             until = max(0, int(words[1]) - 1)
         self._clear_board([])
+        said = dict(found.facts).get("KM")
+        if self.is_go and said is not None:
+            self._komi([said])
         for action in found.actions[:until]:
             self.table.play(action)
         return notation.colours(self.game.name)[self.table.turn]
@@ -352,11 +355,11 @@ class Gtp:
         """The player's own number of simulations, unless there is a clock."""
         if colour in self.clocks:
             seconds, stones = self.clocks[colour]
-            return Limit(seconds=allot(max(0.0, seconds), moves=stones or None))
+            return Limit(seconds=allot(max(0.0, seconds), moves=stones or None), room=room(seconds))
         if self.settings is not None:
             main, period, stones = self.settings
             left = main - self.used.get(colour, 0.0)
-            return Limit(seconds=allot(left) if left > 0 else max(0.01, 0.9 * period / max(1, stones)))
+            return Limit(seconds=allot(left) if left > 0 else max(0.01, 0.9 * period / max(1, stones)), room=room(left))
         return Limit()
 
 

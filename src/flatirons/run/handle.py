@@ -22,6 +22,7 @@ from flatirons.run.job import (
     Job,
     acting_task,
     demand_same_spaces,
+    demand_whole,
     evaluation_config,
     evaluation_task,
     is_instance,
@@ -188,16 +189,22 @@ class Run:
         if "adapt_to" not in vars(self.system):
             raise FlatironsError(f"{system_name(self.system)} does not adapt to tasks; train maml for that")
         steps = max(1, self.config.inner_steps) if steps is None else steps
-        if steps < 1:
-            raise FlatironsError(f"steps={steps}: give at least 1")
+        demand_whole("steps", steps, 1)
+        if learning_rate is not None and not (math.isfinite(learning_rate) and learning_rate >= 0.0):
+            raise FlatironsError(f"learning_rate={learning_rate} must be a number from 0 up")
         later = self.config.inner_rate if self.config.eval_rate is None else self.config.eval_rate
         rates = (self.config.inner_rate, later) if learning_rate is None else (learning_rate, learning_rate)
         task = self._job.make(1, seed=seed, training=False)
         try:
             shown = adapting.given(task, given)
-            actor = self.system.adapt_to(on_device(self.config), task, self.actor, shown, steps, rates, jax.random.key(seed))
+            actor = self.system.adapt_to(on_device(self.config), task, self.actor, shown, int(steps), rates, jax.random.key(seed))
         finally:
             task.close()
+        if not all(np.isfinite(leaf).all() for leaf in jax.device_get(jax.tree.leaves(actor)) if leaf.dtype.kind == "f"):
+            raise FlatironsError(
+                f"the parameters became NaN or infinite after {steps} steps of {rates[0]:g} and {rates[1]:g}; give a smaller "
+                "learning_rate, or fewer steps"
+            )
         place = Path(out) if out is not None else self.path / "adapted"
         return Run(dataclasses.replace(self._job, path=place), actor=actor, step=self.step)
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatirons import envs, studies, systems
-from flatirons.envs import games, meta, spaces
+from flatirons.envs import games, meta, own_data, spaces
 from flatirons.envs.datasets import DataTask
 from flatirons.envs.ingraph import InGraph
 from flatirons.run import evaluate, folder, ranges
@@ -346,6 +346,8 @@ def record_of(job: Job, made: Task, *, vmapped: bool) -> dict[str, Any]:
         "in_graph": made.in_graph,
         "spec": spec_to_json(made.spec),
         "data_sha256": _data_sha256(job, made),
+        "columns": made.columns if isinstance(made, DataTask) else (),
+        "labels": made.labels if isinstance(made, DataTask) else (),
         "seed": job.seed,
         "seeds": job.seeds,
         "vmapped": vmapped,
@@ -502,14 +504,17 @@ class SpecTask:
 
 
 def acting_task(job: Job) -> Any:
-    """A task to act for, one observation at a time; no environment is made for a host's."""
-    if job.recorded["in_graph"]:
-        made = job.make(job.config.num_envs, seed=job.seed, training=False)
-        if isinstance(made, DataTask) and job.eval_source is None:
-            demand_same_data(job, made)
-        return made
+    """A task to act for, one observation at a time; no environment is made for a host's, and no table of one's own is read."""
+    name = str(job.recorded["task"])
+    of_ones_own = name.startswith("data:") and own_data.is_file(name) and "split" in vars(job.config)
+    if job.recorded["in_graph"] and not of_ones_own:
+        return job.make(job.config.num_envs, seed=job.seed, training=False)
     try:
-        return SpecTask(job.recorded["task"], job.config.num_envs, spec_from_json(job.recorded["spec"]))
+        spec = spec_from_json(job.recorded["spec"])
+        if of_ones_own:
+            columns, labels = (tuple(job.recorded.get(key, ())) for key in ("columns", "labels"))
+            return own_data.without_rows(name, job.config.num_envs, spec, vars(job.config)["split"], columns, labels)
+        return SpecTask(name, job.config.num_envs, spec)
     except (KeyError, TypeError, ValueError):
         raise FlatironsError(
             f"{job.path / folder.CONFIG} is damaged: its spec cannot be read; take it from a copy of the run folder"

@@ -352,12 +352,12 @@ def keep(place: Path, one: Played) -> None:
     folder.append_line(place / FINISHED, dataclasses.asdict(one))
 
 
-def kept(place: Path, what: Mapping[str, Any]) -> list[Played]:
+def kept(place: Path, what: Mapping[str, Any], *, resume: bool = True) -> list[Played]:
     """The finished games of a match that was cut short in the folder `place`; none, and their record begun, where there is none. `what`:
     all that makes it the same match (players, game, seed ...). Raises FlatironsError where the games there are of another."""
     path = place / FINISHED
     lines = _json_lines(path)
-    if len(lines) < 2:
+    if not lines or (len(lines) == 1 and not resume):
         folder.write_whole(path, json.dumps(folder.strict(what)) + "\n")
         return []
     for name, value in what.items():
@@ -407,12 +407,15 @@ def held_place(place: Path, *, overwrite: bool, resume: bool = False) -> Iterato
 def _demand_free(place: Path, *, overwrite: bool, resume: bool) -> None:
     if overwrite:
         return
+    unfinished, ended = (place / FINISHED).exists(), (place / "match.json").exists()
+    if unfinished and resume:
+        return
     games = max(len(_json_lines(place / FINISHED)) - 1, 0)
-    if games and not resume:
+    if games or (unfinished and ended):
         raise FlatironsError(
             f"{place} holds a match that was cut short after {games} games; give --resume to play the rest, or --overwrite"
         )
-    if (place / "match.json").exists() and not (games and resume):
+    if ended:
         raise FlatironsError(f"{place} holds a match already; choose another --out, or give --overwrite")
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from flatirons.core import bayes
 from flatirons.run import adapting, uncertainty
 from flatirons.run.job import on_device
-from flatirons.types import Discrete, FlatironsError
+from flatirons.types import ArraySpec, Discrete, FlatironsError
 
 CHUNK = 1_024
 """Rows at once: a thousand passes of all of them are kept side by side."""
@@ -23,18 +24,22 @@ _PASSES = 100
 
 def predictions(run: Any, task: Any, obs: Any, n: int | None, rate: float | None, seed: int) -> dict[str, np.ndarray]:
     """Columns `[M]` by name; see `Run.predictions`."""
+    passes = n if n is not None else run.config.samples if "predictions" in vars(run.system) else _PASSES
+    bayes.demand_draws(passes)
+    spec = task.spec.obs
+    if isinstance(spec, ArraySpec) and spec.shape == () and isinstance(obs, np.ndarray) and obs.shape[1:] == (1,):
+        obs = obs[:, 0]  # a file's one column
     if "predictions" not in vars(run.system):
-        rows = adapting.asked(task.spec.obs, obs)
+        rows = adapting.asked(spec, obs)
         count = len(jax.tree.leaves(rows)[0])
         found = [
-            _columns(task, run.uncertainty(jax.tree.map(lambda part, i=i: part[i], rows), n or _PASSES, rate=rate, seed=seed))
+            _columns(task, run.uncertainty(jax.tree.map(lambda part, i=i: part[i], rows), passes, rate=rate, seed=seed))
             for i in range(count)
         ]
         return {name: np.array([row[name] for row in found]) for name in found[0]}
     if rate is not None:
         raise FlatironsError(f"rate={rate}: {run.path} was trained with a rate of its own, {run.config.dropout}, and tau belongs to it")
-    rows, key = adapting.asked(task.spec.obs, obs), jax.random.key(seed)
-    passes = run.config.samples if n is None else n
+    rows, key = adapting.asked(spec, obs), jax.random.key(seed)
     parts = []
     for begin in range(0, len(rows), CHUNK):
         part = rows[begin : begin + CHUNK]

@@ -18,7 +18,7 @@ import numpy as np
 
 from flatirons.envs import notation
 from flatirons.envs.games import GameState
-from flatirons.run.players import Thinker, Thought
+from flatirons.run.players import Thinker, Thought, simulations_range
 
 GROWTH = 4
 MOST = 16_384
@@ -28,14 +28,19 @@ LONGEST_S = 2.0
 holds up others, and on a machine of one core those wait for it."""
 
 
+SMALL = 16
+"""Simulations that any clock has time for."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Limit:
     """When to answer: after exactly so many simulations, or after so many seconds, or (`endless`) when told to; else after the player's
-    own number of simulations."""
+    own number of simulations. room: how many seconds a first search may take beyond `seconds`, where a clock has them."""
 
     simulations: int | None = None
     seconds: float | None = None
     endless: bool = False
+    room: float = 0.0
 
 
 @dataclasses.dataclass
@@ -99,10 +104,12 @@ class Thinking:
             if self._last is not None:
                 self._give(self._last)
 
-    def join(self) -> None:
-        """Wait for the thread and those before it, which may be in the middle of searches whose results nobody wants any more."""
+    def join(self, seconds: float | None = None) -> bool:
+        """Wait for the thread and those before it, which may be in the middle of searches whose results nobody wants any more. `seconds`:
+        for each at the most. Returns whether all have ended."""
         for thread in self._running():
-            thread.join()
+            thread.join(seconds)
+        return not self._running()
 
     @property
     def answered(self) -> bool:
@@ -146,7 +153,7 @@ class Thinking:
         # Without simulations there is nothing to deepen: a network says the same however long it is asked, and a policy network knows no
         # search at all.
         deepening = own > 0 and limit.simulations is None and (limit.endless or limit.seconds is not None)
-        simulations = max(1, own // GROWTH) if deepening else limit.simulations if limit.simulations is not None else own
+        simulations = self._first(max(1, own // GROWTH)) if deepening else limit.simulations if limit.simulations is not None else own
         while True:
             started, alone = time.monotonic(), self._alone()
             thought = self._thinker.think(self._state, jax.random.key(self._seed), simulations)
@@ -157,7 +164,7 @@ class Thinking:
                 if not self._answered:
                     self._last = thought
                     self._report(thought, simulations, now - self._began)
-            simulations *= GROWTH
+            simulations = max(1, own // GROWTH) if simulations == 0 else simulations * GROWTH
             if not deepening or simulations > MOST or (limit.endless and self._pace.running(simulations) > LONGEST_S):
                 if limit.endless:
                     self._stop.wait()
@@ -168,6 +175,15 @@ class Thinking:
             if self._stop.is_set() or self._late(simulations):
                 break
         self._give(thought)
+
+    def _first(self, usual: int) -> int:
+        """The simulations of the first search, which cannot be cut short: fewer than usual where those are known to take too long, of a
+        size that is compiled."""
+        if self._limit.seconds is None or usual not in self._pace.warm:
+            return usual
+        most = max(self._limit.seconds, self._limit.room)
+        warm = tuple(self._pace.warm.items())
+        return max((n for n, seconds in warm if n <= usual and seconds <= most), default=min(n for n, _ in warm))
 
     def _late(self, simulations: int) -> bool:
         """Whether such a search would not end in time."""
@@ -186,16 +202,23 @@ def think(thinker: Thinker, state: GameState, seed: int, limit: Limit, pace: Pac
 
 
 def warm_up(thinker: Thinker, state: GameState, seed: int, pace: Pace) -> None:
-    """Compile the rules, and the searches that a move begins with, under a clock (the smallest and the next) and without one, where they
-    have not been yet, so that no player's time is spent on it. `state` must not have ended."""
+    """Compile the rules, and the searches that a move begins with, under a clock (the smallest and the next; where the smallest is large,
+    the least that can be asked, for a clock that has no time for it) and without one, where they have not been yet, so that no player's
+    time is spent on it. `state` must not have ended."""
     notation.compile_rules(thinker.game)
     own = thinker.simulations
     first = max(1, own // GROWTH) if own else 0
-    for simulations in dict.fromkeys((first, first * GROWTH, own)):
+    least = simulations_range(thinker)[0] if first > SMALL else first
+    for simulations in dict.fromkeys((first, first * GROWTH, own, least)):
         if simulations not in pace.seen:
             # The smallest again: how long it takes once it is compiled is what larger ones are judged by.
-            for _ in range(2 if simulations == first else 1):
+            for _ in range(2 if simulations in (first, least) else 1):
                 think(thinker, state, seed, Limit(simulations=simulations), pace)
+
+
+def room(left: float) -> float:
+    """Seconds that a search which cannot be cut short may take of a clock with `left` seconds."""
+    return 0.1 * max(0.0, left)
 
 
 def allot(left: float, increment: float = 0.0, moves: int | None = None) -> float:

@@ -21,8 +21,11 @@ import numpy as np
 
 from flatirons.envs import notation
 from flatirons.run.players import Thinker, Thought, simulations_range
-from flatirons.run.thinking import Limit, Pace, Thinking, allot, ranked, warm_up
+from flatirons.run.thinking import Limit, Pace, Thinking, allot, ranked, room, warm_up
 from flatirons.types import FlatironsError
+
+QUIT_S = 0.5
+"""How long a session waits at its end for a search to be over."""
 
 _NUMBERS = ("wtime", "btime", "winc", "binc", "byoyomi", "movestogo", "depth", "nodes", "mate", "movetime")
 
@@ -160,6 +163,9 @@ class Uci:
                 return
         # Where a draw could be claimed and was not, the board asks for a move all the same.
         table, live = self.table, self.table.live
+        if self.usi and live.terminated and not live.outcome:
+            # A repetition: a board that asks all the same is not told that the game is given up.
+            live = notation.begun_again(self.game, live)
         if live.terminated or not live.legal.any():
             self.say("bestmove resign" if self.usi else "bestmove (none)")
             return
@@ -215,7 +221,7 @@ class Uci:
         if f"{mine}time" in numbers or "byoyomi" in numbers:
             left, period = numbers.get(f"{mine}time", 0) / 1000, numbers.get("byoyomi", 0) / 1000
             seconds = allot(max(0.0, left), numbers.get(f"{mine}inc", 0) / 1000, numbers.get("movestogo") or None) if left > 0 else 0.0
-            return Limit(seconds=max(0.01, seconds + 0.9 * period))
+            return Limit(seconds=max(0.01, seconds + 0.9 * period), room=room(left) + 0.9 * period)
         return Limit()
 
     def _searchmoves(self, words: list[str], now: notation.Board, legal: np.ndarray) -> set[int]:
@@ -243,8 +249,9 @@ def centipawns(value: float) -> int:
     return round(400 * math.log10((1 + v) / (1 - v)))
 
 
-def serve(thinker: Thinker, inputs: TextIO, outputs: TextIO, *, usi: bool = False, seed: int = 0) -> None:
-    """Answer lines until `quit` or the end of the input."""
+def serve(thinker: Thinker, inputs: TextIO, outputs: TextIO, *, usi: bool = False, seed: int = 0) -> bool:
+    """Answer lines until `quit` or the end of the input. Returns whether a search that nobody wants is still going on, which cannot be
+    ended and need not be waited for."""
 
     def say(line: str) -> None:
         try:
@@ -261,4 +268,5 @@ def serve(thinker: Thinker, inputs: TextIO, outputs: TextIO, *, usi: bool = Fals
             break
     if session.thinking is not None:
         session.thinking.stop()
-        session.thinking.join()
+        return not session.thinking.join(QUIT_S)
+    return False

@@ -376,10 +376,12 @@ def check(config: Config, task: Task) -> None:
     if config.gate_every and (config.gate_games < 2 or config.gate_games % 2):
         raise FlatironsError(f"gate_games={config.gate_games} must be an even number: each side moves first in half of them")
     turns = config.total_steps // steps_per_turn(config)
-    if config.gate_every > turns:
+    last_gate = turns // config.gate_every * config.gate_every if config.gate_every else turns
+    if config.gate_every > turns or last_gate * steps_per_turn(config) < config.learning_starts:
+        learning = f", of which learning begins after {config.learning_starts:_} positions" if config.gate_every <= turns else ""
         raise FlatironsError(
-            f"gate_every={config.gate_every}, and the run has {turns} turns of {steps_per_turn(config):_} moves: no match would be held, "
-            "and the network that plays would stay as it began; make it less, or 0 for no matches"
+            f"gate_every={config.gate_every}, and the run has {turns} turns of {steps_per_turn(config):_} moves{learning}: no match would "
+            "be held, and the network that plays would stay as it began; make it less, or 0 for no matches"
         )
     positions.check(config.num_envs, config.buffer_size, config.num_steps, game.longest)
     # Of a game that still runs no position can be learned from.

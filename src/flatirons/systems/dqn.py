@@ -368,7 +368,7 @@ def check(config: Config, task: Task) -> None:
         raise FlatironsError("target_every, epsilon_steps and n_step must be at least 1")
     offpolicy.check(config, task, priorities.num_bytes(config.buffer_size) if config.prioritised else 0)
     torso(config.network, task.spec.obs, config.hidden, config.activation, "fan_in")
-    if config.exploration != "epsilon-greedy" and config.dropout is None:
+    if config.exploration != "epsilon-greedy" and not config.dropout:
         raise FlatironsError(f"exploration={config.exploration} draws its Q-network by dropout, and there is none: give dropout=0.1")
     if config.dropout is not None:
         bayes.demand_rate(config.dropout, "dropout")
