@@ -14,6 +14,8 @@ import argparse
 import time
 from pathlib import Path
 
+import jax
+
 import flatirons as fi
 from benchmarks.games import pieces
 from benchmarks.record import header, write
@@ -37,7 +39,7 @@ OPPONENTS: dict[str, dict[str, tuple[float, float] | None]] = {
 
 
 def test(args: argparse.Namespace, path: Path) -> None:
-    """Every match, into the result file."""
+    """Every match, into the result file, which is written anew after each."""
     head, run, game, rows = header(f"two_hours_{args.game}", "benchmarks.games.two_hours"), fi.load(path), games.make(args.game), {}
     mine = players.player(f"{path}?simulations={SIMULATIONS}", game)
     for spec, bars in OPPONENTS[args.game].items():
@@ -53,8 +55,10 @@ def test(args: argparse.Namespace, path: Path) -> None:
             row |= pieces.verdict(row["score"], bars)
         rows[spec] = row
         print(spec, row, f"{time.perf_counter() - began:.0f} s", flush=True)
-    found = head | {"game": args.game} | pieces.result(run, path, args.seed, SIMULATIONS, rows)
-    write(args.out / f"two_hours_{args.game}.json", found)
+        found = head | {"game": args.game} | pieces.result(run, path, args.seed, SIMULATIONS, rows)
+        write(args.out / f"two_hours_{args.game}.json", found)
+        # Compiled programs are memory mappings, of which a process may have 65,530: the fifth match of a small chess had none left.
+        jax.clear_caches()
 
 
 def main() -> None:
