@@ -374,6 +374,8 @@ def test_what_cannot_run_is_refused() -> None:
     with pytest.raises(FlatironsError, match=f"of which learning begins after {3 * each + 1:_} positions: no match would be held"):
         alphazero.check(late, task())
     alphazero.check(dataclasses.replace(late, learning_starts=3 * each), task())
+    # Without matches a run may be as short as one likes.
+    alphazero.check(dataclasses.replace(late, gate_every=0, total_steps=each), task())
     with pytest.raises(FlatironsError, match=r"tries all moves .* counts 1225"):
         alphazero.check(dataclasses.replace(SMALL, see_wins=True), envs.make("pgx:gardner_chess", 8))
     with pytest.raises(FlatironsError, match="goes with see_wins"):

@@ -1104,7 +1104,7 @@ def batch(
     `restarts`: how often each is made anew after a fault. `cartpole` holds the arguments of `CartPoleEngine` where it may be used. Raises
     FlatironsError where a named vectoriser cannot serve.
     """
-    again = Again(lambda index: _stripped(source, source.make(index == 0)), restarts) if restarts else None
+    again = Again(lambda index: stripped(source.make(index == 0), source.unwrap), restarts) if restarts else None
     notes: list[str] = []
     if vectoriser == "gymnasium" and cartpole is None:
         raise FlatironsError(f"Gymnasium has no vector environment of {name} whose episodes can be ended exactly; use vectoriser='auto'")
@@ -1125,7 +1125,7 @@ def batch(
                 raise FlatironsError(
                     f"environment {index} of {name} has other spaces than environment 0; all environments of a batch must be alike"
                 )
-        pairs = [_stripped(source, env) for env in made]
+        pairs = [stripped(env, source.unwrap) for env in made]
         return [env for env, _ in pairs], [limit for _, limit in pairs]
 
     cores = usable_cores()
@@ -1186,9 +1186,9 @@ def batch(
     return HostBatch(name, engine, obs_space, spec, num_envs, seed=seed, notes=(note, *notes), timeout_s=limit_s)
 
 
-def _stripped(source: Source, env: gymnasium.Env) -> tuple[gymnasium.Env, int | None]:
-    """An environment of a source as it is stepped, and the time limit that is then ours to keep."""
-    return unwrap(env) if source.unwrap else (env, None)
+def stripped(env: gymnasium.Env, strip: bool) -> tuple[gymnasium.Env, int | None]:
+    """An environment as it is stepped, and the time limit that is then ours to keep: without its wrappers where `strip`."""
+    return unwrap(env) if strip else (env, None)
 
 
 def making_limit(timeout_s: float | None) -> float | None:

@@ -40,7 +40,7 @@ from flatirons.envs.host import (
     all_masks,
     quiet_mujoco,
     seed_anew,
-    unwrap,
+    stripped,
 )
 from flatirons.types import Box, Discrete, FlatironsError, MultiDiscrete, Spec
 
@@ -366,12 +366,9 @@ def _serve(connection: socket.socket, about: dict[str, Any], at_end: contextlib.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             envs = [make_remote(about["remote"], about["first"] + index == 0) for index in range(about["count"])]
-
-        def stripped(env: gymnasium.Env) -> tuple[gymnasium.Env, int | None]:
-            return unwrap(env) if about["strip"] else (env, None)
-
-        pairs = [stripped(env) for env in envs]
-        again = Again(lambda index: stripped(make_remote(about["remote"], index == 0)), about["most"]) if about["most"] else None
+        remote, strip, most = about["remote"], about["strip"], about["most"]
+        pairs = [stripped(env, strip) for env in envs]
+        again = Again(lambda index: stripped(make_remote(remote, index == 0), strip), most) if most else None
         rows = _Noting([env for env, _ in pairs], [limit for _, limit in pairs], about["first"], again, about["restarts"])
         at_end.callback(rows.close)
         obs = [(leaf.shape, leaf.dtype) for _, _, leaf, _ in spaces.leaves(envs[0].observation_space)]

@@ -153,7 +153,8 @@ class Thinking:
         # Without simulations there is nothing to deepen: a network says the same however long it is asked, and a policy network knows no
         # search at all.
         deepening = own > 0 and limit.simulations is None and (limit.endless or limit.seconds is not None)
-        simulations = self._first(max(1, own // GROWTH)) if deepening else limit.simulations if limit.simulations is not None else own
+        usual = max(1, own // GROWTH)
+        simulations = self._first(usual) if deepening else limit.simulations if limit.simulations is not None else own
         while True:
             started, alone = time.monotonic(), self._alone()
             thought = self._thinker.think(self._state, jax.random.key(self._seed), simulations)
@@ -164,7 +165,7 @@ class Thinking:
                 if not self._answered:
                     self._last = thought
                     self._report(thought, simulations, now - self._began)
-            simulations = max(1, own // GROWTH) if simulations == 0 else simulations * GROWTH
+            simulations = simulations * GROWTH if simulations else usual
             if not deepening or simulations > MOST or (limit.endless and self._pace.running(simulations) > LONGEST_S):
                 if limit.endless:
                     self._stop.wait()

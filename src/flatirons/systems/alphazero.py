@@ -375,14 +375,8 @@ def check(config: Config, task: Task) -> None:
         raise FlatironsError(f"opening_plies={config.opening_plies} must not be negative")
     if config.gate_every and (config.gate_games < 2 or config.gate_games % 2):
         raise FlatironsError(f"gate_games={config.gate_games} must be an even number: each side moves first in half of them")
-    turns = config.total_steps // steps_per_turn(config)
-    last_gate = turns // config.gate_every * config.gate_every if config.gate_every else turns
-    if config.gate_every > turns or last_gate * steps_per_turn(config) < config.learning_starts:
-        learning = f", of which learning begins after {config.learning_starts:_} positions" if config.gate_every <= turns else ""
-        raise FlatironsError(
-            f"gate_every={config.gate_every}, and the run has {turns} turns of {steps_per_turn(config):_} moves{learning}: no match would "
-            "be held, and the network that plays would stay as it began; make it less, or 0 for no matches"
-        )
+    if config.gate_every:
+        _demand_a_gate(config)
     positions.check(config.num_envs, config.buffer_size, config.num_steps, game.longest)
     # Of a game that still runs no position can be learned from.
     most = config.buffer_size - config.num_envs * game.longest
@@ -393,6 +387,19 @@ def check(config: Config, task: Task) -> None:
         )
     shapes = jax.eval_shape(lambda: positions.create(spec, game.num_actions, config.num_envs, config.buffer_size))
     resources.require_memory(trees.num_bytes(shapes), f"a replay of {config.buffer_size:,} positions (buffer_size)")
+
+
+def _demand_a_gate(config: Config) -> None:
+    """Raises FlatironsError where no match comes due once learning has begun."""
+    turn = steps_per_turn(config)
+    turns = config.total_steps // turn
+    last = turns // config.gate_every * config.gate_every
+    if last == 0 or last * turn < config.learning_starts:
+        learning = f", of which learning begins after {config.learning_starts:_} positions" if last else ""
+        raise FlatironsError(
+            f"gate_every={config.gate_every}, and the run has {turns} turns of {turn:_} moves{learning}: no match would be held, and the "
+            "network that plays would stay as it began; make it less, or 0 for no matches"
+        )
 
 
 def init(config: Config, task: Task, key: Key) -> State:
