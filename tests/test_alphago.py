@@ -16,7 +16,7 @@ import flatirons as fi
 from flatirons import envs
 from flatirons.envs import games, records
 from flatirons.plan import mcts
-from flatirons.run import job
+from flatirons.run import job, players
 from flatirons.systems import alphago, alphago_rl, alphago_sl, alphago_value
 from flatirons.systems.alphago import networks
 from flatirons.types import FlatironsError
@@ -407,6 +407,12 @@ def test_the_stages_one_after_another(tmp_path: Path) -> None:
     on, _ = alphago.go_on(waits, task(), alphago.actor(player), after(4, reply), key, num_simulations=20, before=tree)
     known = tree.children_visits[0, child[reply], :9]
     assert known.sum() > 0 and (on.visits[0] >= known).all() and int(on.visits.sum()) == int(known.sum()) + 20
+    # Its tree is that of the moves alone, whatever was stayed at.
+    found, seen = jax.device_get(alphago.analyse_tree(waits, task(), alphago.actor(player), after(4), key, num_simulations=20))
+    assert seen.visits.shape == seen.child.shape == (1, 21, 9) and (seen.visits[0, 0] == found.visits[0]).all()
+    lines = players.expected_play(seen.child[0], seen.visits[0])
+    assert set(lines) == set(np.flatnonzero(found.visits[0])) and max(map(len, lines.values())) > 1
+    assert all(len({4, *line}) == 1 + len(line) for line in lines.values()), "no cell is taken twice"
     with pytest.raises(FlatironsError, match="plays without a search"):
         alphago_sl.analyse(sl.config, task(), sl.actor, after(4), jax.random.key(0), num_simulations=5)
     look = alphago_sl.analyse(sl.config, task(), sl.actor, after(4), jax.random.key(0), num_simulations=0)

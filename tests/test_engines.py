@@ -19,6 +19,7 @@ import pytest
 from benchmarks.games.fuzz import Uniform, fuzz_gtp, fuzz_uci
 from flatirons.envs import games, notation
 from flatirons.run import engines, players, thinking, uci
+from flatirons.run import gtp as gtp_engine
 from flatirons.run.gtp import Gtp
 from flatirons.run.thinking import Limit
 from flatirons.run.uci import Uci, centipawns
@@ -48,6 +49,59 @@ def test_gtp_answers_as_the_standard_says() -> None:
     assert gtp("boardsize 9", "boardsize 19", "boardsize", "komi 6.5", "komi x") == [
         "=\n\n", "? unacceptable size\n\n", "? boardsize not an integer\n\n", "=\n\n", "? komi not a float\n\n",
     ]  # fmt: skip
+
+
+class Expecting(Uniform):
+    """It expects what comes first among the legal moves, and after that what comes first then."""
+
+    def think(self, state: Any, key: Any, simulations: int) -> players.Thought:
+        thought, table = super().think(state, key, simulations), notation.Table(self.game, states=[state])
+        line = [table.play(int(np.argmax(table.legal))) for _ in range(3)]
+        return thought._replace(action=line[0], lines={line[0]: tuple(line)})
+
+
+def test_gtp_tells_an_analysis_until_the_next_line() -> None:
+    told: list[str] = []
+    session = Gtp(Expecting(games.make("go_9x9"), pause=0.002), say=told.append)
+
+    def analysed(command: str, searches: int) -> list[str]:
+        told.clear()
+        assert session.answer(command) == ""
+        until = time.monotonic() + 20.0
+        while len(told) < 1 + searches:
+            assert time.monotonic() < until, told
+            time.sleep(0.002)
+        assert session.answer("") == "", "an empty line ends it"
+        assert told[-1] == "\n" and told[0].startswith("=") and told[0].endswith("\n") and "".join(told).count("\n\n") == 1
+        length = len(told)
+        time.sleep(0.05)
+        assert len(told) == length, "nothing is told after its end"
+        return told[:-1]
+
+    head, first, second, *_ = analysed("7 lz-analyze b 50", 3)
+    row = "info move A9 visits 1 winrate 5000 prior 122 lcb 5000 order 0 pv A9 B9 C9"
+    assert head == "=7\n" and first == f"{row}\n" and second.startswith(f"{row} info move B9 visits 1 ")
+    assert session.table.actions == [] and session.answer("kata-analyze purple") == "? invalid color\n\n"
+    # Of the other colour: it is asked as if this one had passed, and the game is as it was.
+    _, first, *_ = analysed("kata-analyze w 100", 2)
+    assert first.startswith("info move A9 visits 1 utility 0 winrate 0.5 prior 0.0121951 lcb 0.5 order 0 pv A9 B9 C9")
+    assert session.table.actions == [] and "E5" not in first.split(" info ")[0]
+    moved = session.answer("lz-genmove_analyze b 100")
+    assert moved.startswith("=\ninfo move A9 ") and moved.endswith("\nplay A9\n\n") and session.table.words == ["A9"]
+    analysed("lz-analyze", 1)
+    assert session.answer("kata-genmove_analyze 100").endswith("play B9\n\n") and len(session.table.actions) == 2
+    session.answer("lz-analyze 10")
+    told.clear()
+    assert session.answer("showboard").startswith("=\n") and told[-1] == "\n" and session.close() is False
+    session.answer("play b pass"), session.answer("play w pass")
+    assert session.answer("lz-analyze b 10") == "? the game has ended\n\n"
+
+
+def test_gtp_ends_beside_a_search_that_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gtp_engine, "QUIT_S", 0.05)
+    slow, heard, began = Growing(games.make("tic_tac_toe"), each=3.0), io.StringIO(), time.monotonic()
+    assert gtp_engine.serve(slow, io.StringIO("name\nlz-analyze 10\nquit\n"), heard) and time.monotonic() - began < 2.0
+    assert heard.getvalue() == "= Flatirons\n\n=\n\n=\n\n"
 
 
 def test_gtp_plays_refuses_and_takes_back() -> None:
@@ -247,6 +301,17 @@ def test_uci_introduces_itself_and_plays() -> None:
     assert best in notation.moves(session.uci.game, session.uci.table.board, session.uci.table.legal)
     info = session.wait("info")
     assert " nodes 8 " in info and " score cp 0 " in info and f" pv {best}" in info
+
+
+def test_uci_tells_the_play_that_it_expects() -> None:
+    session = Session("chess")
+    session.uci.thinker = Expecting(games.make("chess"))
+    session.say("position startpos moves e2e4", "go nodes 8")
+    session.wait("bestmove")
+    line = next(line for line in session.heard if line.startswith("info ")).partition(" pv ")[2].split(" ")
+    assert len(line) == 3
+    session.say(f"position startpos moves e2e4 {' '.join(line)}")
+    assert len(session.uci.table.actions) == 4 and not any("error" in said for said in session.heard)
 
 
 def test_uci_stops_when_it_is_told_to() -> None:

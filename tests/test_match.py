@@ -627,6 +627,26 @@ def test_a_run_sits_down_to_a_game(monkeypatch: pytest.MonkeyPatch) -> None:
         players.Trained(run("pgx:tic_tac_toe", SimpleNamespace()), game("tic_tac_toe"), "runs/x")
 
 
+def test_the_play_that_is_expected_follows_the_visits() -> None:
+    # Three nodes of three actions: 1 was visited most, then 2; behind 1 the game goes on with 0, and then ends.
+    child = np.array([[-1, 1, 2], [-1, -1, -1], [-1, -1, -1]])
+    visits = np.array([[0, 5, 3], [4, 0, 0], [0, 0, 0]])
+    assert players.expected_play(child, visits) == {1: (1, 0), 2: (2,)}
+    assert players.expected_play(child[:1], np.zeros((1, 3), int)) == {}
+    thought = players.Thought(1, visits[0], visits[0] / 10, visits[0] / 8, 0.0, 0.0, {1: (1, 0)})
+    assert thought.line(1) == (1, 0) and thought.line(2) == (2,)
+
+
+def test_a_search_by_rollouts_tells_the_play_it_expects() -> None:
+    # a1 and b1 are x's: whoever o plays, c1 wins, and o has to be there.
+    state = notation.table(game("tic_tac_toe"), "a1 b2 b1").state
+    found = players.Mcts(game("tic_tac_toe"), 400).think(state, jax.random.key(0), 400)
+    assert notation.line_words(game("tic_tac_toe"), state, found.line(found.action))[:2] == ["c1", "a3"], (
+        "o blocks, and x must block b2 and c1"
+    )
+    assert all(len(line) >= 2 for line in found.lines.values())
+
+
 class Kept(NamedTuple):
     """A tree's stand-in."""
 
@@ -652,6 +672,8 @@ def test_a_run_goes_on_from_its_last_tree_of_the_same_game(monkeypatch: pytest.M
     )  # fmt: skip
     monkeypatch.setattr(players, "acting_task", lambda _: envs.make("pgx:tic_tac_toe", 2))
     monkeypatch.setattr(players, "on_device", lambda _: 0.0)
+    bare = uct.Tree(*(np.zeros((1, 1, 9), np.int32) for _ in range(3)))
+    monkeypatch.setattr(players, "_edges", lambda tree, num_actions: bare)
     one = players.Trained(cast(Any, run), game("tic_tac_toe"), "runs/x")
     states = jax.tree.map(lambda x: np.stack([x] * 3), game("tic_tac_toe").init(jax.random.key(0)))
 

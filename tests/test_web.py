@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import web_standin
@@ -20,6 +21,7 @@ pytest.importorskip("pgx", reason="needs flatirons[games]")
 
 from flatirons import envs, types
 from flatirons.envs import games, notation
+from flatirons.plan import uct
 from flatirons.run import boards, cli, web
 from flatirons.types import FlatironsError
 
@@ -127,6 +129,24 @@ def test_taking_back_goes_to_the_persons_turn(ttt: web.Server) -> None:
     assert refused(ttt, "undo", game=second["game"], ply=1)[0] == 400
     both = ask(ttt, "side", game=second["game"], side="both")
     assert both["side"] == "both" and ask(ttt, "undo", game=second["game"], ply=1)["ply"] == 0
+
+
+def test_the_play_that_is_expected_is_told_in_words() -> None:
+    def tree(*asked: Any, num_simulations: int) -> Any:
+        found = web_standin.analyse(*asked, num_simulations=num_simulations)
+        # After e4 (its action is found below) e5, then nothing is known.
+        child = jnp.full((1, 3, found.visits.shape[1]), -1).at[0, 0, moves[0]].set(1).at[0, 1, moves[1]].set(2)
+        visits = jnp.zeros_like(child).at[0, 0, moves[0]].set(9).at[0, 1, moves[1]].set(5)
+        return found, uct.Tree(child, visits, 0.0 * visits)
+
+    played = notation.table(games.make("gardner_chess"), "startpos moves e2e3 d4e3")
+    moves = played.actions
+    system = SimpleNamespace(analyse=web_standin.analyse, analyse_tree=tree, __name__="standin")
+    table = web.Table(opponent("gardner_chess", system))
+    game = table.new({"side": 0})["game"]
+    rows = table.analysis({"game": game, "simulations": 16})["thought"]["moves"]
+    assert [row["line"] for row in rows if row["line"]] == [["e3", "dxe3"]]
+    assert not any(row["line"] for row in table.analysis({"game": game, "simulations": 0})["thought"]["moves"])
 
 
 def test_hint_analysis_and_looking_back(ttt: web.Server) -> None:

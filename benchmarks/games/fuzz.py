@@ -80,12 +80,21 @@ def gtp_line(rng: random.Random, session: Gtp) -> str:
 
 def fuzz_gtp(name: str, commands: int, seed: int) -> dict[str, Any]:
     """Counts of answers; raises whatever the session raises."""
-    rng, session = random.Random(seed), Gtp(Uniform(games.make(name)))
-    counts = {"answered": 0, "refused": 0, "silent": 0}
+    told: list[str] = []
+    rng, session = random.Random(seed), Gtp(Uniform(games.make(name)), say=told.append)
+    counts = {"answered": 0, "refused": 0, "silent": 0, "analyses": 0}
     for _ in range(commands):
         line = gtp_line(rng, session)
+        if told:
+            text = session.answer("")
+            analysis = "".join(told)
+            told.clear()
+            assert not text and analysis[0] == "=" and analysis.endswith("\n\n") and "\n\n" not in analysis[:-2], f"{analysis!r} was told"
+            counts["analyses"] += 1
         text = session.answer(line)
         assert not session.over, f"{line!r} ended the session"
+        if told:
+            continue
         if not text:
             # GTP is silent to empty lines and comments, and to nothing else.
             assert not "".join(c for c in line.replace("\t", " ") if c >= " " and c != "\x7f").partition("#")[0].strip(), (

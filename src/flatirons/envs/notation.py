@@ -654,6 +654,20 @@ def compile_rules(game: Game) -> None:
         jax.block_until_ready(_beneath(game)(start))
 
 
+def line_words(game: Game, state: GameState, actions: Sequence[int], *, as_records: bool = False) -> list[str]:
+    """The texts of moves that follow each other from ONE position on, as far as they can be played. as_records: SAN, in chess."""
+    words, as_san = [], as_records and game.name in CHESS
+    for number, action in enumerate(actions, 1):
+        if state.terminated or not state.legal[action]:
+            break
+        now = state
+        if as_san or number < len(actions):
+            state = jax.device_get(stepper(game)(now, np.int32(action))[0])
+        here = board(game, now)
+        words.append(san(game, here, now.legal, int(action), state) if as_san else move_text(game, here, int(action)))
+    return words
+
+
 def going_on(game: Game, state: GameState) -> GameState:
     """ONE position; where its game was ended by a draw that a player may claim and need not (FIDE's laws of chess, 9.2 and 9.3: the third
     occurrence, fifty moves), or by a number of moves that is pgx's and no rule of the game, as one that goes on. What nobody has to claim

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from flatirons.plan import uct
 from flatirons.types import FlatironsError, Key
 
 ILLEGAL = float(jnp.finfo(jnp.float32).min)
@@ -332,6 +333,15 @@ def search(
     visits = tree.children_visits[:, 0]
     policy = visits / jnp.sum(visits, axis=-1, keepdims=True).astype(jnp.float32)
     return read(tree, root, legal, choose(key_choose, visits, temperature), policy), tree
+
+
+def edges(tree: Tree, num_actions: int) -> uct.Tree:
+    """What there is to see of a tree: nodes, visits and Q of its edges, for the first `num_actions` actions."""
+    q = tree.children_rewards + tree.children_discounts * tree.children_values
+    visited = tree.children_visits > 0
+    # The tree goes on behind an end, where nothing is.
+    child = jnp.where(visited & (tree.children_discounts == 0.0), -1, tree.children_index)
+    return uct.Tree(child[..., :num_actions], tree.children_visits[..., :num_actions], jnp.where(visited, q, 0.0)[..., :num_actions])
 
 
 class Halving(NamedTuple):

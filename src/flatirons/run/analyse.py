@@ -30,6 +30,7 @@ def analyse(thinker: Thinker, position: str, simulations: Sequence[int], *, most
     searches = []
     for count in simulations:
         thought, lines = thinker.lines(live, jax.random.key(seed), count, most)
+        words = [notation.line_words(game, live, line.actions) for line in lines]
         moves = {action: text for text, action in notation.moves(game, table.board, np.asarray(live.legal)).items()}
         order = sorted(moves, key=lambda action: (-thought.visits[action], -thought.prior[action]))
         searches.append(
@@ -39,8 +40,8 @@ def analyse(thinker: Thinker, position: str, simulations: Sequence[int], *, most
                 "value": thought.value,
                 "network_value": thought.network_value,
                 "states": [
-                    {"moves": _words(table, line.actions), "visits": line.visits, "share": line.visits / max(1, count), "value": line.value}
-                    for line in lines
+                    {"moves": text, "visits": line.visits, "share": line.visits / max(1, count), "value": line.value}
+                    for text, line in zip(words, lines, strict=True)
                 ],
                 "moves": [
                     {"move": moves[a], "visits": int(thought.visits[a]), "value": float(thought.q[a]), "prior": float(thought.prior[a])}
@@ -52,17 +53,6 @@ def analyse(thinker: Thinker, position: str, simulations: Sequence[int], *, most
         "game": game.name, "player": thinker.name, "position": table.text(), "to_move": notation.colours(game.name)[table.turn],
         "board": notation.drawing(game, table.board), "searches": searches,
     }  # fmt: skip
-
-
-def _words(table: notation.Table, actions: Sequence[int]) -> list[str]:
-    before = len(table.actions)
-    try:
-        for action in actions:
-            table.play(action)
-        return table.words[before:]
-    finally:
-        while len(table.actions) > before:
-            table.undo()
 
 
 def in_words(found: dict[str, Any]) -> str:

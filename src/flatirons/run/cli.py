@@ -924,13 +924,13 @@ def _engine(command: str, arguments: list[str]) -> int:
         if isinstance(thinker, players.Trained):
             thinker.follow_a_game()
         if command == "gtp":
-            gtp_engine.serve(thinker, sys.stdin, spoken, chosen.seed)
+            busy = gtp_engine.serve(thinker, sys.stdin, spoken, chosen.seed)
         else:
             busy = uci_engine.serve(thinker, sys.stdin, spoken, usi=command == "usi", seed=chosen.seed)
-            if busy:
-                # Python waits for a thread that computes, or aborts beside it.
-                sys.stderr.flush()
-                os._exit(0)
+        if busy:
+            # Python waits for a thread that computes, or aborts beside it.
+            sys.stderr.flush()
+            os._exit(0)
     return 0
 
 

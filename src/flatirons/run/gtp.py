@@ -2,13 +2,18 @@
 
 Komi is what the rules have, 7.5: another is taken into the final score and the record, and the search does not know it. Superko
 (positional) is illegal. A side may move twice: the other is taken to have passed, which is also how handicap stones are placed.
+
+Boards that show an analysis (Sabaki, Lizzie) ask for it as of Leela Zero or of KataGo (`lz-analyze`, `kata-analyze`): searches that grow
+until the next line comes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -18,9 +23,14 @@ from typing import TextIO
 import numpy as np
 
 from flatirons.envs import notation, records
-from flatirons.run.players import Thinker
-from flatirons.run.thinking import Limit, Pace, allot, ranked, room, think, warm_up
+from flatirons.envs.games import GameState
+from flatirons.run.players import Thinker, Thought
+from flatirons.run.thinking import QUIT_S, Limit, Pace, Thinking, allot, ranked, room, think, warm_up
 from flatirons.types import FlatironsError
+
+NEWLINE = "\n"
+MOST_TOLD = 40
+"""Moves that an analysis tells of."""
 
 
 class Refused(Exception):
@@ -34,12 +44,17 @@ def demand_game(name: str) -> None:
 
 
 class Gtp:
-    """One session. `answer(line)` gives the text to print, "" for a line that needs none; `over` once `quit` was said."""
+    """One session. `answer(line)` gives the text to print, "" for a line that needs none; `over` once `quit` was said. What an analysis
+    finds between two lines goes to `say`, from its own thread."""
 
-    def __init__(self, thinker: Thinker, seed: int = 0) -> None:
+    def __init__(self, thinker: Thinker, seed: int = 0, say: Callable[[str], None] = lambda text: None) -> None:
         game = thinker.game
         demand_game(game.name)
         self.thinker, self.game, self.seed = thinker, game, seed
+        self._say, self._lock = say, threading.Lock()
+        self.analysis: Thinking | None = None
+        self._begin: Callable[[], Thinking] | None = None
+        self._telling = False
         self.table = notation.Table(game)
         self.implied: set[int] = set()
         """The plies at which a side was taken to have passed."""
@@ -61,6 +76,10 @@ class Gtp:
             "undo": self._undo, "showboard": lambda _: "\n" + notation.drawing(game, self.table.board), "final_score": self._final_score,
             "time_settings": self._time_settings, "time_left": self._time_left, "printsgf": self._printsgf, "loadsgf": self._loadsgf,
             "move_history": self._move_history, "flatirons-analyse": self._analyse,
+            "lz-analyze": functools.partial(self._go_on_analysing, _as_leela),
+            "kata-analyze": functools.partial(self._go_on_analysing, _as_katago),
+            "lz-genmove_analyze": functools.partial(self._move_and_tell, _as_leela),
+            "kata-genmove_analyze": functools.partial(self._move_and_tell, _as_katago),
         }  # fmt: skip
         if self.is_go:
             self.commands |= {
@@ -69,7 +88,8 @@ class Gtp:
             }  # fmt: skip
 
     def answer(self, line: str) -> str:
-        """The answer to one line, with its empty line behind it."""
+        """The answer to one line, with its empty line behind it. An analysis says its own, which ends with the next line."""
+        self._end_analysis()
         plain = re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "", line.replace("\t", " ")).partition("#")[0].strip()
         if not plain:
             return ""
@@ -81,7 +101,14 @@ class Gtp:
         if command is None:
             return f"?{number} unknown command\n\n"
         try:
-            return f"={number} {command(words[1:])}".rstrip() + "\n\n"
+            text = command(words[1:])
+            said = f"={number}{'' if text.startswith(NEWLINE) else ' '}{text}".rstrip()
+            if self._begin is None:
+                return said + "\n\n"
+            self._say(said + "\n")
+            self._telling, begin, self._begin = True, self._begin, None
+            self.analysis = begin()
+            return ""
         except (Refused, FlatironsError) as error:
             return f"?{number} {' '.join(str(error).split())}\n\n"
         except Exception as error:
@@ -93,6 +120,11 @@ class Gtp:
     def _quit(self, words: list[str]) -> str:
         self.over = True
         return ""
+
+    def close(self) -> bool:
+        """The end of the session. Returns whether a search that nobody wants is still going on."""
+        self._end_analysis()
+        return self.analysis is not None and not self.analysis.join(QUIT_S)
 
     def _boardsize(self, words: list[str]) -> str:
         if not words or not notation.is_whole(words[0]):
@@ -173,12 +205,13 @@ class Gtp:
         return ""
 
     def _genmove(self, words: list[str]) -> str:
-        return self._move(words, keep=True)
+        return self._move(words, keep=True)[0]
 
     def _reg_genmove(self, words: list[str]) -> str:
-        return self._move(words, keep=False)
+        return self._move(words, keep=False)[0]
 
-    def _move(self, words: list[str], *, keep: bool) -> str:
+    def _move(self, words: list[str], *, keep: bool) -> tuple[str, tuple[GameState, Thought] | None]:
+        """The move it chooses, and where it was thought of, and what."""
         colour = self._colour(words)
         before = len(self.table.actions)
         try:
@@ -186,11 +219,12 @@ class Gtp:
         except Refused:
             self._back_to(before)
             if self.table.over and self.is_go:
-                return "pass"
+                return "pass", None
             raise
         began = time.monotonic()
         try:
-            thought = think(self.thinker, self.table.state, self.seed + len(self.table.actions), self._limit(colour), self.pace)
+            state, seed = self.table.state, self.seed + len(self.table.actions)
+            thought = think(self.thinker, state, seed, self._limit(colour), self.pace, after=self.analysis)
         except Exception:
             self._back_to(before)
             raise
@@ -204,7 +238,7 @@ class Gtp:
         said = self.table.words[-1]
         if not keep:
             self._back_to(before)
-        return said
+        return said, (state, thought)
 
     def _undo(self, words: list[str]) -> str:
         if not self.table.actions:
@@ -275,13 +309,59 @@ class Gtp:
         if self.table.over:
             raise Refused("the game has ended")
         now, legal = self.table.board, self.table.legal
-        thought = think(self.thinker, self.table.state, self.seed, Limit(), self.pace)
+        thought = think(self.thinker, self.table.state, self.seed, Limit(), self.pace, after=self.analysis)
         rows = [
             f"{notation.move_text(self.game, now, action)} visits {thought.visits[action]} value {thought.q[action]:+.3f} "
             f"prior {thought.prior[action]:.3f}"
             for action in ranked(thought, legal)[:10]
         ]
         return "\n".join([f"value {thought.value:+.3f} network {thought.network_value:+.3f}", *rows])
+
+    # -- analyses, as Leela Zero and KataGo tell them: `lz-analyze [COLOUR] [INTERVAL]`
+
+    def _go_on_analysing(self, style: Style, words: list[str]) -> str:
+        before = len(self.table.actions)
+        try:
+            self._turn_to(self._whose(words))
+            state = self.table.state
+        finally:
+            self._back_to(before)
+
+        def report(thought: Thought, simulations: int, seconds: float) -> None:
+            told = self._told(style, state, thought)
+            with self._lock:
+                if self._telling and told:
+                    self._say(told + "\n")
+
+        limit, earlier = Limit(endless=True), self.analysis
+        self._begin = lambda: Thinking(self.thinker, state, self.seed + before, limit, self.pace, report, lambda _: None, earlier)
+        return ""
+
+    def _end_analysis(self) -> None:
+        if self.analysis is not None:
+            self.analysis.stop()
+        with self._lock:
+            if self._telling:
+                self._say("\n")
+            self._telling = False
+
+    def _move_and_tell(self, style: Style, words: list[str]) -> str:
+        said, thought = self._move(["x" if self._whose(words) == 0 else "o"], keep=True)
+        told = "" if thought is None else self._told(style, *thought)
+        return NEWLINE + (told + "\n" if told else "") + f"play {said}"
+
+    def _whose(self, words: list[str]) -> int:
+        """The colour that is named, or else whose turn it is; the interval after it is that of the searches' own ends."""
+        named = [word for word in words[:1] if not word[:1].isdigit()]
+        return self._colour(named) if named else self.table.turn
+
+    def _told(self, style: Style, state: GameState, thought: Thought) -> str:
+        order = [action for action in ranked(thought, np.asarray(state.legal)) if thought.visits[action]]
+        parts = []
+        for rank, action in enumerate(order[:MOST_TOLD]):
+            line = notation.line_words(self.game, state, thought.line(action))
+            parts.append(style(line, int(thought.visits[action]), 0.5 + 0.5 * float(thought.q[action]), float(thought.prior[action]), rank))
+        return " ".join(parts)
 
     # -- handicap
 
@@ -363,12 +443,34 @@ class Gtp:
         return Limit()
 
 
-def serve(thinker: Thinker, inputs: TextIO, outputs: TextIO, seed: int = 0) -> None:
-    """Answer lines until `quit` or the end of the input."""
-    session = Gtp(thinker, seed)
-    for line in inputs:
-        if text := session.answer(line):
+Style = Callable[[list[str], int, float, float, int], str]
+"""How a move is told of: from the play that is expected, its visits, share of points, prior, and rank."""
+
+
+def _as_leela(line: list[str], visits: int, points: float, prior: float, rank: int) -> str:
+    in_ten_thousandths = f"winrate {round(1e4 * points)} prior {round(1e4 * prior)} lcb {round(1e4 * points)}"
+    return f"info move {line[0]} visits {visits} {in_ten_thousandths} order {rank} pv {' '.join(line)}"
+
+
+def _as_katago(line: list[str], visits: int, points: float, prior: float, rank: int) -> str:
+    of_one = f"utility {2 * points - 1:.6g} winrate {points:.6g} prior {prior:.6g} lcb {points:.6g}"
+    return f"info move {line[0]} visits {visits} {of_one} order {rank} pv {' '.join(line)}"
+
+
+def serve(thinker: Thinker, inputs: TextIO, outputs: TextIO, seed: int = 0) -> bool:
+    """Answer lines until `quit` or the end of the input. Returns whether a search that nobody wants is still going on, which cannot be
+    ended and need not be waited for."""
+    lock = threading.Lock()
+
+    def say(text: str) -> None:
+        with lock:
             outputs.write(text)
             outputs.flush()
+
+    session = Gtp(thinker, seed, say)
+    for line in inputs:
+        if text := session.answer(line):
+            say(text)
         if session.over:
-            return
+            break
+    return session.close()

@@ -30,7 +30,7 @@ from flatirons.core import resources, trees
 from flatirons.envs import evaluation, notation
 from flatirons.envs.games import RESIGN, Game, GameState
 from flatirons.envs.ingraph import EnvState
-from flatirons.plan import minimax, uct
+from flatirons.plan import mcts, minimax, uct
 from flatirons.run import engines, folder, train
 from flatirons.run.job import acting_task, actor_like, make_config, on_device
 from flatirons.types import FlatironsError, Key
@@ -45,6 +45,8 @@ _KEPT_TREES = 8
 _PLIES_ON = 4
 """Plies between two moves of the same player, passes counted, at most."""
 MOST_SIMULATIONS = 1_000_000
+MOST_LINES, LONGEST_LINE = 100, 20
+"""How many of a position's moves are told with the play that is expected after them, and how many moves of it."""
 _FAILURES_ON_END = 3
 """After so many an engine is not asked again in the same call: each that hangs costs its whole time-out."""
 
@@ -73,7 +75,7 @@ class Player(Protocol):
 
 class Thought(NamedTuple):
     """What a search thinks of ONE position: its move; visits int `[A]`, q `[A]` (for the player to move, 0 where unvisited), prior `[A]`;
-    the search's value and the network's."""
+    the search's value and the network's; and by move the play that is expected after it, the move itself first, where there is a tree."""
 
     action: int
     visits: np.ndarray
@@ -81,6 +83,11 @@ class Thought(NamedTuple):
     prior: np.ndarray
     value: float
     network_value: float
+    lines: Mapping[int, tuple[int, ...]] = {}
+
+    def line(self, action: int) -> tuple[int, ...]:
+        """The play that is expected from a move on, the move itself first."""
+        return self.lines.get(action, (action,))
 
 
 class Line(NamedTuple):
@@ -169,21 +176,25 @@ class Mcts:
     def think(self, state: GameState, key: Key, simulations: int) -> Thought:
         """See Thinker; the prior is uniform, and there is no network."""
         if simulations == 0:
-            return self._thought(state, np.zeros(self.game.num_actions, np.int32), np.zeros(self.game.num_actions))
-        found = jax.device_get(uct.search(self.game, one(state), key, simulations, self.c))
-        return self._thought(state, found.visits[0], found.q[0])
+            nothing = np.zeros((1, self.game.num_actions))
+            return self._thought(state, nothing - 1, nothing.astype(np.int32), nothing)
+        return self._thought(state, *self._tree(state, key, simulations))
 
-    def _thought(self, state: GameState, visits: np.ndarray, q: np.ndarray) -> Thought:
+    def _tree(self, state: GameState, key: Key, simulations: int) -> uct.Tree:
+        return jax.tree.map(lambda x: np.asarray(x)[0], uct.grow(self.game, one(state), key, simulations, self.c))
+
+    def _thought(self, state: GameState, child: np.ndarray, visits: np.ndarray, q: np.ndarray) -> Thought:
         legal = np.asarray(state.legal)
-        best = int(np.argmax(np.where(legal, visits * 4.0 + q, -np.inf)))
-        return Thought(best, visits, q, legal / legal.sum(), float(np.sum(visits * q) / max(1, visits.sum())), 0.0)
+        best = int(np.argmax(np.where(legal, visits[0] * 4.0 + q[0], -np.inf)))
+        value = float(np.sum(visits[0] * q[0]) / max(1, visits[0].sum()))
+        return Thought(best, visits[0], q[0], legal / legal.sum(), value, 0.0, expected_play(child, visits))
 
     def lines(self, state: GameState, key: Key, simulations: int, most: int) -> tuple[Thought, list[Line]]:
         """See Thinker."""
         if simulations == 0:
             return self.think(state, key, 0), []
-        tree = jax.tree.map(lambda x: np.asarray(x)[0], uct.grow(self.game, one(state), key, simulations, self.c))
-        return self._thought(state, tree.visits[0], tree.q[0]), _most_visited(tree.child, tree.visits, tree.q, most)
+        tree = self._tree(state, key, simulations)
+        return self._thought(state, *tree), _most_visited(*tree, most)
 
     def close(self) -> None:
         """See Player."""
@@ -207,6 +218,20 @@ def _most_visited(child: np.ndarray, visits: np.ndarray, q: np.ndarray, most: in
         found.append(Line(path, -count, value))
         if node >= 0:
             below(node, path)
+    return found
+
+
+def expected_play(child: np.ndarray, visits: np.ndarray) -> dict[int, tuple[int, ...]]:
+    """By move that was visited at the root of one tree, the play that is expected after it: each time what was visited most."""
+    found = {}
+    for first in np.argsort(-visits[0], kind="stable")[:MOST_LINES].tolist():
+        if not visits[0, first]:
+            break
+        line, node = [first], int(child[0, first])
+        while node >= 0 and len(line) < LONGEST_LINE and visits[node].any():
+            line.append(int(np.argmax(visits[node])))
+            node = int(child[node, line[-1]])
+        found[first] = tuple(line)
     return found
 
 
@@ -353,11 +378,14 @@ class Trained:
 
     def analyse(self, states: GameState, key: Key, simulations: int) -> Any:
         """The system's Analysis of a batch. Raises FlatironsError where its trees would not fit into memory."""
+        return self._analysed(self.run.system.analyse, states, key, simulations)
+
+    def _analysed(self, analyse: Any, states: GameState, key: Key, simulations: int) -> Any:
         batch = states.legal.shape[0]
         if (needed := batch * self._bytes(states, simulations)) > _SEARCH_BYTES:
             resources.require_memory(needed, f"a search with {simulations:_} simulations in {self.game.name} (give fewer)")
         model = EnvState(states, states.plies, states.plies == 0)
-        return _analyse(self.run.system.analyse, self._task.resized(batch), simulations, self._config, self._actor, model, key)
+        return _analyse(analyse, self._task.resized(batch), simulations, self._config, self._actor, model, key)
 
     def choose(self, states: GameState, key: Key, histories: Sequence[Sequence[int]] = ()) -> Chosen:
         """See Player. In games whose `histories` are given the search goes on from what it found there before, where there is memory."""
@@ -406,24 +434,29 @@ class Trained:
 
     def think(self, state: GameState, key: Key, simulations: int) -> Thought:
         """See Thinker."""
+        return self._think(state, key, simulations, follow=self._thoughts is not None)[0]
+
+    def _think(self, state: GameState, key: Key, simulations: int, *, follow: bool) -> tuple[Thought, uct.Tree]:
+        """A Thought and the tree it was found in; that is but its root where there are no simulations, or a system without
+        `analyse_tree`. follow: go on from the tree that was found last."""
         states = one(state)
-        if self._thoughts is not None and self._has_room(states, simulations):
-            found, self._thoughts[simulations] = self._search_on(states, key, simulations, self._thoughts.get(simulations))
+        if follow and self._thoughts is not None and self._has_room(states, simulations):
+            found, kept = self._search_on(states, key, simulations, self._thoughts.get(simulations))
+            self._thoughts[simulations], tree = kept, _edges(kept, self.game.num_actions)
+        elif simulations and "analyse_tree" in vars(self.run.system):
+            found, tree = self._analysed(self.run.system.analyse_tree, states, key, simulations)
         else:
             found = self.analyse(states, key, simulations)
-        found = jax.tree.map(lambda x: np.asarray(x)[0], found)
-        return Thought(int(found.action), found.visits, found.q, found.prior, float(found.value), float(found.network_value))
+            tree = uct.Tree(np.full((1, 1, self.game.num_actions), -1), found.visits[:, None], found.q[:, None])
+        found, tree = jax.tree.map(lambda x: np.asarray(x)[0], (found, tree))
+        expected = expected_play(tree.child, tree.visits)
+        values = float(found.value), float(found.network_value)
+        return Thought(int(found.action), found.visits, found.q, found.prior, *values, expected), tree
 
     def lines(self, state: GameState, key: Key, simulations: int, most: int) -> tuple[Thought, list[Line]]:
         """See Thinker. Of a system without `analyse_tree` the states are those one move away."""
-        if simulations and "analyse_tree" in vars(self.run.system):
-            model = EnvState(one(state), jnp.asarray(state.plies)[None], jnp.asarray(state.plies)[None] == 0)
-            seen = self.run.system.analyse_tree(self._config, self._task.resized(1), self._actor, model, key, num_simulations=simulations)
-            found, tree = jax.tree.map(lambda x: np.asarray(x)[0], seen)
-            thought = Thought(int(found.action), found.visits, found.q, found.prior, float(found.value), float(found.network_value))
-            return thought, _most_visited(tree.child, tree.visits, tree.q, most)
-        thought = self.think(state, key, simulations)
-        return thought, _most_visited(np.full((1, len(thought.visits)), -1), thought.visits[None], thought.q[None], most)
+        thought, tree = self._think(state, key, simulations, follow=False)
+        return thought, _most_visited(*tree, most)
 
     def close(self) -> None:
         """See Player."""
@@ -478,6 +511,9 @@ def simulations_range(thinker: Thinker) -> tuple[int, int]:
 @jax.jit
 def _rows(batch: Any, rows: Any) -> Any:
     return jax.tree.map(lambda x: x[rows], batch)
+
+
+_edges = jax.jit(mcts.edges, static_argnums=1)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -28,6 +28,8 @@ LONGEST_S = 2.0
 holds up others, and on a machine of one core those wait for it."""
 
 
+QUIT_S = 0.5
+"""How long a session waits at its end for a search to be over."""
 SMALL = 16
 """Simulations that any clock has time for."""
 
@@ -192,10 +194,10 @@ class Thinking:
         return seconds is not None and time.monotonic() - self._began + self._pace.expected(simulations) > seconds
 
 
-def think(thinker: Thinker, state: GameState, seed: int, limit: Limit, pace: Pace) -> Thought:
-    """Think and wait for the answer. Raises what the search raised."""
+def think(thinker: Thinker, state: GameState, seed: int, limit: Limit, pace: Pace, after: Thinking | None = None) -> Thought:
+    """Think and wait for the answer; `after`: what may still be thinking. Raises what the search raised."""
     answers: queue.SimpleQueue[Thought | Exception] = queue.SimpleQueue()
-    Thinking(thinker, state, seed, limit, pace, lambda *_: None, answers.put)
+    Thinking(thinker, state, seed, limit, pace, lambda *_: None, answers.put, after)
     found = answers.get()
     if isinstance(found, Exception):
         raise found

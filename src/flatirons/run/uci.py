@@ -1,8 +1,8 @@
 """`flatirons uci RUN` and `flatirons usi RUN`: a run as an engine over UCI (chess, gardner chess) or USI (shogi, animal shogi), for any
 graphical board.
 
-Scores are centipawns by Elo's curve, 400 log10((1 + v) / (1 - v)) for a value v in (-1, 1). The line of play that is shown is one move
-long: the search hands on what it thinks of the moves here. `depth` is taken as the player's own number of simulations.
+Scores are centipawns by Elo's curve, 400 log10((1 + v) / (1 - v)) for a value v in (-1, 1). The line of play that is shown follows what was
+visited most. `depth` is taken as the player's own number of simulations.
 """
 
 from __future__ import annotations
@@ -21,11 +21,8 @@ import numpy as np
 
 from flatirons.envs import notation
 from flatirons.run.players import Thinker, Thought, simulations_range
-from flatirons.run.thinking import Limit, Pace, Thinking, allot, ranked, room, warm_up
+from flatirons.run.thinking import QUIT_S, Limit, Pace, Thinking, allot, ranked, room, warm_up
 from flatirons.types import FlatironsError
-
-QUIT_S = 0.5
-"""How long a session waits at its end for a search to be over."""
 
 _NUMBERS = ("wtime", "btime", "winc", "binc", "byoyomi", "movestogo", "depth", "nodes", "mate", "movetime")
 
@@ -184,9 +181,10 @@ class Uci:
             for rank, action in enumerate(order[: self.multipv], 1):
                 value = float(thought.q[action]) if thought.visits[action] else thought.value
                 several = f" multipv {rank}" if self.multipv > 1 else ""
+                line = " ".join(notation.line_words(self.game, live, thought.line(action)))
                 self.say(
                     f"info depth {max(1, simulations.bit_length() - 1)}{several} score cp {centipawns(value)} nodes {simulations} "
-                    f"nps {1000 * simulations // milliseconds} time {milliseconds} pv {notation.move_text(self.game, now, action)}"
+                    f"nps {1000 * simulations // milliseconds} time {milliseconds} pv {line}"
                 )
 
         def answer(thought: Thought | Exception) -> None:

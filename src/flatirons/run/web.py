@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ MAX_GAMES = 32
 MAX_BODY = 65_536
 SIDES = (0, 1, "both", "none")
 """What the person plays: first, second, both sides, or neither (the run plays itself)."""
+MOVES_AHEAD, PLIES_AHEAD = 7, 8
+"""Of how many moves the play that is expected after them is told, and how far."""
 VARIED_PLIES = 8
 """In how many plies of an opening it may vary its moves, where it is asked to."""
 
@@ -67,6 +69,8 @@ class Thought:
     q: np.ndarray
     value: float
     network_value: float
+    lines: Mapping[int, Sequence[str]] = dataclasses.field(default_factory=dict)
+    """By move, for the best few: the play that is expected from it on, in words."""
 
 
 class Opponent:
@@ -122,7 +126,7 @@ class Opponent:
             if simulations not in self.ready:
                 self.preparing.add(simulations)
             try:
-                found = self._analyse(state, simulations)
+                found, tree = self._analyse(state, simulations)
                 self.ready.add(simulations)
             finally:
                 self.preparing.discard(simulations)
@@ -130,17 +134,27 @@ class Opponent:
         legal = np.asarray(state.legal)
         visits = np.where(legal, np.asarray(found.visits)[0], 0)
         prior = np.where(legal, np.nan_to_num(np.asarray(found.prior, np.float64)[0]), 0.0)
+        expected = {} if tree is None else players.expected_play(tree.child[0], tree.visits[0])
+        lines = {
+            action: notation.line_words(self.game, state, expected[action][:PLIES_AHEAD], as_records=True)
+            for action in list(expected)[:MOVES_AHEAD]
+        }
         return Thought(
             simulations, int(found.action[0]), prior, visits, np.nan_to_num(np.asarray(found.q, np.float64)[0]),
-            float(found.value[0] if simulations else found.network_value[0]), float(found.network_value[0]),
+            float(found.value[0] if simulations else found.network_value[0]), float(found.network_value[0]), lines,
         )  # fmt: skip
 
-    def _analyse(self, state: Any, simulations: int) -> Any:
+    def _analyse(self, state: Any, simulations: int) -> tuple[Any, Any]:
         if simulations not in self._compiled:
-            analyse, task = self._system.analyse, self._task
-            self._compiled[simulations] = jax.jit(
-                lambda config, actor, model, key: analyse(config, task, actor, model, key, num_simulations=simulations)
-            )
+            system, task = self._system, self._task
+
+            def analyse(config: Any, actor: Any, model: Any, key: Any) -> tuple[Any, Any]:
+                asked = (config, task, actor, model, key)
+                if simulations and hasattr(system, "analyse_tree"):
+                    return system.analyse_tree(*asked, num_simulations=simulations)
+                return system.analyse(*asked, num_simulations=simulations), None
+
+            self._compiled[simulations] = jax.jit(analyse)
         self._asked += 1
         model = task_state(state)
         key = jax.random.fold_in(self._key, self._asked)
@@ -450,6 +464,7 @@ class Table:
                 "prior": round(float(thought.prior[action]), 5),
                 "visits": int(thought.visits[action]),
                 "value": round(float(thought.q[action]), 4) if thought.visits[action] else None,
+                "line": list(thought.lines.get(action, ())),
             }
             for action, move in texts.items()
         ]

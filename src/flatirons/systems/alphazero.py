@@ -653,11 +653,7 @@ def go_on(
 @functools.partial(jax.jit, static_argnums=(1, 5))
 def _analyse_tree(config: Config, game: BoardGame, params: Any, states: Any, key: Key, num_simulations: int) -> Any:
     found, tree = grow(config, game, params, key, states, num_simulations=num_simulations)
-    q = tree.children_rewards + tree.children_discounts * tree.children_values
-    visited = tree.children_visits > 0
-    # The tree goes on behind an end, where nothing is.
-    child = jnp.where(visited & (tree.children_discounts == 0.0), -1, tree.children_index)
-    return found, uct.Tree(child, tree.children_visits, jnp.where(visited, q, 0.0))
+    return found, mcts.edges(tree, game.num_actions)
 
 
 def analyse_tree(config: Config, task: Task, actor: Actor, model: Any, key: Key, *, num_simulations: int) -> tuple[mcts.Analysis, uct.Tree]:

@@ -22,7 +22,7 @@ from flatirons.core import optimisers, trees
 from flatirons.data import rollout as data
 from flatirons.envs.games import BoardGame, demand_game
 from flatirons.envs.ingraph import EnvState
-from flatirons.plan import contest, mcts
+from flatirons.plan import contest, mcts, uct
 from flatirons.systems.alphago import networks
 from flatirons.systems.alphago.networks import Networks
 from flatirons.types import FlatironsError, Key, Metrics, Policy, Preset, Task, TimeStep, Transition, config
@@ -383,6 +383,21 @@ def go_on(
     if before is None:
         before = mcts.unsearched(states, game.num_actions + (config.expand_after > 1), num_simulations)
     return _go_on(config, game, actor, states, key, num_simulations, before)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 5))
+def _analyse_tree(config: Config, game: BoardGame, params: Networks, states: Any, key: Key, num_simulations: int) -> Any:
+    found, tree = grow(config, game, params, key, states, num_simulations=num_simulations)
+    # Without the edges that stay: what is below a position hangs at its own node.
+    return found, mcts.edges(tree, game.num_actions)
+
+
+def analyse_tree(
+    config: Config, task: Task, actor: Networks, model: Any, key: Key, *, num_simulations: int
+) -> tuple[mcts.Analysis, uct.Tree]:
+    """What `analyse` finds, and the tree it was found in; with one simulation at least."""
+    states = model.inner if isinstance(model, EnvState) else model
+    return _analyse_tree(config, _game(task), actor, states, key, num_simulations)
 
 
 def player(config: Config, game: BoardGame, params: Networks) -> contest.Chooser:
