@@ -18,6 +18,28 @@ from flatirons.envs import checker
 from flatirons.types import ArraySpec, Discrete, FlatironsError
 
 
+class Masked(gymnasium.Env):
+    """It takes what its mask allows and nothing else: of two numbers of an action, one in the middle and one at an end."""
+
+    observation_space = gs.Box(-1, 1, (3,), np.float32)
+    action_space = gs.MultiDiscrete([3, 2], start=[1, -1])
+    mask = np.array([0, 1, 0, 0, 1], np.int8)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.np_random.uniform(-1, 1, 3).astype(np.float32), {"action_mask": self.mask.copy()}
+
+    def step(self, action: Any) -> Any:
+        assert list(action) == [2, 0], f"{action} is illegal"
+        self.steps += 1
+        return self.np_random.uniform(-1, 1, 3).astype(np.float32), 1.0, self.steps == 5, False, {"action_mask": self.mask.copy()}
+
+
+def test_extreme_actions_are_legal_ones() -> None:
+    assert not [finding for finding in envs.check(Masked) if finding.level == "error"]
+
+
 class Sound(gymnasium.Env):
     """Five random steps; every observation a new array. `wrong` chooses one fault."""
 

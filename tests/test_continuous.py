@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from flatirons.data.replay import Sample
 from flatirons.envs import probes
 from flatirons.envs.ingraph import InGraph
 from flatirons.nets import mlp
-from flatirons.systems import ddpg, sac
+from flatirons.systems import a3c, ddpg, ppo, sac
 from flatirons.types import Box, FlatironsError, MultiDiscrete, TimeStep
 
 SMALL: dict[str, Any] = {"hidden": (8, 6), "buffer_size": 16, "batch_size": 4, "learning_starts": 1, "random_steps": 0}
@@ -78,6 +79,18 @@ def test_entropy_of_a_wide_tanh_normal_is_at_most_that_of_uniform() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- bounds
+
+
+def test_bounds_that_a_gaussian_does_not_come_near_are_named() -> None:
+    def said(low: float, high: float, system: Any = ppo, **settings: Any) -> str:
+        task = SimpleNamespace(spec=SimpleNamespace(action=Box((-1.0, low), (1.0, high))))
+        return " ".join(bounds.far_from_gaussian(system, system.Config(**settings), cast(Any, task)))
+
+    assert "entry 1 of an action lies in [5, 11]" in said(5, 11) and "deviation of 0.83" in said(5, 11, a3c)
+    assert said(0.001, 1_000) and said(-100, 100) and said(-0.01, 0.01) and "deviation of 0.0498" in said(-0.6, 20.0, initial_log_std=-3.0)
+    for fine in ((-1, 1), (-2, 2), (-0.4, 0.4), (0, 1), (-3, 3), (0, 10), (1, 1), (-np.inf, np.inf), (-3.4e38, 3.4e38)):
+        assert not said(*fine), fine
+    assert not said(5, 11, sac) and not said(5, 11, ddpg), "they scale their actions"
 
 
 def test_actions_go_to_their_bounds_and_back() -> None:

@@ -70,6 +70,12 @@ class Pursuing(Counter):
         return *super().step(action)[:4], {"is_success": np.bool_(action == 1)}
 
 
+@pytest.mark.parametrize("name", host.REACHED)
+def test_a_goal_that_is_reached_goes_by_two_names(name: str) -> None:
+    assert host._reached({name: np.bool_(True)}) == 1.0 and host._reached({name: False}) == 0.0
+    assert np.isnan(host._reached({name: "yes"})) and np.isnan(host._reached({})) and np.isnan(host._reached(None))
+
+
 class Reusing(gymnasium.Env):
     """Writes every observation into one buffer, aligned so that nothing but a copy can protect it."""
 

@@ -69,6 +69,23 @@ def test_which_velocities_is_asked_is_known_or_said() -> None:
     assert all(finding.level != "error" for finding in envs.check("no-velocity:jax:Pendulum-v1"))
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "why"),
+    [
+        ("no-velocity:HalfCheetah-v5", {"exclude_current_positions_from_observation": False}, "leave it out"),
+        ("no-velocity:HalfCheetah-v5", {"frame_skip": 0}, "does not take these options: ZeroDivisionError"),
+        ("no-velocity:HalfCheetah-v5", {"xml_file": "nope.xml"}, "does not take these options: OSError"),
+        ("no-velocity:CartPole-v1", {"max_episode_steps": 0}, "does not take these options"),
+        ("no-velocity:CartPole-v1", {"max_episode_steps": "a few"}, "give a whole number"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(name: str, options: dict[str, Any], why: str) -> None:
+    if "HalfCheetah" in name:
+        pytest.importorskip("mujoco", reason="needs flatirons[mujoco]")
+    with pytest.raises(FlatironsError, match=why):
+        envs.make(name, 1, **options)
+
+
 def test_they_get_presets_with_a_memory() -> None:
     for name in ("no-velocity:CartPole-v1", "no-velocity:jax:CartPole-v1", "no-velocity:jax:Pendulum-v1"):
         preset = systems.choose_preset(ppo, name)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +14,8 @@ from flatirons.types import Array, Box, FlatironsError, MultiDiscrete, Task
 LARGEST = 1e9
 """A bound beyond this stands for none: float32's largest number, 3.4e38, is what people write who may not write infinity, and 1e10 what
 MuJoCo says of an actuator without limits."""
+LEAST_WITHIN, WIDEST = 0.05, 50.0
+"""The share of a Gaussian policy's first actions that should lie within the bounds, and how many deviations these may be apart."""
 
 
 def demand_box(task: Task, system: str) -> Box:
@@ -27,6 +32,25 @@ def demand_box(task: Task, system: str) -> Box:
             "environment's action_space finite ones, or use ppo"
         )
     return box
+
+
+def far_from_gaussian(system: Any, config: Any, task: Task) -> tuple[str, ...]:
+    """What to say before a run whose Gaussian policy begins with mean 0 and a deviation of exp(`initial_log_std`), or the system's
+    `INITIAL_STD`, in the environment's own units, where hardly any of its first actions lie within the bounds, or they reach over little
+    of what lies between them. Of others nothing."""
+    box, log_std = task.spec.action, getattr(config, "initial_log_std", None)
+    std = getattr(system, "INITIAL_STD", None) if log_std is None else math.exp(log_std)
+    if not isinstance(box, Box) or std is None:
+        return ()
+    for entry, (low, high) in enumerate(zip(box.low, box.high, strict=True)):
+        within = 0.5 * (math.erf(high / std / math.sqrt(2.0)) - math.erf(low / std / math.sqrt(2.0)))
+        if high > low and (within < LEAST_WITHIN or (high - low > WIDEST * std and max(-low, high) < LARGEST)):
+            return (
+                f"the policy's first actions are drawn around 0 with a deviation of {std:.3g} and cut to the bounds, and entry {entry} of "
+                f"an action lies in [{low:g}, {high:g}]: it may never learn to leave a bound, or to reach the other. Scale the actions "
+                "(gymnasium.wrappers.RescaleAction(env, -1, 1)), or use sac or ddpg, which do so themselves",
+            )
+    return ()
 
 
 def _centre_and_reach(box: Box) -> tuple[np.ndarray, np.ndarray]:

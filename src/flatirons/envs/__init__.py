@@ -22,7 +22,7 @@ import re
 import sys
 import traceback
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flatirons.types import FlatironsError, Task
@@ -505,25 +505,8 @@ def _from_gymnasium(task: str, num_envs: int, seed: int, stepping: Stepping, opt
 
     def one(first: bool) -> gymnasium.Env:
         extra = render if first else {}
-        try:
-            with host.quiet_mujoco(spec):
-                return gymnasium.make(name, disable_env_checker=True, **options, **extra)
-        except gymnasium.error.DependencyNotInstalled as error:
-            module = _module_named_by(error)
-            if module is None:
-                raise FlatironsError(f"{task} cannot be made: {error}") from None
-            raise _missing(task, module) from None
-        except ModuleNotFoundError as error:
-            raise _missing(task, error.name or "its simulator") from None
-        except TypeError as error:
-            raise FlatironsError(f"{task} does not take these options: {error}") from None
-        except (gymnasium.error.Error, ImportError) as error:
-            raise FlatironsError(f"{task} cannot be made: {' '.join(str(error).split())}") from None
-        except Exception as error:
-            # A simulator has its own ways to fail on a value that makes no sense to it.
-            if not options or isinstance(error, FlatironsError):
-                raise
-            raise FlatironsError(f"{task} does not take these options: {type(error).__name__}: {' '.join(str(error).split())}") from None
+        with _said_of(task, options), host.quiet_mujoco(spec):
+            return gymnasium.make(name, disable_env_checker=True, **options, **extra)
 
     cartpole = None
     if spec.entry_point == "gymnasium.envs.classic_control.cartpole:CartPoleEnv" and not render and not stepping.restarts:
@@ -583,20 +566,41 @@ def _from_wrapped(
         )
     if name not in gymnasium.registry:
         raise FlatironsError(f"the task {task!r} is unknown{_nearest(name, gymnasium.registry)}")
-    _demand_types(task, typing.get_type_hints(options_type), options)
+    _demand_types(task, {"max_episode_steps": int | None, **typing.get_type_hints(options_type)}, options)
     own = {field.name for field in dataclasses.fields(options_type)}
     chosen = options_type(**{key: value for key, value in options.items() if key in own})
     make_one = module.factory(name, chosen, {key: value for key, value in options.items() if key not in own})
 
     def one(_: bool) -> gymnasium.Env:
-        try:
+        with _said_of(task, options):
             return make_one()
-        except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
-            raise _missing(task, getattr(error, "name", None) or _module_named_by(error) or "its simulator") from None
-        except TypeError as error:
-            raise FlatironsError(f"{task} does not take these options: {error}") from None
 
     return host.batch(task, host.Source(one, None, True), num_envs, seed=seed, **stepping._asdict())
+
+
+@contextlib.contextmanager
+def _said_of(task: str, options: Mapping[str, Any]) -> Iterator[None]:
+    """Around the making of a Gymnasium task: what goes wrong is a FlatironsError that names what is missing, or the options."""
+    import gymnasium
+
+    try:
+        yield
+    except gymnasium.error.DependencyNotInstalled as error:
+        module = _module_named_by(error)
+        if module is None:
+            raise FlatironsError(f"{task} cannot be made: {error}") from None
+        raise _missing(task, module) from None
+    except ModuleNotFoundError as error:
+        raise _missing(task, error.name or "its simulator") from None
+    except TypeError as error:
+        raise FlatironsError(f"{task} does not take these options: {error}") from None
+    except (gymnasium.error.Error, ImportError) as error:
+        raise FlatironsError(f"{task} cannot be made: {' '.join(str(error).split())}") from None
+    except Exception as error:
+        # A simulator has its own ways to fail on a value that makes no sense to it.
+        if not options or isinstance(error, FlatironsError):
+            raise
+        raise FlatironsError(f"{task} does not take these options: {type(error).__name__}: {' '.join(str(error).split())}") from None
 
 
 def _module_named_by(error: Exception) -> str | None:

@@ -239,8 +239,14 @@ def _random_action(space: gymnasium.Space, about: Any, rng: np.random.Generator)
     return _random_action(space, about, rng)
 
 
+def _legal(space: gymnasium.Space, about: Any) -> list[np.ndarray] | None:
+    from flatirons.envs.host import _legal
+
+    return _legal(space, about)
+
+
 def _extremes(walk: Walk, seed: int) -> None:
-    """Step from a fresh start with the lowest and with the highest action."""
+    """Step from a fresh start with the lowest and with the highest legal action."""
     spec = spaces.action_spec(walk.env.action_space)
     if isinstance(spec, Box):
         batches = [np.maximum(np.asarray([spec.low], np.float32), -1e6), np.minimum(np.asarray([spec.high], np.float32), 1e6)]
@@ -250,9 +256,9 @@ def _extremes(walk: Walk, seed: int) -> None:
     else:
         batches = [np.array([0]), np.array([spec.n - 1])]
     decode = spaces.decode_actions(walk.env.action_space)
-    for batch in batches:
-        action = decode(batch)[0]
-        _reset(walk, seed)
+    for end, batch in zip((0, -1), batches, strict=True):
+        legal = _legal(walk.env.action_space, _reset(walk, seed))
+        action = decode(batch if legal is None else np.array([part[end] for part in legal]).reshape(batch.shape))[0]
         try:
             _step(walk, action)
         except (Exception, SystemExit) as error:

@@ -42,8 +42,8 @@ START_LIMIT_S = 180.0
 """How long the making of an environment may take at least: a simulator that starts up is slower than any of its steps."""
 MASK = "action_mask"
 """Where Gymnasium's own environments (Taxi) and others keep the mask of legal actions, in `info`."""
-REACHED = "is_success"
-"""Where environments that pursue goals (Gymnasium-Robotics) say in `info` whether the goal is reached."""
+REACHED = ("is_success", "success")
+"""Where environments that pursue goals say in `info` whether the goal is reached: Gymnasium-Robotics' Fetch and Hands, and its mazes."""
 CARTPOLE_VECTOR_FROM = 6
 """From this many environments on, Gymnasium's vector CartPole (about 40 us a batch) beats stepping them one by one (about 7 us each)."""
 
@@ -417,7 +417,7 @@ def _is_number(value: Any) -> bool:
 
 def _reached(info: Any) -> float:
     """1.0 or 0.0 as an `info` says that the goal is reached, NaN where it does not say."""
-    said: Any = info.get(REACHED) if isinstance(info, dict) else None
+    said: Any = next((info[name] for name in REACHED if name in info), None) if isinstance(info, dict) else None
     return float(said > 0) if _is_number(said) else np.nan
 
 
@@ -1274,15 +1274,20 @@ def _step_time(name: str, env: gymnasium.Env, timeout_s: float | None, budget_s:
 def _random_action(space: gymnasium.Space, about: Any, rng: np.random.Generator) -> Any:
     """A random action in Gymnasium's form, from a generator of our own so that the environment's stays as it is; a legal one where `about`,
     what a reset or step returned, ends in an `info` with a mask. A mask that is of no use is for the task itself to name."""
-    spec = spaces.action_spec(space)
-    actions, choices = _random_batch(spec, 1, rng), spaces.choices(spec)
-    info = about[-1] if isinstance(about, tuple) and about else None
-    if choices and isinstance(info, dict) and MASK in info:
-        mask = np.hstack(info[MASK])
-        parts = np.split(mask, np.cumsum(choices)[:-1]) if mask.shape == (sum(choices),) else []
-        if parts and all(part.any() for part in parts):
-            actions = np.array([rng.choice(np.flatnonzero(part)) for part in parts]).reshape(actions.shape)
+    actions, legal = _random_batch(spaces.action_spec(space), 1, rng), _legal(space, about)
+    if legal is not None:
+        actions = np.array([rng.choice(part) for part in legal]).reshape(actions.shape)
     return spaces.decode_actions(space)(actions)[0]
+
+
+def _legal(space: gymnasium.Space, about: Any) -> list[np.ndarray] | None:
+    """For each number of an action its legal choices, where `about` names some of each in a mask."""
+    choices, info = spaces.choices(spaces.action_spec(space)), about[-1] if isinstance(about, tuple) and about else None
+    if not choices or not isinstance(info, dict) or MASK not in info:
+        return None
+    mask = np.hstack(info[MASK])
+    parts = np.split(mask, np.cumsum(choices)[:-1]) if mask.shape == (sum(choices),) else []
+    return [np.flatnonzero(part) for part in parts] if parts and all(part.any() for part in parts) else None
 
 
 def _random_batch(spec: Any, count: int, rng: np.random.Generator) -> np.ndarray:

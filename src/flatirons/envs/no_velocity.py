@@ -68,6 +68,11 @@ class Seen(gymnasium.ObservationWrapper):
 def factory(name: str, options: NoVelocityOptions, kwargs: dict[str, Any]) -> Callable[[], gymnasium.Env]:
     """What makes `no-velocity:name`. Raises FlatironsError for a task whose velocities are not known."""
     kept = positions(name)
+    if not kwargs.get("exclude_current_positions_from_observation", True):
+        raise FlatironsError(
+            f"no-velocity:{name}: exclude_current_positions_from_observation=false moves the numbers of an observation, and which are "
+            "velocities is known only without it; leave it out"
+        )
 
     def make() -> gymnasium.Env:
         with quiet_mujoco(gymnasium.spec(name)):

@@ -22,6 +22,7 @@ import numpy as np
 from jax.tree_util import GetAttrKey
 
 from flatirons import studies, systems
+from flatirons.core import bounds
 from flatirons.envs import own_data
 from flatirons.run import checkpoint, folder, metrics, ranges, resources
 from flatirons.run.devices import count, demand
@@ -155,6 +156,7 @@ def train(
                 metrics.demand_tensorboard()
             notes += made.notes
             notes += module.notes(chosen) if hasattr(module, "notes") else ()
+            notes += bounds.far_from_gaussian(module, chosen, made)
             if not made.in_graph:
                 notes.append(HOST_NOTE)
             if seeds > 1 and not made.in_graph:

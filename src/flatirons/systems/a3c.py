@@ -710,6 +710,10 @@ def interrupted(state: State) -> State:
 # --------------------------------------------------------------------------------------------------------------- the race
 
 
+INITIAL_STD = 0.83
+"""The deviation of Box actions at the start, sqrt(softplus(0))."""
+
+
 def notes(config: Config) -> tuple[str, ...]:
     """What a person should know before the start."""
     if config.mode == "turns":
