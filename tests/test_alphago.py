@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -361,7 +362,7 @@ def test_the_choice_is_the_papers() -> None:
 # -------------------------------------------------------------------------------------------------------- one after another
 
 
-def test_the_stages_one_after_another(tmp_path: Path) -> None:
+def test_the_stages_one_after_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train = functools.partial(fi.train, task="pgx:tic_tac_toe", quiet=True, preset=None)
 
     def stage(name: str, settings: dict[str, Any], before: Any = None) -> Any:
@@ -388,6 +389,11 @@ def test_the_stages_one_after_another(tmp_path: Path) -> None:
         stage("alphago-value", VALUE, "alphago-sl")
     with pytest.raises(FlatironsError, match="do not fit alphago-rl with these settings; use the same blocks and channels"):
         stage("alphago-rl", RL | {"baseline": False, "channels": 8}, "alphago-sl")
+    assert "WARNING" not in capsys.readouterr().err
+    half = train("alphago-sl", out=tmp_path / "half", **SL | {"stop_at": 8})
+    stage("alphago-rl", RL | {"baseline": False}, half.path.name)
+    assert f"half stands at 8 of {SL['total_steps']} decisions" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "alphago-rl")
     rl = stage("alphago-rl", RL | {"baseline": False}, "alphago-sl")
     jax.tree.map(np.testing.assert_array_equal, rl.actor.sl, sl.actor.sl)
     jax.tree.map(np.testing.assert_array_equal, rl.actor.rollout, sl.actor.rollout)

@@ -314,6 +314,19 @@ def test_uci_tells_the_play_that_it_expects() -> None:
     assert len(session.uci.table.actions) == 4 and not any("error" in said for said in session.heard)
 
 
+@pytest.mark.parametrize(("name", "bad", "answer"), [("chess", "fen 8/8/8/8/8/8/8/8 w - - 0 1", "(none)"), ("shogi", "sfen 9", "resign")])
+def test_after_a_position_that_was_refused_there_is_no_move(name: str, bad: str, answer: str) -> None:
+    session = Session(name, usi=name == "shogi")
+    session.say("position startpos")
+    said = session.say(f"position {bad}", "go nodes 4")
+    assert "error" in said[0] and said[-1] == f"bestmove {answer}" and session.uci.thinking is None
+    session.say("position startpos", "go nodes 4")
+    assert session.wait("info") and session.uci.thinking is not None
+    for again in ("usinewgame" if name == "shogi" else "ucinewgame", "position startpos"):
+        session.say(f"position {bad}", again)
+        assert not session.uci.refused
+
+
 def test_uci_stops_when_it_is_told_to() -> None:
     session = Session("chess", pause=0.02)
     session.say("position startpos", "go infinite")

@@ -912,6 +912,9 @@ def test_warm_start(tmp_path):
     assert start._state.updates == 2
     with pytest.raises(FlatironsError, match=r"params of .* do not fit"):
         go(tmp_path, name="third", widths=(7,), from_run=first.path)
+    with pytest.raises(FlatironsError, match=r"would be written over .*; give another folder"):
+        go(tmp_path, name=first.path.name, from_run=first.path, overwrite=True)
+    assert (first.path / folder.CHECKPOINTS).is_dir(), "it is still there"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -136,6 +136,8 @@ def train(
     if stop_at is not None:
         stop_at = demand_divides("stop_at", stop_at, chosen, module)
     path = Path(out) if out is not None else folder.default_path(preset or system_name(module), name_of_task(task), int(seed))
+    if from_run is not None and path.absolute() in (Path(from_run).absolute(), *Path(from_run).absolute().parents):
+        raise FlatironsError(f"the run would be written over {from_run}, which it is to start from; give another folder (--out)")
     job = Job(
         module, preset, chosen, task, dict(env_options or {}), eval_env, int(seed), int(seeds), path, options,
         quiet=quiet, callbacks=tuple(callbacks), stop_at=stop_at, from_run=None if from_run is None else Path(from_run),
@@ -526,7 +528,13 @@ def _handed_on(job: Job, other: Job, like: Any) -> Callable[[Any], Any]:
             f"{other.path} was trained on {name_of_task(other.source)}, not on {name_of_task(job.source)}; give the same task"
         )
     # Its policy, not its State: what the stage learned from may be gone.
-    actor = load(other.path, env=job.source, network=vars(job.config).get("network")).actor
+    parent = load(other.path, env=job.source, network=vars(job.config).get("network"))
+    actor, whole = parent.actor, parent.config.total_steps
+    if parent.step < whole:
+        folder.warn(
+            f"{other.path} stands at {parent.step:_} of {whole:_} decisions, and what it hands on has learned no more than that; to finish "
+            f"it first: flatirons resume {other.path}"
+        )
 
     def start(state: Any) -> Any:
         def one(state: Any) -> Any:

@@ -44,6 +44,8 @@ class Uci:
         self.thinker, self.game, self.usi, self.seed = thinker, game, usi, seed
         self._say, self._lock = say, threading.Lock()
         self.table = notation.Table(game)
+        self.refused = False
+        """Whether the last `position` was none, so that the board thinks of another than the one here."""
         self.over = False
         self.multipv, self.pace = 1, Pace()
         self.thinking: Thinking | None = None
@@ -124,9 +126,14 @@ class Uci:
 
     def _new_game(self, words: list[str]) -> None:
         self._stop([])
-        self.table = notation.Table(self.game)
+        self.table, self.refused = notation.Table(self.game), False
 
     def _position(self, words: list[str]) -> None:
+        self.refused = True
+        self._put_up(words)
+        self.refused = False
+
+    def _put_up(self, words: list[str]) -> None:
         if not words:
             raise FlatironsError("position of what? write: position startpos moves …")
         told = words[2:] if words[:2] == ["startpos", "moves"] else None
@@ -158,6 +165,10 @@ class Uci:
             self.say("checkmate notimplemented" if self.usi else "info string there is no search for mates")
             if self.usi:
                 return
+        if self.refused:
+            self.say("info string error: the last position was refused; a move for the one before would be for another board")
+            self.say("bestmove resign" if self.usi else "bestmove (none)")
+            return
         # Where a draw could be claimed and was not, the board asks for a move all the same.
         table, live = self.table, self.table.live
         if self.usi and live.terminated and not live.outcome:
