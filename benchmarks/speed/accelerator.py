@@ -44,6 +44,7 @@ def one(job: dict[str, Any]) -> None:
     import jax.numpy as jnp
 
     from flatirons import envs
+    from flatirons.core import compiling
     from flatirons.run.job import choose, make_config, on_device
     from flatirons.run.loop import turns_function
 
@@ -54,7 +55,9 @@ def one(job: dict[str, Any]) -> None:
     system.check(config, task)
     numbers = on_device(config)
     state = jax.jit(system.init, static_argnums=1)(numbers, task, jax.random.key(0))
-    compiled = jax.jit(turns_function(system, task), donate_argnums=1).lower(numbers, state, jnp.int32(1)).compile()
+    chosen = compiling.options(system.actor(state), in_graph=True)
+    loop = jax.jit(turns_function(system, task), donate_argnums=1, compiler_options=chosen)
+    compiled = loop.lower(numbers, state, jnp.int32(1)).compile()
     compiled_s = time.perf_counter() - started
 
     def turns(n: int) -> None:

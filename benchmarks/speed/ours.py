@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from benchmarks.record import versions
 from benchmarks.speed.measure import answer, measure
 from flatirons import envs, systems
+from flatirons.core import compiling
 from flatirons.run import metrics
 from flatirons.run.loop import turns_function
 from flatirons.types import HostTask, Task
@@ -26,7 +27,9 @@ from flatirons.types import HostTask, Task
 def in_graph(system: Any, config: Any, task: Task, key: jax.Array) -> tuple[Callable[[int], None], Callable[[], dict[str, Any]]]:
     """(turns, report): n turns in one compiled loop, and the runner's row over the last call."""
     state = jax.jit(system.init, static_argnums=1)(config, task, key)
-    compiled = jax.jit(turns_function(system, task), donate_argnums=1).lower(config, state, jnp.int32(1)).compile()
+    chosen = compiling.options(system.actor(state), in_graph=True)
+    loop = jax.jit(turns_function(system, task), donate_argnums=1, compiler_options=chosen)
+    compiled = loop.lower(config, state, jnp.int32(1)).compile()
     row: dict[str, Any] = {}
 
     def turns(n: int) -> None:
@@ -41,8 +44,14 @@ def in_graph(system: Any, config: Any, task: Task, key: jax.Array) -> tuple[Call
 def on_host(system: Any, config: Any, task: HostTask, key: jax.Array) -> tuple[Callable[[int], None], Callable[[], dict[str, Any]]]:
     """The same on a host task: `step` in Python around a compiled update, every metric summed and read once a call."""
     state = jax.jit(system.init, static_argnums=1)(config, task, key)
-    update = jax.jit(system.update, static_argnums=1, donate_argnums=2)
     sums = metrics.HostSum()
+
+    def packed(config: Any, task: Task, state: Any, *experience: Any) -> tuple[Any, Any]:
+        state, found = system.update(config, task, state, *experience)
+        return state, sums.pack(found)
+
+    chosen = compiling.options(system.actor(state), in_graph=False)
+    update = jax.jit(packed, static_argnums=1, donate_argnums=2, compiler_options=chosen)
     row: dict[str, Any] = {}
 
     def turns(n: int) -> None:

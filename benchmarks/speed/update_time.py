@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from benchmarks.record import versions
 from benchmarks.speed.measure import answer
 from flatirons import envs, systems
+from flatirons.core import compiling
 from flatirons.data import rollout
 
 
@@ -25,8 +26,10 @@ def main() -> None:
     task: Any = envs.make(job["task"], config.num_envs, seed=0)
     state = jax.jit(system.init, static_argnums=1)(config, task, jax.random.key(0))
     on_device = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), config)
-    update = jax.jit(system.update, static_argnums=1, donate_argnums=2)
     acting = system.actor(state)
+    # As a run compiles it.
+    chosen = compiling.options(acting, in_graph=False)
+    update = jax.jit(system.update, static_argnums=1, donate_argnums=2, compiler_options=chosen)
     num_steps = config.train_every // config.num_envs
     collector, experience, _ = rollout.rollout(on_device, task, system.policy, acting, state.collector, num_steps)
     state = state._replace(collector=())

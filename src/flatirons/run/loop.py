@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from flatirons.core import trees
+from flatirons.core import compiling, trees
 from flatirons.data import rollout
 from flatirons.run import checkpoint, evaluate, folder, metrics
 from flatirons.run.devices import Layout
@@ -33,8 +33,6 @@ REPORT_EVERY = 0.5
 """Seconds between reports."""
 CHECKPOINT_SECONDS = 60.0
 """Seconds between checkpoints when `checkpoint_every` does not say otherwise."""
-ONE_THREAD_NUMBERS = 100_000
-"""A host's network of up to so many numbers learns in one thread: handing its small products to a second one costs more than it saves."""
 EVALUATION_SEED = 1_000_000
 """Evaluations during a run with seed s use seed 1_000_000 + s each time, so that they differ by the policy alone."""
 
@@ -68,7 +66,9 @@ class _InGraph:
         self._turn_seconds: float | None = None
         self._last = 0
         began = time.perf_counter()
-        turns = jax.jit(turns_function(job.system, task, job.seeds), donate_argnums=1, **layout.jit_options(in_graph=True))
+        chosen = compiling.options(job.system.actor(state), in_graph=True, seeds=job.seeds)
+        shared = layout.jit_options(in_graph=True)
+        turns = jax.jit(turns_function(job.system, task, job.seeds), donate_argnums=1, compiler_options=chosen, **shared)
         with layout.context():
             self._turns = turns.lower(config, state, layout.everywhere(jnp.int32(1))).compile()
         timing["compile"] = timing.get("compile", 0.0) + time.perf_counter() - began
@@ -126,10 +126,9 @@ class _Host:
             state, found = job.system.update(config, task, state, *experience)
             return state, self._sum.pack(found)
 
-        small = sum(leaf.size for leaf in jax.tree.leaves(job.system.actor(state))) <= ONE_THREAD_NUMBERS
-        one_thread = {"xla_cpu_multi_thread_eigen": False} if small and jax.default_backend() == "cpu" else {}
+        chosen = compiling.options(job.system.actor(state), in_graph=False)
         shared = layout.jit_options(in_graph=False)
-        update = jax.jit(packed, static_argnums=(1,), donate_argnums=(2,), compiler_options=one_thread, **shared)
+        update = jax.jit(packed, static_argnums=(1,), donate_argnums=(2,), compiler_options=chosen, **shared)
         self._learning = 0.0
         clock = time.perf_counter
 

@@ -39,7 +39,7 @@ import numpy as np
 import optax
 
 from flatirons import envs
-from flatirons.core import distributions, exploration, optimisers, returns, schedules, trees
+from flatirons.core import compiling, distributions, exploration, optimisers, returns, schedules, trees
 from flatirons.core.distributions import mask_logits
 from flatirons.data import onpolicy, race, replay
 from flatirons.data import rollout as data
@@ -761,8 +761,7 @@ class ActorLearner:
             self._names = sorted(metrics)
             return jnp.concatenate([*(g.reshape(-1) for g in jax.tree.leaves(grads)), jnp.stack([metrics[n] for n in self._names])])
 
-        one_thread = {"xla_cpu_multi_thread_eigen": False} if jax.default_backend() == "cpu" else {}
-        self._gradient = jax.jit(packed, compiler_options=one_thread)
+        self._gradient = jax.jit(packed, compiler_options=compiling.ONE_THREAD if jax.default_backend() == "cpu" else {})
         # One array in and one call: Python that threads would queue for is a tenth of what handing over every layer takes.
         self._copies = jax.jit(self._apart)
 

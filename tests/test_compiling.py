@@ -1,0 +1,37 @@
+"""What programs are told of a CPU."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flatirons.core import compiling
+
+SMALL, LARGE = ({"w": jax.ShapeDtypeStruct((compiling.ONE_THREAD_NUMBERS + more,), jnp.float32)} for more in (0, 1))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of a CPU alone")
+def test_a_large_network_takes_eigens_products_and_a_small_one_on_a_host_one_thread() -> None:
+    assert compiling.options(LARGE, in_graph=False) == compiling.options(LARGE, in_graph=True) == compiling.eigen() == compiling.EIGEN
+    assert compiling.options(SMALL, in_graph=False) == compiling.ONE_THREAD and compiling.options(SMALL, in_graph=True) == {}
+    assert compiling.options(LARGE, in_graph=True, seeds=2) == {}, "what counts is one seed's network"
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of a CPU alone")
+def test_with_them_a_product_is_another_program_and_the_same_number() -> None:
+    x = jax.random.normal(jax.random.key(0), (64, 64))
+    programs = [jax.jit(lambda x: x @ x, compiler_options=chosen).lower(x).compile() for chosen in ({}, compiling.eigen())]
+    # Nothing of the kind is left; a JAX that takes no YNNPACK by itself has none before either.
+    assert "ynn" not in programs[1].as_text()
+    np.testing.assert_allclose(*(program(x) for program in programs), rtol=1e-5, atol=1e-4)
+
+
+def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "EIGEN", {"xla_cpu_no_such_option": ""})
+    compiling.eigen.cache_clear()
+    try:
+        assert compiling.eigen() == {} and compiling.options(LARGE, in_graph=True) == {}
+    finally:
+        compiling.eigen.cache_clear()
