@@ -53,6 +53,8 @@ class Sound(gymnasium.Env):
         self.other = np.random.default_rng()
         if wrong == "unbounded actions":
             self.action_space = gs.Box(-3.4e38, 3.4e38, (1,), np.float32)
+        if wrong == "far actions":
+            self.action_space = gs.Box(np.float32([-1, 5]), np.float32([1, 11]), (2,), np.float32)
         if wrong in ("low actions", "action rewritten"):
             self.action_space = gs.Box(-1, 1, (1,), np.float32)
         if wrong == "odd actions":
@@ -134,6 +136,7 @@ CASES = [
     ("odd observations", "observation space", "error", "Text"),
     ("odd actions", "action space", "error", "Dict"),
     ("unbounded actions", "action space", "warning", "infinite bounds"),
+    ("far actions", "action reach", "warning", r"entry 1 of an action lies in \[5, 11\]"),
     ("raises", "runs", "error", "ZeroDivisionError after"),
     ("second episode", "runs", "error", "no more episodes"),
     ("old reset", "reset signature", "error", "a ndarray"),

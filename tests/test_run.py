@@ -910,7 +910,7 @@ def test_warm_start(tmp_path):
     start = fi.resume(second.path, system=STUB, quiet=True, stop_at=16)
     assert np.abs(np.asarray(start._state.params) - np.asarray(first._state.params)).max() < 0.2
     assert start._state.updates == 2
-    with pytest.raises(FlatironsError, match=r"params of .* do not fit"):
+    with pytest.raises(FlatironsError, match=r"params of .* do not fit .*, and widths=\(3,\) \(here \(7,\)\)$"):
         go(tmp_path, name="third", widths=(7,), from_run=first.path)
     with pytest.raises(FlatironsError, match=r"would be written over .*; give another folder"):
         go(tmp_path, name=first.path.name, from_run=first.path, overwrite=True)

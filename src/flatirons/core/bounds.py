@@ -42,15 +42,23 @@ def far_from_gaussian(system: Any, config: Any, task: Task) -> tuple[str, ...]:
     std = getattr(system, "INITIAL_STD", None) if log_std is None else math.exp(log_std)
     if not isinstance(box, Box) or std is None:
         return ()
+    entry = missed_by_gaussian(box, std)
+    if entry is None:
+        return ()
+    return (
+        f"the policy's first actions are drawn around 0 with a deviation of {std:.3g} and cut to the bounds, and entry {entry} of "
+        f"an action lies in [{box.low[entry]:g}, {box.high[entry]:g}]: it may never learn to leave a bound, or to reach the other. Scale "
+        "the actions (gymnasium.wrappers.RescaleAction(env, -1, 1)), or use sac or ddpg, which do so themselves",
+    )
+
+
+def missed_by_gaussian(box: Box, std: float) -> int | None:
+    """The first entry of an action of which a Gaussian of mean 0 hardly draws any within its bounds, or reaches over little of them."""
     for entry, (low, high) in enumerate(zip(box.low, box.high, strict=True)):
         within = 0.5 * (math.erf(high / std / math.sqrt(2.0)) - math.erf(low / std / math.sqrt(2.0)))
         if high > low and (within < LEAST_WITHIN or (high - low > WIDEST * std and max(-low, high) < LARGEST)):
-            return (
-                f"the policy's first actions are drawn around 0 with a deviation of {std:.3g} and cut to the bounds, and entry {entry} of "
-                f"an action lies in [{low:g}, {high:g}]: it may never learn to leave a bound, or to reach the other. Scale the actions "
-                "(gymnasium.wrappers.RescaleAction(env, -1, 1)), or use sac or ddpg, which do so themselves",
-            )
-    return ()
+            return entry
+    return None
 
 
 def _centre_and_reach(box: Box) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from gymnasium import spaces as gs
 
-from flatirons.core.bounds import LARGEST
+from flatirons.core.bounds import LARGEST, missed_by_gaussian
 from flatirons.envs import spaces
 from flatirons.types import ArraySpec, Box, FlatironsError, MultiDiscrete
 
@@ -209,7 +209,7 @@ def _episode(walk: Walk, seed: int, max_steps: int, deadline: float) -> tuple[li
     rng = np.random.default_rng(seed)
     results = [_reset(walk, seed)]
     for _ in range(max_steps):
-        action = _random_action(walk.env.action_space, results[-1], rng)
+        action = spaces.random_action(walk.env.action_space, results[-1], rng)
         results.append(_step(walk, action))
         result = results[-1]
         if not isinstance(result, tuple) or len(result) < 4 or time.monotonic() > deadline:
@@ -233,18 +233,6 @@ def _step(walk: Walk, action: Any) -> Any:
     return seen
 
 
-def _random_action(space: gymnasium.Space, about: Any, rng: np.random.Generator) -> Any:
-    from flatirons.envs.host import _random_action
-
-    return _random_action(space, about, rng)
-
-
-def _legal(space: gymnasium.Space, about: Any) -> list[np.ndarray] | None:
-    from flatirons.envs.host import _legal
-
-    return _legal(space, about)
-
-
 def _extremes(walk: Walk, seed: int) -> None:
     """Step from a fresh start with the lowest and with the highest legal action."""
     spec = spaces.action_spec(walk.env.action_space)
@@ -257,7 +245,7 @@ def _extremes(walk: Walk, seed: int) -> None:
         batches = [np.array([0]), np.array([spec.n - 1])]
     decode = spaces.decode_actions(walk.env.action_space)
     for end, batch in zip((0, -1), batches, strict=True):
-        legal = _legal(walk.env.action_space, _reset(walk, seed))
+        legal = spaces.legal_choices(walk.env.action_space, _reset(walk, seed))
         action = decode(batch if legal is None else np.array([part[end] for part in legal]).reshape(batch.shape))[0]
         try:
             _step(walk, action)
@@ -305,6 +293,17 @@ def _action_space(walk: Walk) -> Verdict:
     if isinstance(spec, Box) and not (np.abs([*spec.low, *spec.high]) <= LARGEST).all():
         return "warning", f"the action space {walk.env.action_space} has infinite bounds, so actions cannot be scaled to it"
     return None
+
+
+def _action_reach(walk: Walk) -> Verdict:
+    spec = None if walk.action_problem else spaces.action_spec(walk.env.action_space)
+    entry = missed_by_gaussian(spec, 1.0) if isinstance(spec, Box) else None
+    if entry is None or not isinstance(spec, Box):
+        return None
+    return "warning", (
+        f"entry {entry} of an action lies in [{spec.low[entry]:g}, {spec.high[entry]:g}], and the policies of ppo, trpo, a3c and reinforce "
+        "draw their first actions around 0 with a deviation of about 1: they may never learn to leave a bound, or to reach the other"
+    )
 
 
 def _raised(walk: Walk) -> Verdict:
@@ -454,6 +453,7 @@ CHECKS: tuple[tuple[str, Callable[[Walk], Verdict], str], ...] = (
         _action_space,
         "set self.action_space in __init__ to Discrete, MultiDiscrete, MultiBinary or a Box with finite float bounds",
     ),
+    ("action reach", _action_reach, "wrap it: gymnasium.wrappers.RescaleAction(env, -1, 1); sac and ddpg scale their actions themselves"),
     (
         "runs",
         _raised,
@@ -484,13 +484,12 @@ CHECKS: tuple[tuple[str, Callable[[Walk], Verdict], str], ...] = (
 
 def _check_host(task: Any, seed: int, max_steps: int) -> list[Finding]:
     """The checks that a native vector environment (Atari, EnvPool) allows: it runs, keeps to its spec and repeats."""
-    from flatirons.envs.host import _random_batch
 
     def walk() -> list[Any]:
         rng = np.random.default_rng(seed)
         found = [task.reset(seed)]
         for _ in range(max_steps):
-            outcome, after = task.step(_random_batch(task.spec.action, task.num_envs, rng))
+            outcome, after = task.step(spaces.random_batch(task.spec.action, task.num_envs, rng))
             found.append((outcome, after.obs))
         return found
 

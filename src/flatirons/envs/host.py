@@ -32,7 +32,7 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from flatirons.core.categories import is_category
 from flatirons.envs import robotics, spaces
-from flatirons.types import ArraySpec, Discrete, FlatironsError, Outcome, Spec, TimeStep
+from flatirons.types import ArraySpec, FlatironsError, Outcome, Spec, TimeStep
 
 Leaves = list[np.ndarray]
 FLOAT32_LARGEST = float(np.finfo(np.float32).max)
@@ -40,8 +40,6 @@ SLOW_STEP_S = 300e-6
 """Environments slower than this to step are worth a process of their own: a round trip to a worker costs 50-100 us."""
 START_LIMIT_S = 180.0
 """How long the making of an environment may take at least: a simulator that starts up is slower than any of its steps."""
-MASK = "action_mask"
-"""Where Gymnasium's own environments (Taxi) and others keep the mask of legal actions, in `info`."""
 REACHED = ("is_success", "success")
 """Where environments that pursue goals say in `info` whether the goal is reached: Gymnasium-Robotics' Fetch and Hands, and its mazes."""
 CARTPOLE_VECTOR_FROM = 6
@@ -318,29 +316,33 @@ class Rows:
         self._put(row, result[0], out)
         if self._again is not None:
             self._demand_finite(row, out, 0.0)
-        named = self._num_choices > 0 and MASK in result[1]
+        named = self._num_choices > 0 and spaces.MASK in result[1]
         if self._masked is None:
             self._masked = named
         if self._masked:
             self._put_mask(row, result[1])
         elif named:
-            raise EnvFault(self.first + row, f"its reset gives info[{MASK!r}] and another environment's did not; give one always, or never")
+            raise EnvFault(
+                self.first + row, f"its reset gives info[{spaces.MASK!r}] and another environment's did not; give one always, or never"
+            )
 
     def _put_mask(self, row: int, info: Any) -> None:
-        mask = info.get(MASK) if isinstance(info, dict) else None
+        mask = info.get(spaces.MASK) if isinstance(info, dict) else None
         if mask is None:
-            raise EnvFault(self.first + row, f"info[{MASK!r}] is missing, and the first reset gave one; give one always, or never")
+            raise EnvFault(self.first + row, f"info[{spaces.MASK!r}] is missing, and the first reset gave one; give one always, or never")
         # Of several choices Gymnasium's spaces take a tuple of masks.
         flags = np.hstack(mask) if isinstance(mask, tuple) else np.asarray(mask)
         if flags.shape != (self._num_choices,) or flags.dtype.kind not in "bui":
             raise EnvFault(
                 self.first + row,
-                f"info[{MASK!r}] is {flags.dtype}{list(flags.shape)}; return {self._num_choices} flags, bool or 0 and 1",
+                f"info[{spaces.MASK!r}] is {flags.dtype}{list(flags.shape)}; return {self._num_choices} flags, bool or 0 and 1",
             )
         assert self.legal is not None
         self.legal[row] = flags
         if not np.logical_or.reduceat(self.legal[row], self._parts).all():
-            raise EnvFault(self.first + row, f"info[{MASK!r}] leaves no legal action; a state without a legal action must end the episode")
+            raise EnvFault(
+                self.first + row, f"info[{spaces.MASK!r}] leaves no legal action; a state without a legal action must end the episode"
+            )
 
     def _put(self, row: int, obs: Any, out: Leaves) -> None:
         for array, (path, get, spec, shift, kinds, held, bounds) in zip(out, self._leaves, strict=True):
@@ -619,7 +621,7 @@ def all_masks(parts: Sequence[tuple[int, np.ndarray | None]]) -> np.ndarray | No
         return None
     if len(masks) < len(parts):
         first = next(first for first, legal in parts if legal is None)
-        raise EnvFault(first, f"info[{MASK!r}] is missing, and other environments give one; give one always, or never")
+        raise EnvFault(first, f"info[{spaces.MASK!r}] is missing, and other environments give one; give one always, or never")
     return np.concatenate(masks)
 
 
@@ -1252,7 +1254,7 @@ def _step_time(name: str, env: gymnasium.Env, timeout_s: float | None, budget_s:
         with watched(lambda: f"environment 0 of {name}, while its speed was measured, after {len(times)} steps", timeout_s) as trial:
             about: Any = env.reset(seed=0)
             while len(times) < 3 or time.perf_counter() - begun < budget_s:
-                action = _random_action(space, about, rng)
+                action = spaces.random_action(space, about, rng)
                 trial.call_again()
                 start = time.perf_counter()
                 about = result = env.step(action)
@@ -1269,35 +1271,6 @@ def _step_time(name: str, env: gymnasium.Env, timeout_s: float | None, budget_s:
         ) from error
     # Others on the machine make some steps slow, never fast; the first steps warm up.
     return float(np.median(times))
-
-
-def _random_action(space: gymnasium.Space, about: Any, rng: np.random.Generator) -> Any:
-    """A random action in Gymnasium's form, from a generator of our own so that the environment's stays as it is; a legal one where `about`,
-    what a reset or step returned, ends in an `info` with a mask. A mask that is of no use is for the task itself to name."""
-    actions, legal = _random_batch(spaces.action_spec(space), 1, rng), _legal(space, about)
-    if legal is not None:
-        actions = np.array([rng.choice(part) for part in legal]).reshape(actions.shape)
-    return spaces.decode_actions(space)(actions)[0]
-
-
-def _legal(space: gymnasium.Space, about: Any) -> list[np.ndarray] | None:
-    """For each number of an action its legal choices, where `about` names some of each in a mask."""
-    choices, info = spaces.choices(spaces.action_spec(space)), about[-1] if isinstance(about, tuple) and about else None
-    if not choices or not isinstance(info, dict) or MASK not in info:
-        return None
-    mask = np.hstack(info[MASK])
-    parts = np.split(mask, np.cumsum(choices)[:-1]) if mask.shape == (sum(choices),) else []
-    return [np.flatnonzero(part) for part in parts] if parts and all(part.any() for part in parts) else None
-
-
-def _random_batch(spec: Any, count: int, rng: np.random.Generator) -> np.ndarray:
-    if isinstance(spec, Discrete):
-        return rng.integers(0, spec.n, count)
-    if hasattr(spec, "nvec"):
-        return rng.integers(0, np.asarray(spec.nvec), (count, len(spec.nvec)))
-    low = np.maximum(np.asarray(spec.low, np.float32), -1e3)
-    high = np.minimum(np.asarray(spec.high, np.float32), 1e3)
-    return rng.uniform(low, high, (count, len(low))).astype(np.float32)
 
 
 def _faster(
@@ -1323,7 +1296,7 @@ def _faster(
                 start, count = time.perf_counter(), 0
                 while count < 2 or time.perf_counter() - start < round_s:
                     trial.call_again()
-                    engine.step(_random_batch(spec, num_envs, rng))
+                    engine.step(spaces.random_batch(spec, num_envs, rng))
                     count += 1
                 best[id(engine)] = min(best[id(engine)], (time.perf_counter() - start) / count)
     except EnvFault:

@@ -12,6 +12,9 @@ from gymnasium import spaces as gs
 
 from flatirons.types import ActionSpec, ArraySpec, Box, Discrete, FlatironsError, MultiDiscrete
 
+MASK = "action_mask"
+"""Where Gymnasium's own environments (Taxi) and others keep the mask of legal actions, in `info`."""
+
 _NARROW = {"float64": "float32", "float16": "float32", "int64": "int32", "uint64": "uint32"}
 
 
@@ -239,6 +242,36 @@ def action_checker(spec: ActionSpec) -> Callable[[Any, int], np.ndarray]:
         return clipped
 
     return check_box
+
+
+def random_action(space: gymnasium.Space, about: Any, rng: np.random.Generator) -> Any:
+    """A random action in Gymnasium's form, from a generator of our own so that the environment's stays as it is; a legal one where `about`,
+    what a reset or step returned, ends in an `info` with a mask. A mask that is of no use is for the task itself to name."""
+    actions, legal = random_batch(action_spec(space), 1, rng), legal_choices(space, about)
+    if legal is not None:
+        actions = np.array([rng.choice(part) for part in legal]).reshape(actions.shape)
+    return decode_actions(space)(actions)[0]
+
+
+def legal_choices(space: gymnasium.Space, about: Any) -> list[np.ndarray] | None:
+    """For each number of an action its legal choices, where `about` names some of each in a mask."""
+    counts, info = choices(action_spec(space)), about[-1] if isinstance(about, tuple) and about else None
+    if not counts or not isinstance(info, dict) or MASK not in info:
+        return None
+    mask = np.hstack(info[MASK])
+    parts = np.split(mask, np.cumsum(counts)[:-1]) if mask.shape == (sum(counts),) else []
+    return [np.flatnonzero(part) for part in parts] if parts and all(part.any() for part in parts) else None
+
+
+def random_batch(spec: ActionSpec, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` uniformly random actions as tasks take them, a Box's within a thousand of 0."""
+    if isinstance(spec, Discrete):
+        return rng.integers(0, spec.n, count)
+    if isinstance(spec, MultiDiscrete):
+        return rng.integers(0, np.asarray(spec.nvec), (count, len(spec.nvec)))
+    low = np.maximum(np.asarray(spec.low, np.float32), -1e3)
+    high = np.minimum(np.asarray(spec.high, np.float32), 1e3)
+    return rng.uniform(low, high, (count, len(low))).astype(np.float32)
 
 
 def all_finite(array: np.ndarray) -> bool:

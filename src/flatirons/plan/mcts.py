@@ -398,18 +398,3 @@ def gumbel_search(
     tried = found.visits > 0
     weights = jnp.where(tried, policy, 0.0) + jnp.where(tried, jnp.finfo(jnp.float32).tiny, 0.0)
     return found._replace(value=jnp.sum(weights * found.q, axis=-1) / jnp.sum(weights, axis=-1)), tree
-
-
-def principal_variation(tree: Tree, length: int) -> jax.Array:
-    """The most visited moves from the root, int32 `[B, length]`; -1 from where the tree ends."""
-
-    def one(tree: Tree) -> jax.Array:
-        def follow(node: Any, _: Any) -> tuple[Any, Any]:
-            visits = tree.children_visits[node]
-            action = jnp.argmax(visits).astype(jnp.int32)
-            going = (node >= 0) & (jnp.max(visits) > 0)
-            return jnp.where(going, tree.children_index[node, action], -1), jnp.where(going, action, -1)
-
-        return jax.lax.scan(follow, jnp.int32(0), None, length=length)[1]
-
-    return jax.vmap(one)(tree)

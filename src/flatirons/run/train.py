@@ -178,7 +178,7 @@ def train(
                 raise FlatironsError(
                     f"{job.name} goes on from a run of {' or '.join(module.STARTS_FROM)}; give --from RUN (from_run=... in Python)"
                 )
-            warm = None if job.from_run is None else _warm_start(job, like)
+            warm = None if job.from_run is None else _warm_start(job, made, like)
             holding.enter_context(folder.created(path, overwrite=overwrite))
             job.recorded = record_of(job, made, vmapped=seeds > 1)
             write_records(job)
@@ -457,7 +457,7 @@ def _item_size(dtype: Any) -> int:
     return 8 if jnp.issubdtype(dtype, jax.dtypes.prng_key) else np.dtype(dtype).itemsize
 
 
-def _warm_start(job: Job, like: Any) -> Callable[[Any], Any]:
+def _warm_start(job: Job, made: Any, like: Any) -> Callable[[Any], Any]:
     """A function that puts what another run learned into a fresh State: every leaf but those of its progress.
 
     Raises FlatironsError where one does not fit."""
@@ -487,7 +487,9 @@ def _warm_start(job: Job, like: Any) -> Callable[[Any], Any]:
         )
     except checkpoint.Misfit as error:
         fields = ", ".join(dict.fromkeys(name.partition("/")[0] for name in error.names))
-        raise FlatironsError(f"the {fields} of {path} do not fit {job.name} with these settings; use the same task and network") from None
+        unlike = _what_does_not_fit(job, made, like, other.config)
+        mend = f"use the same task and network{', and ' if unlike else ''}{', '.join(unlike)}"
+        raise FlatironsError(f"the {fields} of {path} do not fit {job.name} with these settings; {mend}") from None
     for warning in loaded.warnings:
         folder.warn(warning)
     learned_before = jax.tree.map(lambda x: x[record["seed"] - other.seed], loaded.tree) if part else loaded.tree
@@ -517,6 +519,19 @@ def _warm_start(job: Job, like: Any) -> Callable[[Any], Any]:
         return job.system.warmed(state) if job.seeds == 1 else jax.vmap(job.system.warmed)(state)
 
     return start
+
+
+def _what_does_not_fit(job: Job, made: Any, like: Any, theirs: Any) -> list[str]:
+    """The settings of another run's Config that alone make other arrays of what is learned than `like`, as a person would give them."""
+    ours, found = _what_is_learned(like), []
+    for name, value in vars(theirs).items():
+        if getattr(job.config, name, value) != value:
+            config = dataclasses.replace(job.config, **{name: value})
+            # A setting may not go with the others, or not be one to trace with.
+            with contextlib.suppress(FlatironsError, TypeError, ValueError):
+                if _what_is_learned(state_like(dataclasses.replace(job, config=config), made)) != ours:
+                    found.append(f"{name}={value!r} (here {getattr(job.config, name)!r})")
+    return found
 
 
 def _handed_on(job: Job, other: Job, like: Any) -> Callable[[Any], Any]:
