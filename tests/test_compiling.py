@@ -8,15 +8,19 @@ import numpy as np
 import pytest
 
 from flatirons.core import compiling
+from flatirons.systems import maml, sac
 
 SMALL, LARGE = ({"w": jax.ShapeDtypeStruct((compiling.ONE_THREAD_NUMBERS + more,), jnp.float32)} for more in (0, 1))
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="of a CPU alone")
-def test_a_large_network_takes_eigens_products_and_a_small_one_on_a_host_one_thread() -> None:
-    assert compiling.options(LARGE, in_graph=False) == compiling.options(LARGE, in_graph=True) == compiling.eigen() == compiling.EIGEN
-    assert compiling.options(SMALL, in_graph=False) == compiling.ONE_THREAD and compiling.options(SMALL, in_graph=True) == {}
-    assert compiling.options(LARGE, in_graph=True, seeds=2) == {}, "what counts is one seed's network"
+def test_some_large_networks_take_eigens_products_and_a_small_one_on_a_host_one_thread() -> None:
+    assert compiling.options(sac, LARGE, in_graph=False) == compiling.options(sac, LARGE, in_graph=True) == compiling.EIGEN
+    for system in (sac, maml):
+        assert compiling.options(system, SMALL, in_graph=False) == compiling.ONE_THREAD
+        assert compiling.options(system, SMALL, in_graph=True) == {}
+    # Batches of products take three times as long with them.
+    assert compiling.options(sac, LARGE, in_graph=True, seeds=2) == compiling.options(maml, LARGE, in_graph=True) == {}
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="of a CPU alone")
@@ -32,6 +36,6 @@ def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch: pytest.Monkey
     monkeypatch.setattr(compiling, "EIGEN", {"xla_cpu_no_such_option": ""})
     compiling.eigen.cache_clear()
     try:
-        assert compiling.eigen() == {} and compiling.options(LARGE, in_graph=True) == {}
+        assert compiling.eigen() == {} and compiling.options(sac, LARGE, in_graph=True) == {}
     finally:
         compiling.eigen.cache_clear()

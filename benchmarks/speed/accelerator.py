@@ -55,7 +55,7 @@ def one(job: dict[str, Any]) -> None:
     system.check(config, task)
     numbers = on_device(config)
     state = jax.jit(system.init, static_argnums=1)(numbers, task, jax.random.key(0))
-    chosen = compiling.options(system.actor(state), in_graph=True)
+    chosen = compiling.options(system, system.actor(state), in_graph=True)
     loop = jax.jit(turns_function(system, task), donate_argnums=1, compiler_options=chosen)
     compiled = loop.lower(numbers, state, jnp.int32(1)).compile()
     compiled_s = time.perf_counter() - started

@@ -44,7 +44,7 @@ def one(job: dict[str, Any]) -> None:
     state_bytes = trees.num_bytes(
         jax.tree.map(lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x, state)
     )
-    chosen = compiling.options(ppo.actor(state), in_graph=True)
+    chosen = compiling.options(ppo, ppo.actor(state), in_graph=True)
     compiled = jax.jit(turns_function(ppo, task), donate_argnums=1, compiler_options=chosen).lower(on_device, state, jnp.int32(1)).compile()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 

@@ -27,7 +27,7 @@ from flatirons.types import HostTask, Task
 def in_graph(system: Any, config: Any, task: Task, key: jax.Array) -> tuple[Callable[[int], None], Callable[[], dict[str, Any]]]:
     """(turns, report): n turns in one compiled loop, and the runner's row over the last call."""
     state = jax.jit(system.init, static_argnums=1)(config, task, key)
-    chosen = compiling.options(system.actor(state), in_graph=True)
+    chosen = compiling.options(system, system.actor(state), in_graph=True)
     loop = jax.jit(turns_function(system, task), donate_argnums=1, compiler_options=chosen)
     compiled = loop.lower(config, state, jnp.int32(1)).compile()
     row: dict[str, Any] = {}
@@ -50,7 +50,7 @@ def on_host(system: Any, config: Any, task: HostTask, key: jax.Array) -> tuple[C
         state, found = system.update(config, task, state, *experience)
         return state, sums.pack(found)
 
-    chosen = compiling.options(system.actor(state), in_graph=False)
+    chosen = compiling.options(system, system.actor(state), in_graph=False)
     update = jax.jit(packed, static_argnums=1, donate_argnums=2, compiler_options=chosen)
     row: dict[str, Any] = {}
 

@@ -28,7 +28,7 @@ def main() -> None:
     on_device = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), config)
     acting = system.actor(state)
     # As a run compiles it.
-    chosen = compiling.options(acting, in_graph=False)
+    chosen = compiling.options(system, acting, in_graph=False)
     update = jax.jit(system.update, static_argnums=1, donate_argnums=2, compiler_options=chosen)
     num_steps = config.train_every // config.num_envs
     collector, experience, _ = rollout.rollout(on_device, task, system.policy, acting, state.collector, num_steps)

@@ -66,7 +66,7 @@ class _InGraph:
         self._turn_seconds: float | None = None
         self._last = 0
         began = time.perf_counter()
-        chosen = compiling.options(job.system.actor(state), in_graph=True, seeds=job.seeds)
+        chosen = compiling.options(job.system, job.system.actor(state), in_graph=True, seeds=job.seeds)
         shared = layout.jit_options(in_graph=True)
         turns = jax.jit(turns_function(job.system, task, job.seeds), donate_argnums=1, compiler_options=chosen, **shared)
         with layout.context():
@@ -126,7 +126,7 @@ class _Host:
             state, found = job.system.update(config, task, state, *experience)
             return state, self._sum.pack(found)
 
-        chosen = compiling.options(job.system.actor(state), in_graph=False)
+        chosen = compiling.options(job.system, job.system.actor(state), in_graph=False)
         shared = layout.jit_options(in_graph=False)
         update = jax.jit(packed, static_argnums=(1,), donate_argnums=(2,), compiler_options=chosen, **shared)
         self._learning = 0.0

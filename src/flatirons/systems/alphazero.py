@@ -230,6 +230,10 @@ MOST_TO_TRY = 256
 """Moves up to which `see_wins` is cheap beside a network."""
 
 
+EIGEN_PRODUCTS = True
+"""Where its networks are large, its products are faster by Eigen than by XLA's own choice on a CPU (`core.compiling`)."""
+
+
 class Actor(NamedTuple):
     """What playing needs: the parameters of the network that plays, and the value below which it resigns in self-play."""
 

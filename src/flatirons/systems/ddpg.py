@@ -219,6 +219,10 @@ PRESETS = {
 }
 
 
+EIGEN_PRODUCTS = True
+"""Where its networks are large, its products are faster by Eigen than by XLA's own choice on a CPU (`core.compiling`)."""
+
+
 class Actor(NamedTuple):
     """What acting needs: mu's parameters, and whether actions are still random. `critics` say what is expected of a state; `encoder` is
     below both where they share one, or else `()`."""
