@@ -70,7 +70,7 @@ def gradient_steps(one: Callable[[Any, Any], tuple[Any, Metrics]], carry: Any, n
         return carry, jax.tree.map(jnp.add, c[1], metrics)
 
     if num == 1:
-        # XLA's matrix products inside a loop on a CPU use one core, inside a branch all of them.
+        # Before JAX 0.10 matrix products inside a loop use one core of a CPU, inside a branch all of them.
         return jax.lax.cond(learning, lambda c: add(0, c), lambda c: c, (carry, zeros))
     # A loop of none before learning starts: under vmap a masked pass over the parameters, where a cond would run both branches.
     carry, sums = jax.lax.fori_loop(0, jnp.where(learning, num, 0), add, (carry, zeros))
