@@ -19,6 +19,7 @@ from flatirons.envs import games
 from flatirons.envs.ingraph import InGraph
 from flatirons.nets import resnet
 from flatirons.plan import contest
+from flatirons.run import checkpoint, folder, train
 from flatirons.systems import alphazero
 from flatirons.types import ArraySpec, FlatironsError
 
@@ -454,3 +455,27 @@ def test_a_run_goes_on_bit_for_bit(tmp_path: Any) -> None:
     # One raw observation without its position: the network alone, on a legal move.
     legal = np.arange(9) != 4
     assert fi.load(tmp_path / "half").policy(np.zeros((3, 3, 2)), legal=legal) != 4
+
+
+def test_a_run_with_gates_starts_from_one_without_and_the_reverse(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = {f.name: getattr(SMALL, f.name) for f in dataclasses.fields(SMALL)} | {"total_steps": 64}
+    gated = plain | {"gate_every": 1, "gate_games": 4, "learning_starts": 1}
+    task_name, begun = "pgx:tic_tac_toe", {}
+
+    def begin(job: Any, made: Any, state: Any, counts: Any, warm: Any, eval_task: Any) -> Any:
+        """A run as far as its first State, which is saved as that of a whole one would be."""
+        del state, counts, eval_task
+        state = alphazero.init(job.config, made, jax.random.key(job.seed))
+        begun[job.path.name] = state = state if warm is None else warm(state)
+        checkpoint.save(job.path / folder.CHECKPOINTS, state, {"step": 0}, step=0)
+
+    monkeypatch.setattr(train, "drive", begin)
+    for name, seed, parent, settings in (("a", 0, None, plain), ("b", 1, "a", gated), ("c", 2, "b", plain), ("d", 3, "b", gated)):
+        parent = None if parent is None else tmp_path / parent
+        fi.train("alphazero", task_name, out=tmp_path / name, quiet=True, seed=seed, from_run=parent, **settings)
+    a, b, c, d = (begun[name] for name in "abcd")
+    for found in (b.params, b.best, c.params, d.params, d.best):
+        jax.tree.map(np.testing.assert_array_equal, found, a.params)
+    assert c.best == () and all(x is not y for x, y in zip(jax.tree.leaves(b.best), jax.tree.leaves(b.params), strict=True))
+    with pytest.raises(FlatironsError, match=r"do not fit alphazero .*, and blocks=1 \(here 2\)$"):
+        fi.train("alphazero", task_name, out=tmp_path / "e", quiet=True, from_run=tmp_path / "a", **gated | {"blocks": 2})

@@ -480,11 +480,24 @@ def _warm_start(job: Job, made: Any, like: Any) -> Callable[[Any], Any]:
     wanted = _what_is_learned(one)
     if part:
         wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct((other.seeds, *x.shape), x.dtype), wanted)
-    try:
-        # Without the progress, which may be of another number of environments, or of an environment that has changed since.
-        loaded = checkpoint.load_latest(
-            other.path / folder.CHECKPOINTS, wanted, leave=lambda name: not PROGRESS.isdisjoint(name.split("/"))
+
+    def loaded_without(fields: frozenset[str]) -> checkpoint.Loaded:
+        # Nor the progress, which may be of another number of environments, or of an environment that has changed since.
+        return checkpoint.load_latest(
+            other.path / folder.CHECKPOINTS,
+            wanted._replace(**dict.fromkeys(fields)),
+            leave=lambda name: not PROGRESS.isdisjoint(name.split("/")) or name.partition("/")[0] in fields,
         )
+
+    copies = frozenset[str]()
+    try:
+        try:
+            loaded = loaded_without(copies)
+        except checkpoint.Misfit as error:
+            copies = frozenset(name.partition("/")[0] for name in error.names)
+            if not copies.issubset(getattr(job.system, "COPIES_OF_PARAMS", ())):
+                raise
+            loaded = loaded_without(copies)
     except checkpoint.Misfit as error:
         fields = ", ".join(dict.fromkeys(name.partition("/")[0] for name in error.names))
         unlike = _what_does_not_fit(job, made, like, other.config)
@@ -497,7 +510,7 @@ def _warm_start(job: Job, made: Any, like: Any) -> Callable[[Any], Any]:
     for name in like._fields:
         ours = jax.tree_util.tree_leaves_with_path(getattr(one, name))
         theirs = iter(jax.tree.leaves(getattr(learned_before, name)))
-        if name not in PROGRESS and not _is_counter(ours):
+        if name not in PROGRESS and name not in copies and not _is_counter(ours):
             leaves = [None if _is_progress(where) else owned(next(theirs)) for where, _ in ours]
             if any(leaf is not None for leaf in leaves):
                 taken[name] = leaves
@@ -513,6 +526,9 @@ def _warm_start(job: Job, made: Any, like: Any) -> Callable[[Any], Any]:
         for name, leaves in taken.items():
             fresh, layout = jax.tree.flatten(getattr(state, name))
             fields[name] = jax.tree.unflatten(layout, [put(f, leaf) for f, leaf in zip(fresh, leaves, strict=True)])
+        for name in copies:
+            if jax.tree.leaves(getattr(state, name)):
+                fields[name] = jax.tree.map(jnp.copy, fields["params"])
         state = state._replace(**fields)
         if not hasattr(job.system, "warmed"):
             return state
@@ -523,13 +539,17 @@ def _warm_start(job: Job, made: Any, like: Any) -> Callable[[Any], Any]:
 
 def _what_does_not_fit(job: Job, made: Any, like: Any, theirs: Any) -> list[str]:
     """The settings of another run's Config that alone make other arrays of what is learned than `like`, as a person would give them."""
-    ours, found = _what_is_learned(like), []
+
+    def learned(state: Any) -> Any:
+        return _what_is_learned(state)._replace(**dict.fromkeys(getattr(job.system, "COPIES_OF_PARAMS", ())))
+
+    ours, found = learned(like), []
     for name, value in vars(theirs).items():
         if getattr(job.config, name, value) != value:
             config = dataclasses.replace(job.config, **{name: value})
             # A setting may not go with the others, or not be one to trace with.
             with contextlib.suppress(FlatironsError, TypeError, ValueError):
-                if _what_is_learned(state_like(dataclasses.replace(job, config=config), made)) != ours:
+                if learned(state_like(dataclasses.replace(job, config=config), made)) != ours:
                     found.append(f"{name}={value!r} (here {getattr(job.config, name)!r})")
     return found
 
