@@ -547,8 +547,8 @@ def _what_does_not_fit(job: Job, made: Any, like: Any, theirs: Any) -> list[str]
     for name, value in vars(theirs).items():
         if getattr(job.config, name, value) != value:
             config = dataclasses.replace(job.config, **{name: value})
-            # A setting may not go with the others, or not be one to trace with.
-            with contextlib.suppress(FlatironsError, TypeError, ValueError):
+            # A setting may not go with the others, or not be one to trace with: then it is not named.
+            with contextlib.suppress(Exception):
                 if learned(state_like(dataclasses.replace(job, config=config), made)) != ours:
                     found.append(f"{name}={value!r} (here {getattr(job.config, name)!r})")
     return found
