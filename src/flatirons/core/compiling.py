@@ -14,17 +14,17 @@ ONE_THREAD_NUMBERS = 100_000
 ONE_THREAD = {"xla_cpu_multi_thread_eigen": False}
 EIGEN = {"xla_cpu_experimental_ynn_fusion_type": ""}
 """Products and convolutions by Eigen and not by YNNPACK, which JAX 0.10 takes by itself. Measured in turns: an update of two layers of 256
-takes .87 of the time, a turn of AlphaZero .85; networks of pictures the same within 4 %, small products in a loop up to 1.1, and batches
-of products (several seeds, MAML's tasks) up to 2.7."""
+takes .87 of the time, a turn of AlphaZero .85, of AlphaGo's policies and value .87 and .89; networks of pictures the same within 4 %, small
+products in a loop up to 1.1, and batches of products (several seeds, MAML's tasks) up to 2.7."""
 
 
 def options(system: Any, actor: PyTree, *, in_graph: bool, seeds: int = 1) -> dict[str, Any]:
     """`jax.jit`'s `compiler_options` for a program that trains a system with this Actor (arrays or their shapes). A system that is faster
-    with `EIGEN` where its networks are large says so: `EIGEN_PRODUCTS = True`."""
+    with `EIGEN` says so: `EIGEN_PRODUCTS = True`."""
     if jax.default_backend() != "cpu" or seeds > 1:
         return {}
-    if sum(leaf.size for leaf in jax.tree.leaves(actor)) <= ONE_THREAD_NUMBERS:
-        return {} if in_graph else ONE_THREAD
+    if not in_graph and sum(leaf.size for leaf in jax.tree.leaves(actor)) <= ONE_THREAD_NUMBERS:
+        return ONE_THREAD
     return eigen() if getattr(system, "EIGEN_PRODUCTS", False) else {}
 
 

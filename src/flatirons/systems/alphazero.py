@@ -233,7 +233,7 @@ MOST_TO_TRY = 256
 COPIES_OF_PARAMS = ("best",)
 """Fields of State that begin as the parameters: so they do after a warm start from a run that has none."""
 EIGEN_PRODUCTS = True
-"""Where its networks are large, its products are faster by Eigen than by XLA's own choice on a CPU (`core.compiling`)."""
+"""Its products are faster by Eigen than by XLA's own choice on a CPU (`core.compiling`)."""
 
 
 class Actor(NamedTuple):

@@ -205,7 +205,7 @@ PRESETS = {
 
 
 EIGEN_PRODUCTS = True
-"""Where its networks are large, its products are faster by Eigen than by XLA's own choice on a CPU (`core.compiling`)."""
+"""Its products are faster by Eigen than by XLA's own choice on a CPU (`core.compiling`)."""
 
 
 class Actor(NamedTuple):

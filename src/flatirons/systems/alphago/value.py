@@ -30,6 +30,8 @@ from flatirons.types import FlatironsError, Key, Metrics, Policy, Preset, Task, 
 
 STARTS_FROM = ("alphago-rl",)
 """The stage whose run `--from` takes."""
+EIGEN_PRODUCTS = True
+"""Its products are faster by Eigen than by XLA's own choice on a CPU (`core.compiling`)."""
 
 
 @config
