@@ -6,12 +6,11 @@ STAMP := .venv/.installed
 # One thread for each of the two test processes: two processes that both use every core are slower than one, and code compiled in one piece is ready sooner.
 ONE_THREAD := --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1 --xla_cpu_parallel_codegen_split_count=1
 
-.PHONY: help install demo test test-all lint format bench docs-tables peers clean
+.PHONY: help install demo test lint format bench docs-tables peers clean
 
 help:
 	@echo "make demo         install, train PPO on CartPole, evaluate it, draw its curve (minutes)"
-	@echo "make test         install and run the tests (20 minutes)"
-	@echo "make test-all     the same with those that take long and look at what others look at as well"
+	@echo "make test         install and run all tests"
 	@echo "make install      a virtual environment in .venv with the tested versions"
 	@echo "make lint         ruff and pyright"
 	@echo "make format       ruff format, imports sorted"
@@ -37,9 +36,6 @@ demo: install
 	@echo "Watch the policy:   $(BIN)/flatirons play runs/demo"
 	@echo "Read how it works:  src/flatirons/systems/ppo.py and docs/ppo.md"
 	@echo "Try another:        $(BIN)/flatirons list"
-
-test-all: PYTEST_ARGS += -m ""
-test-all: test
 
 test: install
 	XLA_FLAGS="$(ONE_THREAD) $$XLA_FLAGS" $(BIN)/python -m pytest -n 2 --dist worksteal -q $(PYTEST_ARGS)

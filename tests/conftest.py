@@ -31,52 +31,6 @@ gc.set_threshold(50_000, 20, 20)
 enable_compilation_cache()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-LONG = {
-    "test_contract.py::test_vmap_over_seeds_and_configs_equals_single_runs_and_takes_another_loss[alphago]",
-    "test_contract.py::test_vmap_over_seeds_and_configs_equals_single_runs_and_takes_another_loss[alphago-rl]",
-    "test_contract.py::test_vmap_over_seeds_and_configs_equals_single_runs_and_takes_another_loss[alphago-sl]",
-    "test_contract.py::test_vmap_over_seeds_and_configs_equals_single_runs_and_takes_another_loss[alphago-value]",
-    "test_contract.py::test_vmap_over_seeds_and_configs_equals_single_runs_and_takes_another_loss[ddpg]",
-    "test_contract.py::test_vmap_over_seeds_and_configs_equals_single_runs_and_takes_another_loss[reinforce]",
-    "test_contract.py::test_a_host_task_takes_the_same_turn_with_a_compiled_update[ddpg]",
-    "test_contract.py::test_a_host_task_takes_the_same_turn_with_a_compiled_update[trpo]",
-    "test_memory_tasks.py::test_a_policy_with_a_memory_is_trained_saved_and_asked",
-    "test_rules.py::test_other_engines_agree",
-    "test_ewc.py::test_units_that_are_silent_as_a_game_is_left_stay_silent_in_it",
-    "test_mcts.py::test_no_more_is_kept_than_there_is_room_for[puct]",
-    "test_learning.py::test_values_are_found[one-step-sac-2018]",
-    "test_learning.py::test_values_are_found[one-step-ddpg]",
-    "test_learning.py::test_a_continuous_action_is_found[sac-2018]",
-    "test_mc_dropout.py::test_the_study_judges_by_the_mean_of_some_networks",
-    "test_hindsight.py::test_a_goal_reached_by_accident_teaches_to_reach_others[flatirons.systems.ddpg]",
-    "test_ppo.py::test_shorter_sequences_begin_with_what_theta_old_remembered[box]",
-    "test_ppo.py::test_a_memory_is_recomputed_as_it_was_acted_with[box]",
-    "test_engines.py::test_engines_play_on_where_only_the_number_of_moves_ended_a_game[shogi]",
-    "test_engines.py::test_after_a_position_that_was_refused_there_is_no_move[shogi-sfen 9-resign]",
-    "test_resume.py::test_resumed_equals_uninterrupted_bit_for_bit[ddpg]",
-    "test_resume.py::test_resumed_equals_uninterrupted_bit_for_bit[async-sarsa]",
-    "test_run.py::test_warm_start_collects_with_what_was_learned_and_not_at_random[ddpg]",
-    "test_run.py::test_warm_start_gives_every_a3c_learner_a_copy_of_what_was_learned",
-    "test_tabular.py::test_learners_converge_to_what_planners_find[td-0-4]",
-    "test_tabular.py::test_learners_converge_to_what_planners_find[q-learning-4]",
-    "test_tabular.py::test_learners_converge_to_what_planners_find[double-q-learning-4]",
-    "test_tabular.py::test_a_stopped_run_goes_on_bit_for_bit[td-0]",
-    "test_tabular.py::test_a_stopped_run_goes_on_bit_for_bit[q-learning]",
-    "test_nets.py::test_product_derivatives[20-512-8]",
-    "test_envs_ingraph.py::test_minatar_equals_pgx[minatar-seaquest]",
-    "test_games.py::test_every_game_keeps_to_its_own_specs[shogi]",
-}
-"""Tests that take long, five to twenty seconds each, and look at what another test looks at as well, of another system or game:
-`make test-all` runs them, `make test` does not."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark those of `LONG`."""
-    for item in items:
-        if f"{item.path.name}::{item.name}" in LONG:
-            item.add_marker("long")
-
-
 MOST_MAPPINGS = 30_000
 """Memory mappings after which compiled programs are let go: Linux gives a process 65,530, each program keeps some ten, and the whole suite
 in one process died of it."""
