@@ -296,9 +296,10 @@ def _action_space(walk: Walk) -> Verdict:
 
 
 def _action_reach(walk: Walk) -> Verdict:
-    spec = None if walk.action_problem else spaces.action_spec(walk.env.action_space)
-    entry = missed_by_gaussian(spec, 1.0) if isinstance(spec, Box) else None
-    if entry is None or not isinstance(spec, Box):
+    if walk.action_problem or not isinstance(spec := spaces.action_spec(walk.env.action_space), Box):
+        return None
+    entry = missed_by_gaussian(spec, 1.0)
+    if entry is None:
         return None
     return "warning", (
         f"entry {entry} of an action lies in [{spec.low[entry]:g}, {spec.high[entry]:g}], and the policies of ppo, trpo, a3c and reinforce "

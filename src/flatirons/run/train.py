@@ -481,28 +481,24 @@ def _warm_start(job: Job, made: Any, like: Any) -> Callable[[Any], Any]:
     if part:
         wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct((other.seeds, *x.shape), x.dtype), wanted)
 
-    def loaded_without(fields: frozenset[str]) -> checkpoint.Loaded:
+    def loaded_without(fields: dict[str, None]) -> checkpoint.Loaded:
         # Nor the progress, which may be of another number of environments, or of an environment that has changed since.
         return checkpoint.load_latest(
             other.path / folder.CHECKPOINTS,
-            wanted._replace(**dict.fromkeys(fields)),
+            wanted._replace(**fields),
             leave=lambda name: not PROGRESS.isdisjoint(name.split("/")) or name.partition("/")[0] in fields,
         )
 
-    copies = frozenset[str]()
+    copies: dict[str, None] = {}
     try:
-        try:
-            loaded = loaded_without(copies)
-        except checkpoint.Misfit as error:
-            copies = frozenset(name.partition("/")[0] for name in error.names)
-            if not copies.issubset(getattr(job.system, "COPIES_OF_PARAMS", ())):
-                raise
-            loaded = loaded_without(copies)
+        loaded = loaded_without(copies)
     except checkpoint.Misfit as error:
-        fields = ", ".join(dict.fromkeys(name.partition("/")[0] for name in error.names))
-        unlike = _what_does_not_fit(job, made, like, other.config)
-        mend = f"use the same task and network{', and ' if unlike else ''}{', '.join(unlike)}"
-        raise FlatironsError(f"the {fields} of {path} do not fit {job.name} with these settings; {mend}") from None
+        copies = dict.fromkeys(name.partition("/")[0] for name in error.names)
+        if not copies.keys() <= set(getattr(job.system, "COPIES_OF_PARAMS", ())):
+            unlike = _what_does_not_fit(job, made, like, other.config)
+            mend = f"use the same task and network{', and ' if unlike else ''}{', '.join(unlike)}"
+            raise FlatironsError(f"the {', '.join(copies)} of {path} do not fit {job.name} with these settings; {mend}") from None
+        loaded = loaded_without(copies)
     for warning in loaded.warnings:
         folder.warn(warning)
     learned_before = jax.tree.map(lambda x: x[record["seed"] - other.seed], loaded.tree) if part else loaded.tree
