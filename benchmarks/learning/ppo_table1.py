@@ -107,6 +107,23 @@ def place(args: argparse.Namespace, task: str, setting: str, seed: int) -> Path:
     return args.runs.resolve() / task / setting.replace(" ", "-") / f"seed_{seed}" / "result.json"
 
 
+def recorded(args: argparse.Namespace) -> None:
+    """Give the runs that an earlier result file has, and `--runs` has not, a place there: with `--keep` they are not trained again."""
+    path = args.out / "ppo_table1.json"
+    if not path.exists():
+        return
+    earlier = json.loads(path.read_text())
+    if earlier["budget"] != args.budget:
+        return
+    for setting, tasks in earlier["scores"].items():
+        for task, scores in tasks.items():
+            for seed, score in zip(earlier["seeds"], scores, strict=True):
+                run = place(args, task, setting, seed)
+                if not run.exists():
+                    run.parent.mkdir(parents=True, exist_ok=True)
+                    write(run, {"mark": "recorded", "score": score, "versions": earlier["versions"]})
+
+
 def kept(args: argparse.Namespace, task: str, setting: str, seed: int, cores: queue.SimpleQueue[int]) -> float:
     """A run's score, trained where it is not there yet."""
     path = place(args, task, setting, seed)
@@ -163,11 +180,13 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS), metavar="SETTING")
     parser.add_argument("--workers", type=int, default=2, help="runs side by side, one core each")
-    parser.add_argument("--keep", action="store_true", help="keep finished runs of older source files")
+    parser.add_argument("--keep", action="store_true", help="keep finished runs of older source files, and the result file's")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "ppo_table1")
     parser.add_argument("--out", type=Path, default=RESULTS / "curves", help="folder of the result file")
     args = parser.parse_args()
     result = header("ppo_table1", "benchmarks.learning.ppo_table1")
+    if args.keep:
+        recorded(args)
     cores: queue.SimpleQueue[int] = queue.SimpleQueue()
     usable = sorted(os.sched_getaffinity(0))
     for index in range(args.workers):
