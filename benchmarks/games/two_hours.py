@@ -1,16 +1,18 @@
 """AlphaZero on Othello, Gardner's chess, animal shogi and Go 9x9: two hours of training, then matches.
 
     python -m benchmarks.games.two_hours train othello [--minutes 10] [--seed 0]    # as often as it takes; kill it whenever you like
-    python -m benchmarks.games.two_hours test othello [--seed 0]                    # the matches of the newest checkpoint
+    python -m benchmarks.games.two_hours test othello [--seed 0] [--opponents ...]  # the matches of the newest checkpoint
 
 Training stops for good where its own clock (what it spent in all pieces, compiling included) passes two hours. Matches are of 100 games
 each, every opening in both colours, the network with 100 simulations a move. Engines that are not installed are left out, and said.
-The bars below were set beforehand.
+A match that the result file has of the same checkpoint is not played again, so that a test may be cut between two. The bars below were
+set beforehand.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 
@@ -41,8 +43,15 @@ OPPONENTS: dict[str, dict[str, tuple[float, float] | None]] = {
 def test(args: argparse.Namespace, path: Path) -> None:
     """Every match, into the result file, which is written anew after each."""
     head, run, game, rows = header(f"two_hours_{args.game}", "benchmarks.games.two_hours"), fi.load(path), games.make(args.game), {}
+    file, ours = args.out / f"two_hours_{args.game}.json", pieces.result(run, path, args.seed, SIMULATIONS, {})
+    if file.exists():
+        earlier = json.loads(file.read_text())
+        same = all(earlier.get(name) == ours[name] for name in ("seed", "moves", "minutes", "simulations", "config"))
+        rows = earlier["matches"] if same else {}
     mine = players.player(f"{path}?simulations={SIMULATIONS}", game)
     for spec, bars in OPPONENTS[args.game].items():
+        if spec in rows or (args.opponents and spec not in args.opponents):
+            continue
         began = time.perf_counter()
         try:
             other = players.player(spec, game)
@@ -56,7 +65,7 @@ def test(args: argparse.Namespace, path: Path) -> None:
         rows[spec] = row
         print(spec, row, f"{time.perf_counter() - began:.0f} s", flush=True)
         found = head | {"game": args.game} | pieces.result(run, path, args.seed, SIMULATIONS, rows)
-        write(args.out / f"two_hours_{args.game}.json", found)
+        write(file, found)
         # Compiled programs are memory mappings, of which a process may have 65,530: the fifth match of a small chess had none left.
         jax.clear_caches()
 
@@ -65,6 +74,7 @@ def main() -> None:
     """Train a piece, or test."""
     parser = pieces.parser(__doc__, MINUTES)
     parser.add_argument("game", choices=tuple(OPPONENTS))
+    parser.add_argument("--opponents", nargs="+", default=(), metavar="PLAYER", help="these alone, named as in the result file")
     args = parser.parse_args()
     path = args.runs / f"{args.game.replace('_', '-')}-seed{args.seed}"
     pieces.train(args.game, args, path, MINUTES) if args.what == "train" else test(args, path)
