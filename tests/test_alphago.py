@@ -108,7 +108,7 @@ def test_record_files_may_be_in_capitals(tmp_path: Path) -> None:
     assert [path.name for path in alphago_sl._record_files(str(tmp_path))] == ["A.SGF", "b.sgf", "c.Pgn"]
 
 
-def test_records_become_positions(tmp_path: Path) -> None:
+def test_records_become_positions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     game = games.make("tic_tac_toe")
     played = [(4, 0, 8, 2, 1, 7, 3, 5, 6), (0, 3, 1, 4, 2)]
     text = "".join(records.write(game, records.Record("tic_tac_toe", actions, None)) for actions in played)
@@ -133,6 +133,8 @@ def test_records_become_positions(tmp_path: Path) -> None:
 
     config = dataclasses.replace(alphago_sl.Config(**SL), records=str(tmp_path))
     alphago_sl.check(config, task())
+    monkeypatch.chdir(tmp_path.parent)
+    assert alphago_sl.located(dataclasses.replace(config, records=tmp_path.name)) == config  # a run is gone on with from anywhere
     with pytest.raises(FlatironsError, match="2 games"):
         alphago_sl.check(dataclasses.replace(config, test_every=10), task())
     with pytest.raises(FlatironsError, match="is a game of tic_tac_toe, not of connect_four"):

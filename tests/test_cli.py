@@ -432,14 +432,25 @@ def test_interval_covers_the_mean_and_repeats() -> None:
     assert 0.7 < float((high - low).mean()) < 2.0
 
 
-def test_seeds_are_drawn_together_on_common_steps(tmp_path: Path) -> None:
+def test_seeds_are_drawn_together_on_common_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record(tmp_path / "g" / "seed_0", [1.0, 2.0, 3.0, 4.0])
     record(tmp_path / "g" / "seed_1", [None, 3.0, None, 5.0, 6.0])
     run = report.read(tmp_path / "g")
     assert [len(c.step) for c in run.training] == [4, 3]
-    steps, values = report._on_common_steps(run.training, [c.value for c in run.training])
+    steps, values = report._on_common_steps(tmp_path, run.training, [c.value for c in run.training])
     np.testing.assert_allclose(steps, [200, 300, 400])
     np.testing.assert_allclose(values, [[2, 3, 4], [3, 4, 5]])
+    assert "came to 400 to 500 steps; their mean is drawn as far as all of them came" in capsys.readouterr().err
+
+
+def test_of_games_evaluations_alone_are_drawn(tmp_path: Path) -> None:
+    path = record(tmp_path / "a", [0.5, 0.6], evaluations=2, system="alphazero")
+    run = report.read(path)
+    assert not run.training and len(run.evaluations) == 1 and report.measure([path]) == "episode_return"
+    rows = path / "metrics.jsonl"
+    rows.write_text("".join(json.dumps(json.loads(line) | {"loss": 1.0}) + "\n" for line in rows.read_text().splitlines()))
+    (path / "evaluations.jsonl").unlink()
+    assert report.measure([path]) == "loss" and len(report.read(path, "loss").training) == 1
 
 
 def test_plot_writes_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

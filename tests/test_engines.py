@@ -556,6 +556,22 @@ def test_a_short_clock_is_answered_from_a_smaller_search() -> None:
     assert Session("shogi", usi=True).uci._limit(["btime", "0", "byoyomi", "1000"], 0) == Limit(seconds=0.9, room=0.9)
 
 
+def test_what_a_call_costs_is_not_what_a_simulation_costs() -> None:
+    class Called(Growing):
+        def think(self, state: Any, key: Any, simulations: int) -> players.Thought:
+            time.sleep(0.02)
+            return super().think(state, key, simulations)
+
+    quick, pace = Called(games.make("connect_four"), each=0.0004), thinking.Pace()
+    quick.simulations = 100
+    state = notation.table(quick.game).state
+    thinking.warm_up(quick, state, 0, pace)
+    quick.asked.clear()
+    # 25 take 0.03 s and 100 take 0.06: both fit, where a hundred times what a call without simulations takes would not.
+    thinking.think(quick, state, 0, Limit(seconds=0.2), pace)
+    assert quick.asked == [25, 100] and pace.running(1_000) < 2.0
+
+
 def test_a_session_ends_beside_a_search_that_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uci, "QUIT_S", 0.05)
     for each, busy in ((3.0, True), (0.001, False)):
@@ -878,6 +894,25 @@ def test_the_engines_of_debian_play(tmp_path: Path) -> None:
     if not found:
         pytest.skip("none of gnugo, stockfish and fairy-stockfish is installed")
     assert np.isfinite(list(found.values())).all()
+
+
+def test_a_move_does_not_play_the_whole_game_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    game = games.make("animal_shogi")
+    engine, played, play = engines.Engine("uci", sys.executable, game, {}), [], notation.Table.play
+    monkeypatch.setattr(notation.Table, "play", lambda table, move: played.append(move) or play(table, move))
+    rng, games_of = np.random.default_rng(0), [[], []]
+    for _ in range(12):
+        for actions in games_of:  # side by side
+            table, words = engine._after(actions)
+            again = notation.Table(game)
+            for action in actions:
+                play(again, action)
+            assert table.words == again.words and len(words) == len(actions) and table.text() == again.text()
+            actions.append(int(rng.choice(np.flatnonzero(table.legal))))
+    assert len(played) == 2 * 11
+    # Another game that begins in the same way, and one that was put aside.
+    assert engine._after(games_of[0][:5])[0].actions == games_of[0][:5] and len(played) == 2 * 11 + 5
+    assert engine._after(games_of[0])[0].actions == games_of[0]
 
 
 def test_a_chick_on_the_last_row_promotes_whatever_the_engine_says() -> None:

@@ -22,7 +22,7 @@ from test_run import CARTPOLE, STUB, Lengths, assert_equal, go
 
 import flatirons as fi
 from flatirons import envs
-from flatirons.run import checkpoint, folder, handle, job, loop, train
+from flatirons.run import checkpoint, cli, folder, handle, job, loop, report, train
 from flatirons.types import FlatironsError
 
 OFF_POLICY = {
@@ -222,6 +222,69 @@ def test_host_seeds_resume_each(tmp_path):
     assert [run.step for run in fi.resume(group.path, system=STUB, quiet=True).runs] == [64, 64]
 
 
+def test_a_lost_seed_of_one_program_is_said_and_mended(tmp_path, capfd):
+    group = go(tmp_path, seeds=3, total_steps=64, stop_at=32)
+    (group.path / "seed_1" / "config.json").unlink()
+    shutil.rmtree(group.path / "seed_2")
+    assert [run.path.name for run in fi.load(group.path, system=STUB).runs] == ["seed_0"]
+    assert f"seed_1, seed_2 of the 3 seeds of {group.path} are missing or not begun, and left out here" in capfd.readouterr().err
+    assert report.read(group.path, "loss").path == group.path and "are missing or not begun" in capfd.readouterr().err
+    assert [run.step for run in fi.resume(group.path, system=STUB, quiet=True).runs] == [64, 64, 64]
+    said = capfd.readouterr().err
+    assert all(f"seed_{i}/config.json was missing or damaged; it was written anew" in said for i in (1, 2)) and "seed_0/config" not in said
+    assert [run.step for run in fi.load(group.path, system=STUB).runs] == [64, 64, 64] and capfd.readouterr().err == ""
+    # A run that has ended is mended as well.
+    shutil.rmtree(group.path / "seed_1")
+    fi.resume(group.path, system=STUB, quiet=True)
+    assert "seed_1/config.json was missing" in capfd.readouterr().err
+    assert [run.step for run in fi.load(group.path, system=STUB).runs] == [64, 64, 64]
+
+
+def test_nothing_of_a_seed_whose_config_is_gone_gets_into_the_next_run(tmp_path):
+    group = go(tmp_path, seeds=2, total_steps=64)
+    (group.path / "seed_1" / "config.json").unlink()
+    fresh = go(tmp_path, seeds=2, total_steps=64, overwrite=True)
+    assert [row["step"] for row in fresh.runs[1].metrics] == [row["step"] for row in fresh.runs[0].metrics]
+
+
+def test_a_host_seed_that_cannot_go_on_is_kept_and_holds_no_other_back(tmp_path):
+    group = go(tmp_path, "CartPole-v1", seeds=3, total_steps=64, stop_at=32)
+    shutil.rmtree(group.path / "seed_1" / "checkpoints")
+    before = (group.path / "seed_1" / "metrics.jsonl").read_bytes()
+    with pytest.raises(FlatironsError, match=r"^seed 1 failed: .*seed_1 was trained and its checkpoints are gone.*the others are kept"):
+        fi.resume(group.path, system=STUB, quiet=True)
+    assert (group.path / "seed_1" / "metrics.jsonl").read_bytes() == before
+    assert [fi.load(group.path / f"seed_{i}", system=STUB).step for i in range(3)] == [64, 32, 64]
+    shutil.rmtree(group.path / "seed_1")
+    assert [run.step for run in fi.resume(group.path, system=STUB, quiet=True).runs] == [64, 64, 64]
+
+
+@pytest.mark.parametrize("damage", ["lost", "edited"])
+def test_the_config_of_a_group_on_a_host_is_found_with_its_seeds(tmp_path, capfd, damage):
+    group = go(tmp_path, "CartPole-v1", seeds=2, seed=3, total_steps=64, stop_at=32)
+    config = group.path / "config.json"
+    whole = json.loads(config.read_text())
+    if damage == "lost":
+        config.unlink()
+    else:
+        config.write_text(config.read_text().replace('"total_steps": ', '"total_steps": 6'))
+    assert cli.existing_run(str(group.path)) == group.path
+    assert [run.step for run in fi.resume(group.path, system=STUB, quiet=True).runs] == [64, 64]
+    assert "the copy in the seeds was put back" in capfd.readouterr().err
+    again = json.loads(config.read_text())
+    assert all(again[name] == whole[name] for name in ("seed", "seeds", "vmapped", "config"))
+
+
+def test_damaged_lines_of_metrics_are_said_as_they_are_dropped(tmp_path, capfd):
+    run = go(tmp_path, total_steps=64, stop_at=32)
+    place = run.path / "metrics.jsonl"
+    lines = place.read_text().splitlines()
+    place.write_text("\n".join([lines[0][:20], *lines[1:], '{"step": 9']))
+    fi.resume(run.path, system=STUB, quiet=True)
+    assert f"1 line of {place} cannot be read and is dropped" in capfd.readouterr().err
+    assert [row["step"] for row in run.metrics][: len(lines)] == [*(json.loads(line)["step"] for line in lines[1:]), 40]
+
+
 def test_host_seeds_that_are_there_already_are_passed_over(tmp_path):
     group = go(tmp_path, "CartPole-v1", seeds=2, total_steps=64, stop_at=32)
     fi.resume(group.path / "seed_0", system=STUB, quiet=True, stop_at=48)
@@ -351,9 +414,11 @@ def test_one_process_at_a_time_trains_in_a_folder(tmp_path):
     process = child("train", str(path))
     try:
         wait_for(process, "report")
-        with pytest.raises(FlatironsError, match=r"is being trained by another process; stop it first$"):
+        with pytest.raises(FlatironsError, match=r"is being trained by another process \(process [0-9]+\); stop it first$"):
             fi.resume(path, system=STUB, quiet=True, stop_at=8)
-        with pytest.raises(FlatironsError, match=r"is being trained by another process; stop it first, or choose another --out$"):
+        with pytest.raises(
+            FlatironsError, match=r"is being trained by another process \(process [0-9]+\); stop it first, or choose another --out$"
+        ):
             go(tmp_path, overwrite=True)
         assert (path / "config.json").exists() and list((path / "checkpoints").iterdir()), "refused before anything was removed"
     finally:
@@ -541,6 +606,30 @@ def test_workers_train_seeds_side_by_side(tmp_path):
     group = fi.resume(tmp_path / "group", workers=2, quiet=True)
     assert [run.step for run in group.runs] == [32, 32]
     assert not np.array_equal(*(jax.tree.leaves(run.actor)[0] for run in group.runs))
+
+
+def test_workers_end_with_who_started_them(tmp_path):
+    """They would hold their seeds against whoever goes on with them."""
+    group = tmp_path / "group"
+    order = ["train", "ppo", "CartPole-v1", "--seeds", "2", "--workers", "2", "--out", str(group), "--total-steps", "1_600_000"]
+    settings = ["--num-envs", "2", "--num-steps", "8", "--num-minibatches", "2", "--hidden", "8", "--checkpoint-every", "16"]
+    trainer = subprocess.Popen([sys.executable, "-m", "flatirons", *order, *settings, "--quiet"])
+    seeds = [group / "seed_0", group / "seed_1"]
+    until(lambda: all(list((seed / "checkpoints").glob("step_*[0-9]")) for seed in seeds), trainer)
+    with pytest.raises(FlatironsError, match=rf"is being trained by another process \(process {trainer.pid}\); stop it first"):
+        fi.resume(group, quiet=True)
+    trainer.kill()
+    trainer.wait()
+    until(lambda: not any(folder.is_held(seed) for seed in seeds))
+    steps = [checkpoint.newest_step(seed / "checkpoints") for seed in seeds]
+    assert [run.step for run in fi.resume(group, quiet=True, stop_at=max(steps) + 16).runs] == [max(steps) + 16] * 2
+
+
+def until(what: Any, alive: Any = None, seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end and (alive is None or alive.poll() is None)
+        time.sleep(0.05)
 
 
 def main(what: str, path: str, total: str = "800000") -> None:

@@ -804,7 +804,7 @@ def test_the_newest_good_copy_of_a_config_is_found(tmp_path, capfd, monkeypatch)
     with monkeypatch.context() as full:
         full.setattr(folder.os, "replace", full_disk)
         assert folder.read_record(tmp_path)["total_steps"] == 2
-        assert "edited; the checkpoint's copy is used instead" in capfd.readouterr().err
+        assert "edited; the copy in the newest checkpoint is used instead" in capfd.readouterr().err
         assert (tmp_path / "config.json").read_text() == edited and not list(tmp_path.glob("*.tmp"))
     assert folder.read_record(tmp_path)["total_steps"] == 2 and "was put back" in capfd.readouterr().err
     assert (tmp_path / "config.json").read_text() == (newest_first[1] / "config.json").read_text()

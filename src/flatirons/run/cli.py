@@ -523,9 +523,11 @@ def evaluate(arguments: list[str]) -> int:
     if seeds and chosen.json:
         raise UsageError(f"{path} holds {len(seeds)} runs, one per seed, and --json is for one; choose one, such as {seeds[0]}.")
     import flatirons
+    from flatirons.run import folder as run_folder
     from flatirons.run import values
     from flatirons.systems import system_name
 
+    run_folder.warn_of_missing_seeds(path)
     for folder in seeds or [path]:
         with contextlib.redirect_stdout(sys.stderr):  # whatever loading has to say must not mix with the result
             loaded = flatirons.load(folder, best=chosen.best)
@@ -566,8 +568,8 @@ def existing_run(path: str) -> Path:
     """The run folder `path`. Raises UsageError with the nearest one where there is none."""
 
     def is_run(place: Path) -> bool:
-        # A run whose config.json was lost has another in its checkpoints.
-        return (place / "config.json").is_file() or (place / "checkpoints").is_dir()
+        # A run whose config.json was lost has another in its checkpoints, and a group of seeds one in theirs.
+        return (place / "config.json").is_file() or (place / "checkpoints").is_dir() or bool(seeds_in(place))
 
     folder = Path(path)
     if is_run(folder):
@@ -580,8 +582,9 @@ def existing_run(path: str) -> Path:
 
 def seeds_in(folder: Path) -> list[Path]:
     """The runs of a folder trained with several seeds, by seed; none of a single run."""
-    found = [p for p in folder.glob("seed_*") if p.name[5:].isdigit() and (p / "config.json").exists()]
-    return sorted(found, key=lambda p: int(p.name[5:]))
+    from flatirons.run.folder import seed_folders
+
+    return seed_folders(folder)
 
 
 def predict(arguments: list[str]) -> int:

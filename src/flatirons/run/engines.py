@@ -30,6 +30,8 @@ TIMEOUT_S = 60.0
 MOST_SECONDS = 1_000_000
 MOST_LINES = 2_000
 """Lines that wait to be read, and that are kept of one answer: an engine that talks on without an end fills no memory."""
+MOST_GAMES = 512
+"""Games whose position is kept: more than a match has side by side."""
 MOST_CHARACTERS = 20_000
 """Of a line; a longer one comes in pieces."""
 
@@ -191,6 +193,7 @@ class Engine:
         self.program: Program | None = None
         self.told: list[int] | None = None
         self.greeted = False
+        self._known: dict[tuple[int, ...], tuple[notation.Table, list[str]]] = {}
 
     # -- what it plays
 
@@ -202,16 +205,34 @@ class Engine:
                 self.told = None
                 self._greet()
                 self.greeted = True
-            table = notation.Table(self.game)
-            for action in actions:
-                table.play(action)
-            return self._gtp_move(table) if self.kind == "gtp" else self._uci_move(table)
+            table, words = self._after(actions)
+            return self._gtp_move(table) if self.kind == "gtp" else self._uci_move(table, words)
         except FlatironsError as error:
             self.close()
             if self.greeted and not isinstance(error, EngineError):
                 # It could play once, and its program has gone since: this game is void, and those before it stay.
                 raise EngineError(str(error)) from None
             raise
+
+    def _after(self, actions: Sequence[int]) -> tuple[notation.Table, list[str]]:
+        """The game after these moves, and the moves as the engine is told them. It goes on from the longest beginning that is known: else
+        every move of a game would play the whole game again."""
+        known = next((cut for cut in range(len(actions), 0, -1) if tuple(actions[:cut]) in self._known), 0)
+        table, words = self._known.pop(tuple(actions[:known])) if known else (notation.Table(self.game), [])
+        for action in actions[known:]:
+            words.append(notation.move_text(self.game, table.board, action, fairy=self._is_fairy))
+            table.play(action)
+            # Nobody takes a move back here, and positions are large.
+            del table.states[:-1]
+        self._known[tuple(actions)] = table, words
+        if len(self._known) > MOST_GAMES:
+            del self._known[next(iter(self._known))]
+        return table, words
+
+    @property
+    def _is_fairy(self) -> bool:
+        """Whether it is told shogi's moves in Fairy-Stockfish's letters."""
+        return self.kind == "uci" and self.game.name in notation.SHOGI
 
     def close(self) -> None:
         """End the program; it starts again when it is asked again."""
@@ -318,15 +339,8 @@ class Engine:
 
     # -- UCI and USI
 
-    def _uci_move(self, table: notation.Table) -> int:
+    def _uci_move(self, table: notation.Table, words: Sequence[str]) -> int:
         assert self.program is not None
-        fairy = self.kind == "uci" and self.game.name in notation.SHOGI
-        words = table.words
-        if fairy:
-            again, words = notation.Table(self.game), []
-            for action in table.actions:
-                words.append(notation.move_text(self.game, again.board, action, fairy=True))
-                again.play(action)
         self.program.send(f"position startpos{' moves ' if words else ''}{' '.join(words)}")
         limits = {name: self.options[name] for name in ("nodes", "movetime", "depth") if name in self.options} or {"movetime": "100"}
         if self.kind == "usi" and "movetime" in limits:
@@ -339,7 +353,7 @@ class Engine:
             return RESIGN
         if self.kind == "usi" and word.lower() == "win":
             raise EngineError(f"the engine {self.command!r} declared a win by its king's entering, which the rules here do not have")
-        return self._legal(table, word, notation.moves(self.game, table.board, table.legal, fairy=True) if fairy else {})
+        return self._legal(table, word, notation.moves(self.game, table.board, table.legal, fairy=True) if self._is_fairy else {})
 
     def _legal(self, table: notation.Table, word: str, known: Mapping[str, int]) -> int:
         if word in known:

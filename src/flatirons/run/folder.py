@@ -6,7 +6,7 @@
     checkpoints/         the newest whole States
     policy/              the last policy            policy_best/  the policy of the best evaluation
     curve.png            the learning curve         summary.json  how the run stands and where its time went
-    .lock                empty; locked by the process that trains
+    .lock                locked by the process that trains, whose number is in it
 
 With several seeds each `seed_<n>/` is such a folder, and the folder around them holds config.json and a common curve.png.
 """
@@ -42,7 +42,7 @@ POLICY_BEST = "policy_best"
 TENSORBOARD = "tensorboard"
 _PROBE = ".writable.tmp"
 LOCK = ".lock"
-"""What a process that trains holds a lock on. Empty, and left behind: only the lock says that somebody trains."""
+"""What a process that trains holds a lock on, and leaves behind: only the lock says that somebody trains, the number in it who."""
 
 
 def slug(text: str) -> str:
@@ -71,7 +71,7 @@ class Unwritable(FlatironsError):
         super().__init__(f"the run folder {path} cannot be written ({error.strerror}); {advice}{otherwise}")
 
 
-_TRAINED = "is being trained by another process; stop it first"
+_TRAINED = "is being trained by another process{who}; stop it first"
 
 
 @contextlib.contextmanager
@@ -88,8 +88,21 @@ def held(path: Path, otherwise: str = "", *, busy: str = _TRAINED) -> Iterator[N
         raise Unwritable(path, error, otherwise) from None
     with file:
         if not _lock(file):
-            raise FlatironsError(f"{path} {busy}{otherwise}")
+            raise FlatironsError(f"{path} {busy.format(who=_holder(path))}{otherwise}")
+        with contextlib.suppress(OSError):
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
         yield
+
+
+def _holder(path: Path) -> str:
+    """The process that says it holds a folder, as ` (process 123)`; "" where it does not."""
+    try:
+        number = (path / LOCK).read_text()
+    except OSError:
+        return ""
+    return f" (process {number})" if number.isdigit() else ""
 
 
 def is_held(path: Path) -> bool:
@@ -175,7 +188,8 @@ def _remove_run(path: Path) -> None:
 
     Raises FlatironsError, with everything still there, when another process holds one of its seeds."""
     with contextlib.ExitStack() as seeds:
-        found = seed_folders(path)
+        # Also one whose config.json is gone: its metrics would be taken for the new run's.
+        found = [seed for seed in _seeds_at(path) if seed.is_dir()]
         for seed in found:
             seeds.enter_context(held(seed, _ELSEWHERE))
         for seed in found:
@@ -267,16 +281,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a .jsonl file; a last line that a crash cut short is left out, and so is what has no whole number as its `step`."""
+    return [line for line in _lines(path) if line is not None]
+
+
+def _lines(path: Path) -> list[dict[str, Any] | None]:
+    """The lines of a .jsonl file, None for one that cannot be read."""
     if not path.exists():
         return []
-    lines = []
+    lines: list[dict[str, Any] | None] = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
         except (ValueError, RecursionError):
-            continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
-            lines.append(line)
+            line = None
+        lines.append(line if isinstance(line, dict) and isinstance(line.get("step"), int) else None)
     return lines
 
 
@@ -285,7 +303,10 @@ def cut_after(path: Path, step: int) -> None:
     file as it is, where it cannot be written."""
     if not path.exists():
         return
-    kept = [line for line in read_lines(path) if line["step"] <= step]
+    lines = _lines(path)
+    if damaged := lines[:-1].count(None):
+        warn(f"{damaged} line{'s' * (damaged > 1)} of {path} cannot be read and {'are' if damaged > 1 else 'is'} dropped")
+    kept = [line for line in lines if line is not None and line["step"] <= step]
     write_whole(path, "".join(json.dumps(strict(line), allow_nan=False) + "\n" for line in kept))
 
 
@@ -343,21 +364,46 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises FlatironsError when there is no good copy either.
     """
     place, found = path / CONFIG, (path / CONFIG).exists()
-    if not found and not (path / CHECKPOINTS).is_dir():
+    if not found and not (path / CHECKPOINTS).is_dir() and not seed_folders(path):
         return read_json(place)
     if _is_verified(record := _readable(place)):
         return record
-    record = next((copy for file in _copies(path) if _is_verified(copy := _readable(file))), None)
+    record, whose = next((copy for file in _copies(path) if _is_verified(copy := _readable(file))), None), "newest checkpoint"
+    if record is None:
+        record, whose = _record_of_group(path), "seeds"
     if record is None:
         wrong = "damaged" if found else "missing"
         raise FlatironsError(f"{place} is {wrong}, and no checkpoint has a good copy; take it from a copy of the run folder")
     wrong = "does not match its own checksum: damaged or edited" if found else "is missing"
     try:
         write_record(path, record)
-        warn(f"{place} {wrong}; the copy in the newest checkpoint was put back")
+        warn(f"{place} {wrong}; the copy in the {whose} was put back")
     except FlatironsError:  # a folder that may only be read
-        warn(f"{place} {wrong}; the checkpoint's copy is used instead")
+        warn(f"{place} {wrong}; the copy in the {whose} is used instead")
     return record
+
+
+def _record_of_group(path: Path) -> dict[str, Any] | None:
+    """What the config.json of seeds that were trained each by itself said, from one of theirs; None where none has it."""
+    for seed in seed_folders(path):
+        for file in (seed / CONFIG, *_copies(seed)):
+            record = _readable(file)
+            if _is_verified(record) and record.get("group"):
+                return {**_body(record), **record["group"], "vmapped": False, "group": None}
+    return None
+
+
+def group_around(path: Path, seed: int) -> dict[str, int] | None:
+    """`seed` and `seeds` of the run that the folder of one seed is part of, where each of them is trained by itself; else None."""
+    around = _readable(path.absolute().parent / CONFIG)
+    first, seeds = around.get("seed", 0), around.get("seeds", 1)
+    is_part = path.name == f"seed_{seed}" and seeds > 1 and not around.get("vmapped") and first <= seed < first + seeds
+    return {"seed": first, "seeds": seeds} if is_part and _is_verified(around) else None
+
+
+def has_record(path: Path) -> bool:
+    """Whether a folder has a config.json that matches its own checksum."""
+    return _is_verified(_readable(path / CONFIG))
 
 
 def peek_record(path: Path) -> dict[str, Any]:
@@ -424,10 +470,25 @@ def qualified_name(value: Any) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
+def _seeds_at(path: Path) -> list[Path]:
+    """What is called `seed_<n>` in a folder, by n."""
+    return sorted((p for p in path.glob("seed_*") if p.name[5:].isdigit()), key=lambda p: int(p.name[5:]))
+
+
 def seed_folders(path: Path) -> list[Path]:
-    """The `seed_<n>` run folders in a group, by seed."""
-    found = [p for p in path.glob("seed_*") if p.name[5:].isdigit() and (p / CONFIG).exists()]
-    return sorted(found, key=lambda p: int(p.name[5:]))
+    """The `seed_<n>` run folders in a group, by seed. A config.json that was lost may have a copy in the checkpoints."""
+    return [p for p in _seeds_at(path) if (p / CONFIG).exists() or (p / CHECKPOINTS).is_dir()]
+
+
+def warn_of_missing_seeds(path: Path) -> None:
+    """Say which seeds of a group are not there: what is told of the others could be taken for all of them."""
+    record = _readable(path / CONFIG)
+    first, seeds = record.get("seed", 0), record.get("seeds", 1)
+    there = {p.name for p in seed_folders(path)}
+    missing = [name for name in (f"seed_{first + i}" for i in range(seeds)) if name not in there] if seeds > 1 else []
+    if missing:
+        ones = "is" if len(missing) == 1 else "are"
+        warn(f"{', '.join(missing)} of the {seeds} seeds of {path} {ones} missing or not begun, and left out here")
 
 
 def tolerate(do: Callable[[], Any], what: str) -> None:

@@ -355,6 +355,7 @@ def record_of(job: Job, made: Task, *, vmapped: bool) -> dict[str, Any]:
         "config": settings,
         "options": dataclasses.asdict(job.options),
         "from_run": None if job.from_run is None else str(job.from_run.absolute()),
+        "group": folder.group_around(job.path, job.seed) if job.seeds == 1 else None,
         **folder.surroundings(),
     }
 
@@ -368,10 +369,22 @@ def write_records(job: Job) -> None:
     """Write config.json, and that of every seed of a vmapped run."""
     write_record(job.path, job.recorded)
     if job.seeds > 1:
-        for i, slot in enumerate(slots(job)):
-            slot.mkdir(exist_ok=True)
-            alone = {**job.recorded, "seed": job.seed + i, "seeds": 1, "vmapped": False, "part_of": job.path.name}
-            write_record(slot, alone)
+        for i in range(job.seeds):
+            _write_seeds_record(job, i)
+
+
+def _write_seeds_record(job: Job, i: int) -> None:
+    slot = slots(job)[i]
+    slot.mkdir(exist_ok=True)
+    write_record(slot, {**job.recorded, "seed": job.seed + i, "seeds": 1, "vmapped": False, "part_of": job.path.name})
+
+
+def mend_records(job: Job) -> None:
+    """Write the config.json of each seed of a vmapped run that has lost it, or has a damaged one, and say so."""
+    for i, slot in enumerate(slots(job) if job.seeds > 1 else ()):
+        if not folder.has_record(slot):
+            _write_seeds_record(job, i)
+            folder.warn(f"{slot / folder.CONFIG} was missing or damaged; it was written anew from that of {job.path}")
 
 
 def record_budget(job: Job) -> None:

@@ -20,8 +20,12 @@ MEASURES = (*OWN_MEASURES, "episode_return", "loss")
 DECISIONS = "decisions, over all environments"
 STEPS = {"maml": "meta-iterations", "ewc": "gradient updates", "mc_dropout": "gradient updates"}
 """What the steps of a system are where they are no decisions: its own `STEPS`, which cannot be asked without JAX."""
+GAMES = ("alphazero", "alphago", "alphago-sl", "alphago-rl", "alphago-value")
+"""Systems of which only evaluations are drawn: who made a game's last move in training says nothing about them."""
 GRID_POINTS = 200
 RESAMPLES = 1000
+SHORT = 0.9
+"""A seed whose curve ends before this share of the longest one's is behind the others."""
 
 
 class Curve(NamedTuple):
@@ -59,10 +63,19 @@ def _of_seeds(path: Path) -> list[Path]:
     return folder.seed_folders(path) or [path]
 
 
+def _system(path: Path) -> str:
+    try:
+        return str(folder.peek_record(_of_seeds(path)[0]).get("system", "?"))
+    except FlatironsError:
+        return "?"
+
+
 def _measures(path: Path) -> set[str]:
     """Those of MEASURES that a run has numbers of."""
     rows = [row for each in _of_seeds(path) for row in folder.read_lines(each / folder.METRICS)]
     found = {name for name in MEASURES if any(isinstance(row.get(name), int | float) for row in rows)}
+    if _system(path) in GAMES:
+        found.discard("episode_return")
     # An evaluation's mean is a return where there are episodes.
     scored = found.isdisjoint(OWN_MEASURES) and any(folder.read_lines(each / folder.EVALUATIONS) for each in _of_seeds(path))
     return found | ({"episode_return"} if scored else set())
@@ -84,8 +97,11 @@ def read(path: str | Path, metric: str = "episode_return") -> Recorded:
     if not (folders[0] / folder.CONFIG).exists() and not (folders[0] / folder.CHECKPOINTS).is_dir():
         raise FlatironsError(f"{path} is not a run folder: it has no {folder.CONFIG}; give the folder named by --out when training.")
     config = folder.peek_record(folders[0])
+    folder.warn_of_missing_seeds(path)
     rows = [folder.read_lines(each / folder.METRICS) for each in folders]
     training = tuple(curve for r in rows if len((curve := _curve(r, metric, "episodes")).step))
+    if metric == "episode_return" and config.get("system") in GAMES:
+        training = ()
     evaluations: tuple[Curve, ...] = ()
     if metric == "episode_return":
         scored = (_curve(folder.read_lines(each / folder.EVALUATIONS), "mean", "episodes") for each in folders)
@@ -116,11 +132,13 @@ def interval(values: np.ndarray, resamples: int = RESAMPLES) -> tuple[np.ndarray
     return low, high
 
 
-def _on_common_steps(curves: Sequence[Curve], values: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Every seed's values at the same steps, over the range that all seeds reached: (`[N]`, `[S, N]`)."""
+def _on_common_steps(path: Path, curves: Sequence[Curve], values: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Every seed's values at the same steps, over the range that all seeds reached: (`[N]`, `[S, N]`). It is said where one ends early."""
     first, last = max(c.step[0] for c in curves), min(c.step[-1] for c in curves)
     every = np.unique(np.concatenate([c.step for c in curves]))
     shared = every[(every >= first) & (every <= last)]
+    if last < SHORT * every[-1]:
+        folder.warn(f"the seeds of {path} came to {last:,.0f} to {every[-1]:,.0f} steps; their mean is drawn as far as all of them came")
     steps = shared if 0 < len(shared) <= GRID_POINTS else np.linspace(first, max(first, last), GRID_POINTS)
     return steps, np.stack([np.interp(steps, c.step, v) for c, v in zip(curves, values)])
 
@@ -170,7 +188,8 @@ def draw(paths: Sequence[str | Path], out: str | Path, *, metric: str | None = N
     count = f"{seeds.pop()} seeds" if len(seeds) == 1 else "several seeds"
     axes.set_title(f"{', '.join(systems)} on {', '.join(tasks)}" + ("" if count == "1 seeds" else f" ({count}, mean and 95 % interval)"))
     axes.set_xlabel(STEPS.get(systems[0], DECISIONS) if len(systems) == 1 else DECISIONS)
-    axes.set_ylabel("return per episode" if metric == "episode_return" else metric.replace("_", " "))
+    points = "share of points" if set(systems) <= {*GAMES} else "return per episode"
+    axes.set_ylabel(points if metric == "episode_return" else metric.replace("_", " "))
     axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
@@ -194,7 +213,7 @@ def _draw_run(axes: Any, run: Recorded, label: str, colour: str) -> None:
         if not curves:
             continue
         values = [smooth(c, max(1, len(c.value) // 20)) if name == "training" else c.value for c in curves]
-        steps, on_steps = _on_common_steps(curves, values)
+        steps, on_steps = _on_common_steps(run.path, curves, values)
         faint = 0.9 if name == "training" else 0.6
         if len(curves) == 1:
             steps, mean = curves[0].step, values[0]

@@ -71,8 +71,10 @@ class Pace:
         """The same without compiling it."""
         if simulations in self.warm:
             return self.warm[simulations]
-        # Searches in other threads are noted meanwhile.
-        return simulations * max((seconds / max(1, n) for n, seconds in tuple(self.warm.items())), default=0.0)
+        # By the largest: in a small one, or in none at all, what every call costs would count as the cost of a simulation. Searches in
+        # other threads are noted meanwhile.
+        most, seconds = max(tuple(self.warm.items()), default=(0, 0.0))
+        return simulations * seconds / max(1, most)
 
 
 class Thinking:

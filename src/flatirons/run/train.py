@@ -41,6 +41,7 @@ from flatirons.run.job import (
     evaluation_task,
     is_instance,
     make_config,
+    mend_records,
     name_of_task,
     owned,
     read_record,
@@ -129,6 +130,8 @@ def train(
         settings |= _for_one_environment(module, settings, config)
         notes.append("one environment was passed, so num_envs is 1 (pass a function that makes one for more)")
     chosen = make_config(module, {**settings, **config})
+    if hasattr(module, "located"):
+        chosen = module.located(chosen)
     ranges.demand(chosen, system_name(module))
     shared = demand(devices)
     options = check_options(Options(eval_every, eval_episodes, checkpoint_every, keep, tensorboard, shared), seed, seeds, workers)
@@ -299,6 +302,7 @@ def _go_on(job: Job, *, in_group: bool) -> Run:
                 folder.say([said], quiet=job.quiet)
             if done or (behind and in_group):
                 if unwritable is None:
+                    mend_records(job)
                     _complete(job, loaded)
                 return load(job.path, env=job.source, network=vars(job.config).get("network"), system=job.system)
             if behind:
@@ -308,6 +312,7 @@ def _go_on(job: Job, *, in_group: bool) -> Run:
             if unwritable is not None:
                 raise unwritable
             record_budget(job)
+            mend_records(job)
             notes = [f"resuming {job.name} on {made.name} at {step:_} of {job.config.total_steps:_} {counted(job.system)} in {job.path}"]
             state = jax.tree.map(owned, loaded.tree)
             if not made.in_graph:
@@ -371,6 +376,7 @@ def load(path: str | os.PathLike[str], env: Any = None, network: Network | None 
     """
     job = reopen(Path(path), env=env, network=network, system=system, acting_only=True)
     if job.seeds > 1:
+        folder.warn_of_missing_seeds(job.path)
         return Run(job, runs=[load(seed_path, env, network, system=system, best=best) for seed_path in folder.seed_folders(job.path)])
     acting = acting_task(job)
     like = actor_like(job.system, job.config, acting)
@@ -622,6 +628,12 @@ def _one_seed(job: Job, seed: int) -> Run:
         one.quiet, one.callbacks, one.stop_at = job.quiet, job.callbacks, job.stop_at
         one.config = dataclasses.replace(one.config, total_steps=job.config.total_steps)
         return _go_on(one, in_group=True)
+    # A policy and a summary follow on a checkpoint.
+    if any((path / name).exists() for name in (folder.POLICY, f"{folder.POLICY}.old", folder.SUMMARY)):
+        raise FlatironsError(
+            f"{path} was trained and its checkpoints are gone, so it cannot go on; take them from a copy of the folder, or remove {path}, "
+            "and this seed is trained anew"
+        )
     settings = {f.name: getattr(job.config, f.name) for f in dataclasses.fields(job.config)}
     return train(
         job.system, job.source, seed=seed, out=path, overwrite=True, stop_at=job.stop_at, callbacks=job.callbacks, quiet=job.quiet,
@@ -634,11 +646,17 @@ def _train_each(job: Job, *, workers: int) -> Run:
     """Every seed of a group on a host, in turn or in `workers` processes."""
     seeds = [job.seed + i for i in range(job.seeds)]
     if workers == 1:
-        try:
-            runs = [_one_seed(job, seed) for seed in seeds]
-        except KeyboardInterrupt as stop:
-            # It is the group that goes on, with the seeds that were not reached.
-            raise Interrupted(vars(stop).get("signal_number", signal.SIGINT), job.path) from None
+        runs, failed = [], {}
+        for seed in seeds:
+            try:
+                runs.append(_one_seed(job, seed))
+            except KeyboardInterrupt as stop:
+                # It is the group that goes on, with the seeds that were not reached.
+                raise Interrupted(vars(stop).get("signal_number", signal.SIGINT), job.path) from None
+            except FlatironsError as error:
+                failed[seed] = str(error)
+                folder.say([f"seed {seed} failed: {error}"], quiet=job.quiet)
+        _demand_all(job, failed)
     else:
         _in_processes(job, seeds, workers)
         runs = [load(job.path / f"seed_{seed}") for seed in seeds]
@@ -647,9 +665,11 @@ def _train_each(job: Job, *, workers: int) -> Run:
     return group
 
 
+# Its standard input ends when the trainer wants it to stop, and when the trainer is no more.
 _WORKER = """
-import json, os, sys
-order = json.load(sys.stdin)
+import json, os, signal, sys, threading
+order = json.loads(sys.stdin.readline())
+threading.Thread(target=lambda: (sys.stdin.read(), os.kill(os.getpid(), signal.SIGTERM)), daemon=True).start()
 if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {order["core"]})
 from flatirons.run.train import work
@@ -691,15 +711,15 @@ def _in_processes(job: Job, seeds: Sequence[int], workers: int) -> None:
                     env=surroundings, start_new_session=True,
                 )  # fmt: skip
                 assert process.stdin is not None
-                process.stdin.write(json.dumps(order))
-                process.stdin.close()
+                process.stdin.write(json.dumps(order) + "\n")
+                process.stdin.flush()
                 errors: list[str] = []
                 reader = threading.Thread(target=lambda p=process, kept=errors: kept.extend(p.stderr or ()), daemon=True)
                 reader.start()
                 running[seed] = (process, slot, errors, reader)
             if signals.caught is not None:
                 for process, *_ in running.values():
-                    process.terminate()
+                    process.stdin.close()
                 for process, *_ in running.values():
                     process.wait()
                 raise Interrupted(signals.caught, job.path)
@@ -709,6 +729,7 @@ def _in_processes(job: Job, seeds: Sequence[int], workers: int) -> None:
                 reader.join()
                 assert process.stderr is not None
                 process.stderr.close()
+                process.stdin.close()
                 del running[seed]
                 free.append(slot)
                 if process.returncode:
@@ -719,6 +740,10 @@ def _in_processes(job: Job, seeds: Sequence[int], workers: int) -> None:
                     [f"seed {seed}: {'failed' if process.returncode else 'done'}, {len(waiting) + len(running)} to go"], quiet=job.quiet
                 )
             time.sleep(0.05)
+    _demand_all(job, failed)
+
+
+def _demand_all(job: Job, failed: Mapping[int, str]) -> None:
     if failed:
         seed, reason = next(iter(failed.items()))
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""

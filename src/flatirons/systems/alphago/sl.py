@@ -165,6 +165,11 @@ def _record_files(where: str) -> list[Path]:
     return found
 
 
+def located(config: Config) -> Config:
+    """The settings with the records' whole path, so that a run finds them from any folder."""
+    return dataclasses.replace(cast(Any, config), records=str(Path(config.records).absolute())) if config.records else config
+
+
 def files(config: Config) -> tuple[Path, ...]:
     """The record files to learn from, in their order; none where a search plays the games. Raises FlatironsError for one that is gone."""
     found = _record_files(config.records) if config.records else []
