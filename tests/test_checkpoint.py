@@ -533,8 +533,9 @@ def test_policy_round_trip_and_interruption(tmp_path: Path) -> None:
     for step in (1, 2):
         assert checkpoint.save_policy(folder, tree_of(step), {"step": step}) == folder
     assert {path.name for path in tmp_path.rglob("*")} == {"policy", "policy.safetensors", "manifest.json"}
-    assert_equal(checkpoint.load_policy(folder, tree_of(0)).tree, tree_of(2))
-    assert checkpoint.policy_meta(folder) == {"step": 2}
+    loaded = checkpoint.load_policy(folder, tree_of(0))
+    assert_equal(loaded.tree, tree_of(2))
+    assert loaded.meta == {"step": 2}
     os.rename(folder, tmp_path / "policy.old")  # killed between the two renames
     loaded = checkpoint.load_policy(folder, tree_of(0))
     assert loaded.meta == {"step": 2} and "using policy.old instead" in loaded.warnings[0]

@@ -510,6 +510,10 @@ def test_a_finished_run_needs_no_folder_that_can_be_written(tmp_path, monkeypatc
         fi.resume(run.path, system=STUB, total_steps=16)
 
 
+def policy_step(path: Path) -> int:
+    return json.loads((path / "policy" / "manifest.json").read_text())["meta"]["step"]
+
+
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_what_a_run_could_not_write_at_its_end_is_written_by_a_resume(tmp_path, monkeypatch, capfd, seeds):
     drawn, path = [], tmp_path / "run"
@@ -533,7 +537,7 @@ def test_what_a_run_could_not_write_at_its_end_is_written_by_a_resume(tmp_path, 
     monkeypatch.setattr(train.Run, "plot", lambda run: drawn.append(run.path))
     fi.resume(path, system=STUB)
     said = capfd.readouterr()
-    assert "is finished: 8 of 8" in said.out and "was missing or older than its checkpoint" in said.out and said.err == ""
+    assert "is finished: 8 of 8" in said.out and "was missing, damaged or older than its checkpoint" in said.out and said.err == ""
     assert drawn == [path] and json.loads((path / "summary.json").read_text())["finished"] is True
     params = checkpoint.load_latest(path / "checkpoints", go(tmp_path, name="whole", seeds=seeds, total_steps=8)._state).tree.params
     for i, slot in enumerate(slots):
@@ -542,10 +546,15 @@ def test_what_a_run_could_not_write_at_its_end_is_written_by_a_resume(tmp_path, 
     # What a person put there afterwards stays, and a policy that is lost is written again.
     checkpoint.save_policy(slots[-1] / "policy", params if seeds == 1 else params[-1], {"step": 4})
     fi.resume(path, system=STUB, quiet=True)
-    assert checkpoint.policy_meta(slots[-1] / "policy")["step"] == 4 and capfd.readouterr().err == ""
+    assert policy_step(slots[-1]) == 4 and capfd.readouterr().err == ""
     shutil.rmtree(slots[0] / "policy")
     fi.resume(path, system=STUB, quiet=True)
-    assert checkpoint.policy_meta(slots[0] / "policy")["step"] == 8
+    assert policy_step(slots[0]) == 8
+    arrays = slots[0] / "policy" / "policy.safetensors"
+    arrays.write_bytes(arrays.read_bytes()[:-1])
+    fi.resume(path, system=STUB)
+    assert "was missing, damaged or older" in capfd.readouterr().out
+    assert fi.load(slots[0], system=STUB).step == 8 and capfd.readouterr().err == ""
 
 
 def test_a_run_that_could_save_nothing_is_trained_again(tmp_path, monkeypatch):

@@ -272,11 +272,6 @@ def load_policy(folder: Path | str, like: PyTree) -> Loaded:
     return _policy(Path(folder), lambda path: _load(path, like))
 
 
-def policy_meta(folder: Path | str) -> dict[str, Any]:
-    """The meta of a saved policy, without its arrays. Raises `FlatironsError` when there is none or it is damaged."""
-    return _policy(Path(folder), lambda path: Loaded(None, _read_manifest(path).meta, path, [])).meta
-
-
 # ---------------------------------------------------------------------------------------------------------------------- surroundings
 
 

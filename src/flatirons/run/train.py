@@ -334,9 +334,13 @@ def _go_on(job: Job, *, in_group: bool) -> Run:
 
 def _complete(job: Job, loaded: checkpoint.Loaded) -> None:
     """Write what is missing of a run that has got to its end, or to its stop: its last save, or what follows on that, was cut short."""
-    if any(_is_stale(slot, _policy_step(slot), loaded.meta["step"]) for slot in slots(job)):
+    like = job.system.actor(loaded.tree)
+    if job.seeds > 1:
+        like = jax.tree.map(lambda x: x[0], like)
+    if any(_is_stale(slot, _policy_step(slot, like), loaded.meta["step"]) for slot in slots(job)):
         save_policies(job, loaded.tree, loaded.meta, folder.POLICY)
-        folder.say([f"the policy of {job.path} was missing or older than its checkpoint; it was written anew from that"], quiet=job.quiet)
+        said = f"the policy of {job.path} was missing, damaged or older than its checkpoint; it was written anew from that"
+        folder.say([said], quiet=job.quiet)
     if any(_summary_step(slot) < loaded.meta["step"] for slot in slots(job)):
         write_summaries(job, {"seconds": 0.0, "timing": {}, "best": [None] * job.seeds, **loaded.meta})
     if not (job.path / folder.CURVE).exists():
@@ -349,10 +353,10 @@ def _is_stale(slot: Path, policy: int, newest: int) -> bool:
     return policy < 0 or (policy < newest and _summary_step(slot) < newest)
 
 
-def _policy_step(slot: Path) -> int:
-    """The step of the last policy; -1 where none can be read."""
+def _policy_step(slot: Path, like: Any) -> int:
+    """The step of the last policy; -1 where none can be read as `like`."""
     try:
-        return checkpoint.policy_meta(slot / folder.POLICY).get("step", 0)
+        return checkpoint.load_policy(slot / folder.POLICY, like).meta.get("step", 0)
     except FlatironsError:
         return -1
 
