@@ -503,13 +503,11 @@ def _chess_state(game: Game, cells: np.ndarray, turn: int, rest: Sequence[str], 
     if max(np.sum(cells > 0), np.sum(cells < 0)) > most:
         raise wrong(f"a side has more than {most} pieces")
     seen = cells if turn == 0 else -cells[::-1]
-    flat = jnp.asarray(seen[::-1].T.reshape(-1), jnp.int32)
-    start = game.init(jax.random.key(0))
-    counts = jnp.int32(int(halfmove)), jnp.int32(max(1, int(fullmove)))
+    flat = np.asarray(seen[::-1].T.reshape(-1), np.int32)
+    start = beginning(game)
+    counts = np.int32(int(halfmove)), np.int32(max(1, int(fullmove)))
     with jax.numpy_rank_promotion("allow"):
         if name == "chess":
-            from pgx._src.games import chess as rules
-
             # Chess960's programs name the rooks' columns instead; with king and rooks at home that says the same.
             castling = castling.translate(str.maketrans("HAha", "KQkq"))
             if castling != "-" and (set(castling) - set("KQkq") or len(set(castling)) < len(castling)):
@@ -528,39 +526,41 @@ def _chess_state(game: Game, cells: np.ndarray, turn: int, rest: Sequence[str], 
                 row = int(passed[1]) - 1
                 square = (ord(passed[0]) - 97) * 8 + (row if turn == 0 else 7 - row)
             x = start.inner["_x"]._replace(
-                color=jnp.int32(turn), board=flat, castling_rights=jnp.asarray(rights), en_passant=jnp.int32(square),
+                color=np.int32(turn), board=flat, castling_rights=rights, en_passant=np.int32(square),
                 halfmove_count=counts[0], fullmove_count=counts[1],
-                hash_history=jnp.zeros_like(start.inner["_x"].hash_history), board_history=jnp.zeros_like(start.inner["_x"].board_history),
+                hash_history=np.zeros_like(start.inner["_x"].hash_history), board_history=np.zeros_like(start.inner["_x"].board_history),
             )  # fmt: skip
-            x = rules._update_history(x)
-            x = _chess_moves(x)
-            ended, rewards = _chess_ending(x)
+            x, ended, rewards = _chess_set_up(x)
             return _begun(start, turn, x.legal_action_mask, ended, rewards[0], {"_x": x})
-        from pgx import gardner_chess as small
-
         if castling != "-" or passed != "-":
             raise wrong("this game has neither castling nor taking in passing: both fields are -")
-        full = game.pgx(start._replace(player=jnp.int32(turn)))
-        zeros = {name: jnp.zeros_like(getattr(full, name)) for name in ("_hash_history", "_board_history")}
-        full = full.replace(_board=flat, _turn=jnp.int32(turn), _halfmove_count=counts[0], _fullmove_count=counts[1], **zeros)
-        full = full.replace(_possible_piece_positions=small._possible_piece_positions(full), _zobrist_hash=small._zobrist_hash(full))
-        full = cast(Any, small._update_history(full))
-        full = full.replace(legal_action_mask=jax.jit(small._legal_action_mask)(full))
-        return game.from_pgx(jax.jit(small._check_termination)(full))
+        return _gardner_set_up(game, start, np.int32(turn), flat, counts)
+
+
+# Each in one program: operations on their own are compiled one by one, in every process anew.
 
 
 @jax.jit
-def _chess_moves(x: Any) -> Any:
+def _chess_set_up(x: Any) -> tuple[Any, Any, Any]:
+    """(the position with its legal moves, whether it has ended, both sides' rewards)."""
     from pgx._src.games import chess as rules
 
-    return games.chess_history(x._replace(legal_action_mask=rules._legal_action_mask(x)))
+    x = rules._update_history(x)
+    x = games.chess_history(x._replace(legal_action_mask=rules._legal_action_mask(x)))
+    return x, rules.Game().is_terminal(x), rules.Game().rewards(x)
 
 
-@jax.jit
-def _chess_ending(x: Any) -> tuple[Any, Any]:
-    from pgx._src.games import chess as rules
+@functools.partial(jax.jit, static_argnums=0)
+def _gardner_set_up(game: Game, start: GameState, turn: Any, flat: Any, counts: tuple[Any, Any]) -> GameState:
+    from pgx import gardner_chess as small
 
-    return rules.Game().is_terminal(x), rules.Game().rewards(x)
+    full = game.pgx(start._replace(player=turn))
+    zeros = {name: jnp.zeros_like(getattr(full, name)) for name in ("_hash_history", "_board_history")}
+    full = full.replace(_board=flat, _turn=turn, _halfmove_count=counts[0], _fullmove_count=counts[1], **zeros)
+    full = full.replace(_possible_piece_positions=small._possible_piece_positions(full), _zobrist_hash=small._zobrist_hash(full))
+    full = cast(Any, small._update_history(full))
+    full = full.replace(legal_action_mask=small._legal_action_mask(full))
+    return game.from_pgx(small._check_termination(full))
 
 
 def _shogi_state(game: Game, cells: np.ndarray, turn: int, rest: Sequence[str], wrong: Callable[[str], FlatironsError]) -> GameState:
@@ -577,8 +577,8 @@ def _shogi_state(game: Game, cells: np.ndarray, turn: int, rest: Sequence[str], 
             if len(count) > 2:
                 raise wrong(f"{count} pieces {letter} in hand are more than the game has")
             hands[int(letter.islower()), letters.index(letter.upper())] += int(count or 1)
-    start = game.init(jax.random.key(0))
-    began = board(game, jax.device_get(start))
+    start = beginning(game)
+    began = board(game, start)
     for k in range(held_kinds):
         # A promoted piece is one of its unpromoted kind.
         same = [k + 1] + ([k + 9] if name == "shogi" and k < 6 else [5] if name == "animal_shogi" and k == 0 else [])
@@ -588,32 +588,38 @@ def _shogi_state(game: Game, cells: np.ndarray, turn: int, rest: Sequence[str], 
     seen = cells if turn == 0 else -cells[::-1, ::-1]
     flat = seen[:, ::-1].T.reshape(-1)
     half = len(letters)
-    flat = jnp.asarray(np.where(flat == 0, -1, np.where(flat > 0, flat - 1, -flat - 1 + half)), jnp.int32)
-    hand = jnp.asarray(hands[:: 1 if turn == 0 else -1], jnp.int32)
+    flat = np.asarray(np.where(flat == 0, -1, np.where(flat > 0, flat - 1, -flat - 1 + half)), np.int32)
+    hand = np.asarray(hands[:: 1 if turn == 0 else -1], np.int32)
     with jax.numpy_rank_promotion("allow"):
         if name == "shogi":
-            x = start.inner["_x"]._replace(color=jnp.int32(turn), board=flat, hand=hand)
-            x = _shogi_moves(x)
-            legal = x.legal_action_mask
-            lost = ~jnp.any(legal)
+            x = _shogi_moves(start.inner["_x"]._replace(color=np.int32(turn), board=flat, hand=hand))
+            legal = np.asarray(x.legal_action_mask)
+            lost = not legal.any()
             inner: dict[str, Any] = {"_x": x}
         else:
             from pgx import animal_shogi as small
 
-            full: Any = game.pgx(start).replace(
-                _turn=jnp.int32(turn), _board=flat, _hand=hand,
-                _board_history=(-jnp.ones_like(start.inner["_board_history"])).at[0].set(flat),
-                _hand_history=jnp.zeros_like(start.inner["_hand_history"]).at[0].set(hand.reshape(-1)),
-            )  # fmt: skip
-            full = full.replace(_hash_history=jnp.zeros_like(full._hash_history).at[0].set(games.animal_key(full)))
-            legal = jax.jit(small._legal_action_mask)(full)
+            inner, legal = _animal_set_up(game, start, np.int32(turn), flat, hand)
             # A lion on the row where he wins has won as he came there.
-            lost = ~jnp.any(legal) | jnp.any(flat.reshape(3, 4)[:, -1] == small.KING + half)
-            inner = {key: getattr(full, key) for key in start.inner}
-    begun = _begun(start, turn, legal, lost, jnp.where(lost, -1.0 if turn == 0 else 1.0, 0.0), inner)
+            lost = not np.asarray(legal).any() or bool(np.any(flat.reshape(3, 4)[:, -1] == small.KING + half))
+    begun = _begun(start, turn, legal, lost, (-1.0 if turn == 0 else 1.0) if lost else 0.0, inner)
     plies = max(0, int(number) - 1)
     # A late number would have pgx end the game at once.
-    return begun._replace(plies=jnp.int32(plies if plies < game.longest // 2 else 0))
+    return begun._replace(plies=np.int32(plies if plies < game.longest // 2 else 0))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _animal_set_up(game: Game, start: GameState, turn: Any, flat: Any, hand: Any) -> tuple[dict[str, Any], Any]:
+    """(the inner fields of the position, its legal actions)."""
+    from pgx import animal_shogi as small
+
+    full: Any = game.pgx(start).replace(
+        _turn=turn, _board=flat, _hand=hand,
+        _board_history=(-jnp.ones_like(start.inner["_board_history"])).at[0].set(flat),
+        _hand_history=jnp.zeros_like(start.inner["_hand_history"]).at[0].set(hand.reshape(-1)),
+    )  # fmt: skip
+    full = full.replace(_hash_history=jnp.zeros_like(full._hash_history).at[0].set(games.animal_key(full)))
+    return {key: getattr(full, key) for key in start.inner}, small._legal_action_mask(full)
 
 
 @jax.jit
@@ -624,7 +630,8 @@ def _shogi_moves(x: Any) -> Any:
 
 
 def _begun(start: GameState, turn: int, legal: Any, ended: Any, outcome: Any, inner: dict[str, Any]) -> GameState:
-    return GameState(jnp.int32(turn), legal | ended, jnp.asarray(ended), jnp.float32(outcome), jnp.zeros_like(start.plies), inner)
+    legal, ended = np.asarray(legal), np.asarray(ended)
+    return GameState(np.int32(turn), legal | ended, ended, np.float32(outcome), np.zeros_like(start.plies), inner)
 
 
 # -------------------------------------------------------------------------------------------------------------- the table
@@ -634,6 +641,12 @@ _EXAMPLES = {
     "go_19x19": ("Q16", "D4"), "chess": ("e2e4", "e7e5"), "gardner_chess": ("e2e3", "a4a3"), "shogi": ("7g7f", "3c3d"),
     "animal_shogi": ("2c2b", "3a3b"),
 }  # fmt: skip
+
+
+@functools.cache
+def beginning(game: Game) -> GameState:
+    """The position that a game begins with, on the host; set up in one program, for operations on their own are compiled one by one."""
+    return jax.device_get(jax.jit(game.init)(jax.random.key(0)))
 
 
 @functools.cache
@@ -734,8 +747,7 @@ class Table:
     def __post_init__(self) -> None:
         """Put up the board. Raises FlatironsError where `start` is no position."""
         if not self.states:
-            begun = from_position_text(self.game, self.start) if self.start else jax.device_get(self.game.init(jax.random.key(0)))
-            self.states = [begun]
+            self.states = [from_position_text(self.game, self.start) if self.start else beginning(self.game)]
         self.start = "" if self.start == start_text(self.game.name) else self.start
 
     @property
