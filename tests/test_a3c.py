@@ -300,6 +300,7 @@ def test_processes_race(capfd: pytest.CaptureFixture[str]) -> None:
     config, task = a3c.Config(**RACE, mode="processes"), envs.make("CartPole-v1", 2)
     state, metrics = _raced(config, task, turns=1)
     assert int(state.updates) == 20 and np.isfinite(metrics["loss"])
+    assert a3c.data.host_run(task).seconds["compile"] > 0.0, "theirs, which this process does not see"
     team = task.__dict__["race"].team
     team._children[0].kill()
     with pytest.raises(FlatironsError, match=r"actor-learner 0's process ended by signal 9.*resume"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,3 +43,24 @@ def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch: pytest.Monkey
         assert compiling.eigen() == {} and compiling.options(sac, LARGE, in_graph=True) == {}
     finally:
         compiling.eigen.cache_clear()
+
+
+def test_compiling_is_counted_apart_from_what_it_happened_in() -> None:
+    parts = {"learning": 3.0, "inference": 2.0, "environment": 1.0}
+    compiling.set_apart(parts, 4.0)
+    assert parts == {"learning": 0.0, "inference": 1.0, "environment": 1.0, "compile": 4.0}
+    compiling.set_apart(parts, 0.0)
+    assert parts["compile"] == 4.0
+    before = compiling.seconds()
+    jax.jit(lambda x: jnp.sin(x) * 3.25)(jnp.ones(7))
+    assert compiling.seconds() > before
+
+
+def test_another_process_shares_the_cache_of_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = compiling.cache_variables()
+    assert found["JAX_COMPILATION_CACHE_DIR"] == jax.config.values["jax_compilation_cache_dir"]
+    for name, text in found.items():
+        monkeypatch.setenv(name, text)
+    code = "import jax; v = jax.config.values; print([v[n] for n in sorted(v) if n.upper() in __import__('sys').argv[1:]])"
+    done = subprocess.run([sys.executable, "-c", code, *found], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str([jax.config.values[name.lower()] for name in sorted(found)])

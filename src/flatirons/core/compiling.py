@@ -1,4 +1,4 @@
-"""How programs are compiled for a CPU where XLA's own choice is not the quickest."""
+"""How programs are compiled for a CPU where XLA's own choice is not the quickest, and how long compiling took."""
 
 from __future__ import annotations
 
@@ -36,3 +36,38 @@ def eigen() -> dict[str, Any]:
     except jax.errors.JaxRuntimeError:
         return {}
     return EIGEN
+
+
+def cache_variables() -> dict[str, str]:
+    """The environment of a process that is to share this one's cache of compiled programs, where it has one."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", "jax_persistent_cache_min_entry_size_bytes")
+    values = [jax.config.values[name] for name in names]
+    return {name.upper(): str(value) for name, value in zip(names, values, strict=True)} if values[0] is not None else {}
+
+
+_spent = [0.0]
+
+
+@functools.cache
+def _listen() -> None:
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
+        if event.startswith("/jax/core/compile/"):
+            _spent[0] += duration_secs
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+
+
+def seconds() -> float:
+    """Seconds this process has spent tracing and compiling since it was first asked."""
+    _listen()
+    return _spent[0]
+
+
+def set_apart(parts: dict[str, float], spent: float) -> None:
+    """Of `parts`, the seconds that went to each thing, count `spent` as `compile`: that happens inside the first decision and update."""
+    for name in ("learning", "inference"):
+        inside = min(spent, parts.get(name, 0.0))
+        if inside > 0:
+            parts[name] -= inside
+            parts["compile"] = parts.get("compile", 0.0) + inside
+            spent -= inside

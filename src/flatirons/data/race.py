@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from flatirons.core import compiling
 from flatirons.types import FlatironsError
 
 CACHED = 1 << 17
@@ -180,6 +181,7 @@ class Processes:
         self._buffers = [b""] * len(abouts)
         self.close = weakref.finalize(self, _end, self._sockets, self._children)
         variables = {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {_ONE_THREAD}".strip(), "OMP_NUM_THREADS": "1"}
+        variables |= compiling.cache_variables()
         path = [entry or os.getcwd() for entry in sys.path]
         try:
             for about in abouts:
@@ -255,7 +257,10 @@ def main(about: dict[str, Any]) -> None:
         learner = make(about, Shared(about["size"], about["memory"], apart=True))
         say({})
         for line in connection.makefile("rb"):
-            say(learner.learn(json.loads(line))._asdict())
+            compiled = compiling.seconds()
+            report = learner.learn(json.loads(line))
+            compiling.set_apart(report.seconds, compiling.seconds() - compiled)
+            say(report._asdict())
         learner.close()
     except FlatironsError as error:
         say({"error": str(error)})

@@ -142,7 +142,7 @@ class _Host:
         self._update = timed_update
 
     def advance(self, state: Any, max_turns: int) -> tuple[Any, int, list[dict[str, Any]]]:
-        before, learning, compiling = dict(self._kept), self._learning, _compiled_seconds()
+        before, learning, compiled = dict(self._kept), self._learning, compiling.seconds()
         began, turns = time.perf_counter(), 0
         while turns < max_turns:
             state, found = self.system.step(self.config, self.task, state, update=self._update)
@@ -151,36 +151,12 @@ class _Host:
             if time.perf_counter() - began >= REPORT_EVERY or self._stopped():
                 break
         row = self._sum.read()
-        compiling = _compiled_seconds() - compiling
-        parts = {name: seconds - before[name] for name, seconds in self._kept.items()}
+        parts = {name: seconds - before.get(name, 0.0) for name, seconds in self._kept.items()}
         parts["learning"] += self._learning - learning
-        # Compiling happens inside the first decision and the first update.
-        for name in ("learning", "inference"):
-            inside = min(compiling, parts.get(name, 0.0))
-            if compiling > 0 and inside > 0:
-                parts[name] -= inside
-                parts["compile"] = parts.get("compile", 0.0) + inside
-                compiling -= inside
+        compiling.set_apart(parts, compiling.seconds() - compiled)
         for name, seconds in parts.items():
             self.timing[name] = self.timing.get(name, 0.0) + seconds
         return state, turns, [row]
-
-
-_COMPILE_SECONDS = [0.0]
-_COMPILE_LISTENER = threading.Event()
-
-
-def _compiled_seconds() -> float:
-    """Seconds this process has spent tracing and compiling since it was first asked."""
-    if not _COMPILE_LISTENER.is_set():
-        _COMPILE_LISTENER.set()
-
-        def listen(event: str, duration_secs: float, **_: Any) -> None:
-            if event.startswith("/jax/core/compile/"):
-                _COMPILE_SECONDS[0] += duration_secs
-
-        jax.monitoring.register_event_duration_secs_listener(listen)
-    return _COMPILE_SECONDS[0]
 
 
 # --------------------------------------------------------------------------------------------------------------- signals

@@ -683,6 +683,7 @@ sys.exit(work(order))
 
 def work(order: Mapping[str, Any]) -> int:
     """What a worker process does: one seed of the group `order["group"]`. Returns the exit status."""
+    enable_compilation_cache()
     try:
         job = reopen(Path(order["group"]), env=None, network=None, system=None)
         job.quiet, job.stop_at = True, order["stop_at"]

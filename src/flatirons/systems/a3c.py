@@ -876,7 +876,7 @@ def _race(config: Config, task: HostTask, state: State) -> tuple[State, Metrics]
     reports = team.learn(shared.count + steps_per_turn(config))
     for report in reports:
         for name, spent in report.seconds.items():
-            kept[name] += spent / len(reports)
+            kept[name] = kept.get(name, 0.0) + spent / len(reports)
     total = max(1, sum(report.updates for report in reports))
     metrics: Metrics = {name: sum(r.metrics.get(name, 0.0) for r in reports) / total for name in {n for r in reports for n in r.metrics}}
     if config.anneal_learning_rate:
