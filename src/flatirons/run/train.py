@@ -669,11 +669,12 @@ def _train_each(job: Job, *, workers: int) -> Run:
     return group
 
 
-# Its standard input ends when the trainer wants it to stop, and when the trainer is no more.
+# Its standard input ends when the trainer wants it to stop, and when the trainer is no more. It is read without a buffer, whose lock
+# would be held as the process ends.
 _WORKER = """
 import json, os, signal, sys, threading
 order = json.loads(sys.stdin.readline())
-threading.Thread(target=lambda: (sys.stdin.read(), os.kill(os.getpid(), signal.SIGTERM)), daemon=True).start()
+threading.Thread(target=lambda: (os.read(0, 1), os.kill(os.getpid(), signal.SIGTERM)), daemon=True).start()
 if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {order["core"]})
 from flatirons.run.train import work
