@@ -439,24 +439,27 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git(*arguments: str) -> str | None:
+def _git(*arguments: str, at: Path | None = None) -> str | None:
     try:
-        answer = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=5, check=False)
+        answer = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=5, check=False, cwd=at)
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None
 
 
 def surroundings() -> dict[str, Any]:
-    """Versions, commit, machine, command line and time, for config.json."""
-    commit = _git("rev-parse", "HEAD")
+    """Versions, the library's commit and that of the folder one works in, machine, command line and time, for config.json."""
+    # The library's own, where it is a checkout; it may as well lie in somebody's virtual environment, within another repository.
+    here = Path(__file__).resolve().parent
+    commit = _git("rev-parse", "HEAD", at=here) if _git("ls-files", "--error-unmatch", Path(__file__).name, at=here) is not None else None
     return {
         "versions": {
             "python": platform.python_version(),
             **{name: _version(name) for name in ("flatirons", "jax", "jaxlib", "numpy", "optax", "gymnasium")},
         },
         "git_commit": commit,
-        "git_changed": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
+        "git_changed": bool(_git("status", "--porcelain", "--untracked-files=no", at=here)) if commit else None,
+        "own_git_commit": _git("rev-parse", "HEAD"),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]] if sys.argv and sys.argv[0] else None,

@@ -22,6 +22,8 @@ STEPS = {"maml": "meta-iterations", "ewc": "gradient updates", "mc_dropout": "gr
 """What the steps of a system are where they are no decisions: its own `STEPS`, which cannot be asked without JAX."""
 GAMES = ("alphazero", "alphago", "alphago-sl", "alphago-rl", "alphago-value")
 """Systems of which only evaluations are drawn: who made a game's last move in training says nothing about them."""
+SCORES = {"alphago-value": "1 - error / the best constant's"}
+"""What an evaluation's `mean` is where it is neither a return nor a share of points."""
 GRID_POINTS = 200
 RESAMPLES = 1000
 SHORT = 0.9
@@ -47,7 +49,8 @@ class Recorded(NamedTuple):
 
 
 def _curve(rows: Sequence[dict[str, Any]], metric: str, weight: str) -> Curve:
-    kept = [row for row in rows if _is_finite(row.get(metric))]
+    # A stage that does not learn yet, for its experts play, has a loss of 0.
+    kept = [row for row in rows if _is_finite(row.get(metric)) and not (metric == "loss" and row[metric] == row.get("grad_norm") == 0.0)]
     return Curve(
         np.array([row["step"] for row in kept], np.float64),
         np.array([row[metric] for row in kept], np.float64),
@@ -188,8 +191,9 @@ def draw(paths: Sequence[str | Path], out: str | Path, *, metric: str | None = N
     count = f"{seeds.pop()} seeds" if len(seeds) == 1 else "several seeds"
     axes.set_title(f"{', '.join(systems)} on {', '.join(tasks)}" + ("" if count == "1 seeds" else f" ({count}, mean and 95 % interval)"))
     axes.set_xlabel(STEPS.get(systems[0], DECISIONS) if len(systems) == 1 else DECISIONS)
-    points = "share of points" if set(systems) <= {*GAMES} else "return per episode"
-    axes.set_ylabel(points if metric == "episode_return" else metric.replace("_", " "))
+    told = {SCORES.get(name, "share of points" if name in GAMES else "return per episode") for name in systems}
+    of_evaluations = told.pop() if len(told) == 1 else "return, or an evaluation's score"
+    axes.set_ylabel(of_evaluations if metric == "episode_return" else metric.replace("_", " "))
     axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)

@@ -28,6 +28,8 @@ LONGEST_S = 2.0
 holds up others, and on a machine of one core those wait for it."""
 
 
+PATIENCE_S = 0.3
+"""How long a board that says `stop` waits for a first search, and how long the search may take that answers in its place."""
 QUIT_S = 0.5
 """How long a session waits at its end for a search to be over."""
 SMALL = 16
@@ -107,6 +109,23 @@ class Thinking:
         with self._lock:
             if self._last is not None:
                 self._give(self._last)
+
+    def settle(self) -> None:
+        """Answer before this returns: from the last finished search, or, where the first has not ended, from another one that is quick (the
+        least that can be asked where none is compiled)."""
+        self.stop()
+        if self._answered:
+            return
+        least = min(tuple(self._pace.seen), default=simulations_range(self._thinker)[0])
+        quick = max((n for n, seconds in tuple(self._pace.warm.items()) if seconds <= PATIENCE_S), default=least)
+        try:
+            thought: Thought | Exception = self._thinker.think(self._state, jax.random.key(self._seed), quick)
+        except Exception as error:
+            thought = error
+        with self._lock:
+            if not self._answered and isinstance(thought, Thought):
+                self._report(thought, quick, time.monotonic() - self._began)
+            self._give(thought)
 
     def join(self, seconds: float | None = None) -> bool:
         """Wait for the thread and those before it, which may be in the middle of searches whose results nobody wants any more. `seconds`:

@@ -742,9 +742,8 @@ def _in_processes(job: Job, seeds: Sequence[int], workers: int) -> None:
                     failed[seed] = errors[-1].strip() if errors else f"it ended with status {process.returncode}"
                 for line in errors[: -1 if process.returncode else None]:
                     print(f"seed {seed}: {line.rstrip()}", file=sys.stderr)
-                folder.say(
-                    [f"seed {seed}: {'failed' if process.returncode else 'done'}, {len(waiting) + len(running)} to go"], quiet=job.quiet
-                )
+                how = f"failed: {failed[seed]}" if process.returncode else "done"
+                folder.say([f"seed {seed}: {how}; {len(waiting) + len(running)} to go"], quiet=job.quiet)
             time.sleep(0.05)
     _demand_all(job, failed)
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from flatirons.envs import notation
 from flatirons.run.players import Thinker, Thought, simulations_range
-from flatirons.run.thinking import QUIT_S, Limit, Pace, Thinking, allot, ranked, room, warm_up
+from flatirons.run.thinking import PATIENCE_S, QUIT_S, Limit, Pace, Thinking, allot, ranked, room, warm_up
 from flatirons.types import FlatironsError
 
 _NUMBERS = ("wtime", "btime", "winc", "binc", "byoyomi", "movestogo", "depth", "nodes", "mate", "movetime")
@@ -125,7 +125,7 @@ class Uci:
         raise FlatironsError(f"there is no option {name!r}")
 
     def _new_game(self, words: list[str]) -> None:
-        self._stop([])
+        self._settle()
         self.table, self.refused = notation.Table(self.game), False
 
     def _position(self, words: list[str]) -> None:
@@ -158,9 +158,8 @@ class Uci:
         self.say(f"info string {'sfen' if self.usi else 'fen'} {self.table.text()}")
 
     def _go(self, words: list[str]) -> None:
-        if self.thinking is not None and not self.thinking.answered:
-            self.say("info string error: it is thinking already; stop it first")
-            return
+        # Each `go` has one answer, in their order.
+        self._settle()
         if "mate" in words:
             self.say("checkmate notimplemented" if self.usi else "info string there is no search for mates")
             if self.usi:
@@ -242,13 +241,23 @@ class Uci:
     def _stop(self, words: list[str]) -> None:
         if self.thinking is not None:
             self.thinking.stop()
+            if not self.thinking.answered:
+                # Its first search has not ended, and may be a large one.
+                late = threading.Timer(PATIENCE_S, self.thinking.settle)
+                late.daemon = True
+                late.start()
+
+    def _settle(self) -> None:
+        if self.thinking is not None:
+            self.thinking.settle()
 
     def _ponderhit(self, words: list[str]) -> None:
         # What was thought so far is the answer: the opponent's time was ours.
         self._stop([])
 
     def _quit(self, words: list[str]) -> None:
-        self._stop([])
+        if self.thinking is not None:
+            self.thinking.stop()
         self.over = True
 
 
