@@ -811,6 +811,19 @@ def test_the_newest_good_copy_of_a_config_is_found(tmp_path, capfd, monkeypatch)
     assert folder.read_record(tmp_path)["total_steps"] == 2 and capfd.readouterr().err == ""
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_librarys_commit_is_not_that_of_the_folder_one_works_in(tmp_path, monkeypatch):
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "mine")
+    monkeypatch.chdir(tmp_path)
+    found = folder.surroundings()
+    assert found["own_git_commit"] == git("rev-parse", "HEAD") != found["git_commit"]
+
+
 def full_disk(*_: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
