@@ -444,6 +444,7 @@ def test_seeds_are_drawn_together_on_common_steps(tmp_path: Path, capsys: pytest
 
 
 def test_of_games_evaluations_alone_are_drawn(tmp_path: Path) -> None:
+    assert set(report.GAMES) == {systems.system_name(module) for module in systems.SYSTEMS if hasattr(module, "analyse")}
     path = record(tmp_path / "a", [0.5, 0.6], evaluations=2, system="alphazero")
     run = report.read(path)
     assert not run.training and len(run.evaluations) == 1 and report.measure([path]) == "episode_return"

@@ -218,16 +218,17 @@ class Engine:
         """The game after these moves, and the moves as the engine is told them. It goes on from the longest beginning that is known: else
         every move of a game would play the whole game again."""
         known = next((cut for cut in range(len(actions), 0, -1) if tuple(actions[:cut]) in self._known), 0)
-        table, words = self._known.pop(tuple(actions[:known])) if known else (notation.Table(self.game), [])
+        table, fairy = self._known.pop(tuple(actions[:known])) if known else (notation.Table(self.game), [])
         for action in actions[known:]:
-            words.append(notation.move_text(self.game, table.board, action, fairy=self._is_fairy))
+            if self._is_fairy:
+                fairy.append(notation.move_text(self.game, table.board, action, fairy=True))
             table.play(action)
             # Nobody takes a move back here, and positions are large.
             del table.states[:-1]
-        self._known[tuple(actions)] = table, words
+        self._known[tuple(actions)] = table, fairy
         if len(self._known) > MOST_GAMES:
             del self._known[next(iter(self._known))]
-        return table, words
+        return table, fairy if self._is_fairy else table.words
 
     @property
     def _is_fairy(self) -> bool:
